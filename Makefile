@@ -1,0 +1,51 @@
+# make demo   train a network on handwritten digits, put it on two chips, compare; writes out/demo/
+# make test   lint, types, tests with oracles, docs examples, wheel; under 15 minutes
+# Each builds what it needs in .venv; Lava and sinabs get environments of their own.
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+BIN = .venv/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test test-all lint types format oracles clean
+
+demo: .venv/.demo
+	$(BIN)/nirdeploy demo
+
+test: .venv/.test oracles lint types
+	$(BIN)/python -m pytest -m "not long"
+
+test-all: .venv/.test oracles lint types
+	$(BIN)/python -m pytest
+
+lint: .venv/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/.test
+	$(BIN)/mypy
+
+format: .venv/.test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.venv/.torch: constraints.txt
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer with venv found; set PYTHON=..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) "$$(grep '^torch==' constraints.txt)"
+	@touch $@
+
+.venv/.demo: .venv/.torch pyproject.toml
+	$(PIP) -e '.[demo]'
+	@touch $@
+
+.venv/.test: .venv/.torch pyproject.toml
+	$(PIP) -e '.[test]'
+	@touch $@ .venv/.demo
+
+# the vendors' software that tests are held against; skipped, saying so, where it cannot be had
+oracles: .venv/.test
+	$(BIN)/python tests/golden/environments.py
+
+clean:
+	rm -rf .venv .venv-lava .venv-sinabs out dist build

@@ -1,0 +1,87 @@
+"""Intel Loihi 1 and 2: rules, quantisation, placement, an integer emulator, and lava-dl files (`netx`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import nir
+
+from nirdeploy.placement import Placement
+from nirdeploy.quantization import Quantized
+from nirdeploy.reference.convention import Convention
+from nirdeploy.rules import Finding
+from nirdeploy.target import Target, load_table
+from nirdeploy.trajectory import Trajectory
+from nirdeploy_loihi import netx as netx
+
+__all__ = ["BACKEND", "LoihiBackend", "netx"]
+
+
+@cache
+def _targets() -> Mapping[str, Target]:
+    tables = sorted((Path(__file__).parent / "targets").glob("*.toml"))
+    found = [load_table(path, "loihi") for path in tables]
+    return MappingProxyType({target.name: target for target in found})
+
+
+@dataclass(frozen=True)
+class LoihiBackend:
+    """Backend of the Loihi chips; see `nirdeploy.backend.Backend` for the contract of each method."""
+
+    name: str = "loihi"
+
+    def targets(self) -> Mapping[str, Target]:
+        """loihi1 and loihi2, read from `targets/*.toml`."""
+        return _targets()
+
+    def check(self, graph: nir.NIRGraph, target: Target, convention: Convention) -> Iterable[Finding]:
+        """Every limit the graph breaks; never raises for what it finds."""
+        from nirdeploy_loihi.rules import findings
+
+        return findings(graph, target, convention)
+
+    def quantize(
+        self, graph: nir.NIRGraph, target: Target, convention: Convention, *, quantizer: str, calibration: Any
+    ) -> Quantized:
+        """Integers of every layer, by 'calibrated' or 'max'."""
+        from nirdeploy_loihi.quantize import quantize_graph
+
+        return quantize_graph(graph, target, convention, quantizer=quantizer, calibration=calibration)
+
+    def place(self, quantized: Quantized, **options: Any) -> Placement:
+        """Cores for every population; option `cores`: {population: [core, ...]}."""
+        from nirdeploy_loihi.place import place_network
+
+        return place_network(quantized, **options)
+
+    def run(
+        self,
+        quantized: Quantized,
+        placement: Placement,
+        raster: Any,
+        *,
+        on: str,
+        mode: str | None,
+        record: tuple[str, ...],
+        nodes: tuple[str, ...] | None,
+        **options: Any,
+    ) -> Trajectory:
+        """Run a raster of 0 and 1 on the emulator."""
+        from nirdeploy_loihi.emulator import emulate, require_emulator
+
+        require_emulator(on, mode, options)
+        return emulate(quantized, raster, record=record, nodes=nodes)
+
+    def chip_configuration(self, quantized: Quantized, placement: Placement) -> dict[str, Any]:
+        """Every field the chip is given, as plain JSON data."""
+        from nirdeploy_loihi.config import configuration
+
+        return configuration(quantized, placement)
+
+
+BACKEND = LoihiBackend()

@@ -1,0 +1,171 @@
+"""What the linear stages of a connection compute: in float64, in integers, and as a sparse pattern."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import nir
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from nirdeploy import exact
+from nirdeploy.errors import UnsupportedError
+from nirdeploy_loihi.network import Connection, Stage
+
+__all__ = ["MATRIX_LIMIT", "fan_out", "float_stage", "float_weight", "integer_apply", "pattern"]
+
+Floats = NDArray[np.float64]
+MATRIX_LIMIT = 1 << 24  # entries of a composed matrix: 128 MB in float64
+_CHUNK = 1 << 22  # values of an identity pushed through a chain at once
+
+
+def float_stage(stage: Stage, node: nir.NIRNode, x: Floats, *, bias: bool) -> Floats:
+    """One stage on [n, ...] in float64, with or without its bias.
+
+    Zero padding counts towards the average of AvgPool2d, as in torch's default.
+    """
+    values = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float64))
+    options: Mapping[str, Any] = stage.options or {}
+    if stage.kind == "reshape":
+        out = values.reshape(len(x), *stage.shape)
+    elif stage.kind == "pool":
+        out = _sum_pool(stage, values) * stage.factor
+    else:
+        weight = torch.from_numpy(np.asarray(node.weight, dtype=np.float64))
+        offset = getattr(node, "bias", None) if bias else None
+        added = None if offset is None else torch.from_numpy(np.asarray(offset, dtype=np.float64))
+        if stage.kind == "conv":
+            out = functional.conv2d(values, weight, added, **options)
+        else:
+            out = functional.linear(values, weight, added)
+    result: Floats = out.numpy()
+    return result
+
+
+def _sum_pool(stage: Stage, x: torch.Tensor) -> torch.Tensor:
+    ones = torch.ones((stage.given[0], 1, *stage.kernel), dtype=x.dtype)
+    options: Mapping[str, Any] = stage.options or {}
+    return functional.conv2d(x, ones, groups=stage.given[0], **options)
+
+
+def float_weight(graph: nir.NIRGraph, connection: Connection) -> Floats:
+    """Weights of a connection, float64, before the neuron's input gain.
+
+    Returns:
+        The kernel in its node's own shape times the factors of the pools before it, or the composed matrix
+        [target neurons, source neurons], built by pushing an identity through the chain.
+
+    Raises:
+        UnsupportedError: the composed matrix would have more than `MATRIX_LIMIT` entries.
+    """
+    if connection.kernel is not None:
+        weight = np.asarray(graph.nodes[connection.kernel.node].weight, dtype=np.float64)
+        return weight * connection.factor
+    if connection.matrix_size > MATRIX_LIMIT:
+        raise UnsupportedError(
+            f"composing the path from {connection.source!r} takes {connection.matrix_size} weights, "
+            f"more than {MATRIX_LIMIT}",
+            node=connection.target,
+            remedy="Put a population between the layers, or pool without overlap before the weights.",
+        )
+    size, out = int(np.prod(connection.source_shape)), int(np.prod(connection.target_shape))
+    matrix = np.empty((out, size))
+    step = max(1, _CHUNK // max(size, out))
+    for first in range(0, size, step):
+        last = min(first + step, size)
+        unit = np.zeros((last - first, size))
+        unit[np.arange(last - first), np.arange(first, last)] = 1.0
+        x: Floats = unit.reshape(-1, *connection.source_shape)
+        for stage in connection.stages:
+            x = float_stage(stage, graph.nodes[stage.node], x, bias=False)
+        matrix[:, first:last] = x.reshape(last - first, out).T
+    return matrix
+
+
+def integer_apply(connection: Connection, weight: NDArray[np.int64], x: NDArray[Any]) -> NDArray[np.int64]:
+    """What a connection adds for spikes x [n, *source shape]: [n, *target shape], exact integers."""
+    if connection.kernel is None:
+        return exact.linear(x.reshape(len(x), -1), weight).reshape(len(x), *connection.target_shape)
+    for stage in connection.stages:
+        options: Mapping[str, Any] = stage.options or {}
+        if stage.kind == "pool":
+            x = exact.sum_pool2d(x, stage.kernel, **options)
+        elif stage.kind == "conv":
+            x = exact.conv2d(x, weight, **options)
+        elif stage.kind == "dense":
+            x = exact.linear(x, weight)
+        else:
+            x = x.reshape(len(x), *stage.shape)
+    return x.reshape(len(x), *connection.target_shape).astype(np.int64, copy=False)
+
+
+def fan_out(connection: Connection, weight: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Synapses behind each source neuron, the source's shape; weights of zero are counted."""
+    shape = connection.source_shape
+    if connection.kernel is None:
+        return np.full(shape, weight.shape[0], dtype=np.int64)
+    # the derivative of a sum over ones counts how often an input is used
+    source = torch.zeros((1, *shape), dtype=torch.float64, requires_grad=True)
+    x = source
+    for stage in connection.stages:
+        options: Mapping[str, Any] = stage.options or {}
+        if stage.kind == "pool":
+            x = _sum_pool(stage, x)
+        elif stage.kind == "conv":
+            x = functional.conv2d(x, torch.ones(weight.shape, dtype=torch.float64), **options)
+        elif stage.kind == "dense":
+            x = functional.linear(x, torch.ones(weight.shape, dtype=torch.float64))
+        else:
+            x = x.reshape(1, *stage.shape)
+    (gradient,) = torch.autograd.grad(x.sum(), source)
+    return exact.round_half_even(gradient[0].numpy())
+
+
+def pattern(connection: Connection, weight: NDArray[np.int64]) -> Any:
+    """Synapses other than zero as a scipy CSR matrix [target neurons, source neurons]."""
+    from scipy import sparse
+
+    if connection.kernel is None:
+        return sparse.csr_matrix(weight != 0)
+    total = sparse.identity(int(np.prod(connection.source_shape)), dtype=np.int32, format="csr")
+    for stage in connection.stages:
+        if stage.kind == "conv":
+            total = _windows(stage, weight != 0, stage.options or {}) @ total
+        elif stage.kind == "dense":
+            total = sparse.csr_matrix((weight != 0).astype(np.int32)) @ total
+        elif stage.kind == "pool":
+            channels = stage.given[0]
+            ones = np.ones((channels, 1, *stage.kernel), dtype=bool)
+            total = _windows(stage, ones, {**(stage.options or {}), "groups": channels}) @ total
+    return sparse.csr_matrix(total) != 0
+
+
+def _windows(stage: Stage, used: NDArray[np.bool_], options: Mapping[str, Any]) -> Any:
+    """Pattern [output, input] of a convolution whose kernel is not zero where `used` [out, in, y, x] is set."""
+    from scipy import sparse
+
+    outputs, per_group = used.shape[:2]
+    size, groups = int(np.prod(stage.given)), int(options.get("groups", 1))
+    # 0 marks padding, so indices start at 1; float64 holds them exactly
+    index = torch.arange(1, size + 1, dtype=torch.float64).reshape(1, *stage.given)
+    columns = functional.unfold(
+        index,
+        tuple(used.shape[2:]),
+        dilation=options.get("dilation", (1, 1)),
+        padding=options["padding"],
+        stride=options["stride"],
+    )[0].numpy()
+    taps = per_group * int(np.prod(used.shape[2:]))
+    places = columns.shape[1]
+    rows, cols = [], []
+    for out in range(outputs):
+        group = out // (outputs // groups)
+        found = columns[group * taps : (group + 1) * taps][used[out].reshape(-1)]
+        tap, place = np.nonzero(found)
+        rows.append(out * places + place)
+        cols.append(found[tap, place].astype(np.int64) - 1)
+    row, col = np.concatenate(rows), np.concatenate(cols)
+    return sparse.csr_matrix((np.ones(len(row), np.int32), (row, col)), shape=(outputs * places, size))

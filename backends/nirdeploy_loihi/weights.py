@@ -1,0 +1,79 @@
+"""Which integer matrices a Loihi synapse holds, and which ones Lava's own chain changes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nirdeploy.exact import round_half_even
+
+__all__ = ["kept_by_lava", "round_weights", "sign_mode"]
+
+Integers = NDArray[np.int64]
+
+
+def sign_mode(weight: NDArray[Any]) -> str:
+    """'positive' (no entry below 0), 'negative' (none above) or 'mixed'; as Lava's weightutils."""
+    if weight.min() >= 0:
+        return "positive"
+    return "negative" if weight.max() <= 0 else "mixed"
+
+
+def round_weights(scaled: NDArray[np.float64], limits: Any) -> Integers:
+    """Nearest integers a synapse holds, ties to even.
+
+    Mixed signs need even weights, 2 round(w / 2): 8 bits and a sign. One sign takes 8 bits as they are, but
+    a negative matrix that Lava's chain would change (see `kept_by_lava`) is made even, then its most negative
+    entries are moved by one step towards zero.
+
+    Args:
+        scaled: weights times the scale.
+        limits: the target's [weights] table.
+    """
+    mode = sign_mode(scaled)
+    low, high = limits[mode]
+    if mode == "mixed":
+        return np.clip(2 * round_half_even(scaled / 2), low, high)
+    whole = np.clip(round_half_even(scaled), low, high)
+    if mode == "positive" or not whole.any() or kept_by_lava(whole):
+        return whole
+    even = np.clip(2 * round_half_even(scaled / 2), low + 1, high)
+    if kept_by_lava(even):
+        return even
+    for values, step in ((whole, 1), (even, 2)):
+        moved = np.where(values == values.min(), values + step, values)
+        if moved.any() and kept_by_lava(moved):
+            return moved
+    return even
+
+
+def kept_by_lava(weight: Integers) -> bool:
+    """Whether Lava's Dense on CPU (0.10, behind netx 0.6) multiplies with exactly these integers.
+
+    netx shifts the weights up to fill 8 bits and states how many bits it used; Dense then clips and drops the
+    bits it believes unused, and shifts the sum back. For weights that fit 8 bits this is nearly always the
+    identity. It is not for a matrix of zeros, one-signed weights beyond 255, negative weights with a zero, an
+    odd entry and a minimum below -128 (all become 0), and negative weights whose minimum is a power of two
+    (shifted to -256, clipped to -255).
+    """
+    high, low = int(weight.max()), int(weight.min())
+    if high == low == 0 or (low < 0 and high > 254) or (high > 0 and low < -256):
+        return False
+    # netx counts a matrix with a zero among negatives as mixed, Dense does not
+    mixed = high >= 0 > low
+    positive = (127 if mixed else 255) / high if high > 0 else math.inf
+    negative = (-128 if mixed else -256) / low if low < 0 else math.inf
+    shift = math.floor(math.log2(min(positive, negative))) + mixed
+    if shift < 0:
+        return False
+    unused = next((n for n in range(8, 0, -1) if not np.any(weight % (1 << n))), 0) - mixed
+    stored = weight << shift
+    mode = sign_mode(weight)
+    bounds = {"mixed": (-256, 255), "positive": (0, 255), "negative": (-255, 0)}[mode]
+    dropped = 8 - (8 - shift - unused) + (mode == "mixed")
+    if dropped < 0 or stored.min() < bounds[0] or stored.max() > bounds[1]:
+        return False
+    return not np.any(np.abs(stored) % (1 << dropped))

@@ -1,0 +1,89 @@
+"""SynSense Speck and DYNAP-CNN: rules, quantisation, placement and an integer emulator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import nir
+
+from nirdeploy.placement import Placement
+from nirdeploy.quantization import Quantized
+from nirdeploy.reference.convention import Convention
+from nirdeploy.rules import Finding
+from nirdeploy.target import Target, load_table
+from nirdeploy.trajectory import Trajectory
+
+__all__ = ["BACKEND", "SpeckBackend"]
+
+
+@cache
+def _targets() -> dict[str, Target]:
+    folder = Path(__file__).parent / "targets"
+    found = [load_table(path, "speck") for path in sorted(folder.glob("*.toml"))]
+    return {target.name: target for target in found}
+
+
+@dataclass(frozen=True)
+class SpeckBackend:
+    """The stages of nirdeploy for the Speck family; each is its module's function."""
+
+    name: str = "speck"
+
+    def targets(self) -> Mapping[str, Target]:
+        """The chips, by name."""
+        return _targets()
+
+    def check(self, graph: nir.NIRGraph, target: Target, convention: Convention) -> Iterable[Finding]:
+        """Findings of `rules`."""
+        from nirdeploy_speck import rules
+
+        return rules.findings(graph, target, convention)
+
+    def quantize(
+        self,
+        graph: nir.NIRGraph,
+        target: Target,
+        convention: Convention,
+        *,
+        quantizer: str,
+        calibration: Any,
+    ) -> Quantized:
+        """Integers of every layer."""
+        from nirdeploy_speck import quantize as stage
+
+        return stage.quantize(graph, target, convention, quantizer=quantizer, calibration=calibration)
+
+    def place(self, quantized: Quantized, **options: Any) -> Placement:
+        """A core for every layer; options `avoid_cores` and `cores`."""
+        from nirdeploy_speck import place as stage
+
+        return stage.place(quantized, **options)
+
+    def run(
+        self,
+        quantized: Quantized,
+        placement: Placement,
+        raster: Any,
+        *,
+        on: str,
+        mode: str | None,
+        record: tuple[str, ...],
+        nodes: tuple[str, ...] | None,
+    ) -> Trajectory:
+        """Run a raster on the emulator."""
+        from nirdeploy_speck import emulator
+
+        return emulator.run(quantized, raster, on=on, mode=mode, record=record, nodes=nodes)
+
+    def chip_configuration(self, quantized: Quantized, placement: Placement) -> dict[str, Any]:
+        """Every field the chip is given."""
+        from nirdeploy_speck import config
+
+        return config.chip_configuration(quantized, placement)
+
+
+BACKEND = SpeckBackend()

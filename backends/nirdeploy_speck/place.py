@@ -1,0 +1,118 @@
+"""Layers onto cores: bipartite matching over the three memories of a core."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from nirdeploy.errors import PlacementError
+from nirdeploy.names import suggest
+from nirdeploy.placement import Placement, Usage
+from nirdeploy.quantization import Quantized
+from nirdeploy.target import Target
+from nirdeploy_speck.network import Layer
+from nirdeploy_speck.quantize import lowered
+
+__all__ = ["place"]
+
+
+def place(
+    quantized: Quantized,
+    *,
+    avoid_cores: Iterable[int] | None = None,
+    cores: Mapping[str, int] | None = None,
+) -> Placement:
+    """A core for every layer.
+
+    Args:
+        quantized: a quantised graph.
+        avoid_cores: cores to leave free; None: the chip's stochastic ones, 0 and 1.
+        cores: layers fixed to a core, by weight node or population.
+
+    Raises:
+        PlacementError: says per layer which memory of which core is too small, or which cores are short.
+    """
+    network = lowered(quantized)
+    available = _memories(quantized.target)
+    avoided = set(quantized.target.table["cores"]["stochastic"] if avoid_cores is None else avoid_cores)
+    fixed = _fixed(network.layers, cores or {}, available)
+    allowed = {
+        layer.name: [fixed[layer.name]]
+        if layer.name in fixed
+        else [c for c, have in enumerate(available) if c not in avoided and not _lacking(layer, have)]
+        for layer in network.layers
+    }
+    for layer in network.layers:
+        if not allowed[layer.name]:
+            raise PlacementError(_why(layer, available, avoided), node=layer.name)
+    matched = _match(allowed)
+    if missing := [name for name in allowed if name not in matched]:
+        raise PlacementError(
+            f"no core is left: {len(allowed)} layers, and of the cores that could hold this one "
+            f"({', '.join(map(str, allowed[missing[0]]))}) every one is taken",
+            node=missing[0],
+            remedy=f"Allow more cores with avoid_cores (now {sorted(avoided)}), or make a layer smaller.",
+        )
+    usage = tuple(
+        Usage(matched[layer.name], layer.name, resource, used, available[matched[layer.name]][resource])
+        for layer in network.layers
+        for resource, used in layer.memory.items()
+    )
+    slices = {layer.name: ((0, _size(layer)),) for layer in network.layers}
+    return Placement({layer.name: (matched[layer.name],) for layer in network.layers}, usage, slices)
+
+
+def _size(layer: Layer) -> int:
+    channel, height, width = layer.output_shape
+    return channel * height * width
+
+
+def _memories(target: Target) -> list[dict[str, int]]:
+    table = target.table["cores"]
+    return [
+        {"kernel_memory": 1024 * kernel, "neuron_memory": 1024 * neuron, "bias_memory": bias}
+        for kernel, neuron, bias in zip(
+            table["kernel_memory_ki"], table["neuron_memory_ki"], table["bias_memory"], strict=True
+        )
+    ]
+
+
+def _lacking(layer: Layer, have: Mapping[str, int]) -> list[str]:
+    return [f"{r} {n} of {have[r]}" for r, n in layer.memory.items() if n > have[r]]
+
+
+def _why(layer: Layer, available: list[dict[str, int]], avoided: set[int]) -> str:
+    lines = []
+    for core, have in enumerate(available):
+        reason = "avoided" if core in avoided else ", ".join(_lacking(layer, have))
+        lines.append(f"core {core}: {reason}")
+    return f"fits no core ({'; '.join(lines)})"
+
+
+def _fixed(layers: tuple[Layer, ...], cores: Mapping[str, int], available: list[dict[str, int]]) -> dict[str, int]:
+    by_name = {key: layer for layer in layers for key in (layer.weight_node, layer.name)}
+    fixed: dict[str, int] = {}
+    for key, core in cores.items():
+        if key not in by_name:
+            raise PlacementError(f"cores names {key!r}, which is no layer", remedy=suggest(key, by_name))
+        layer = by_name[key]
+        if not 0 <= core < len(available):
+            raise PlacementError(f"core {core} does not exist, the chip has {len(available)}", node=layer.name)
+        if lacking := _lacking(layer, available[core]):
+            raise PlacementError(f"does not fit core {core}: {', '.join(lacking)}", node=layer.name)
+        if core in fixed.values():
+            raise PlacementError(f"core {core} is given to two layers", node=layer.name)
+        fixed[layer.name] = core
+    return fixed
+
+
+def _match(allowed: Mapping[str, list[int]]) -> dict[str, int]:
+    """A maximum matching; layers are tried with the fewest possible cores first, so answers are stable."""
+    import networkx as nx
+
+    bipartite = nx.Graph()
+    names = sorted(allowed, key=lambda n: (len(allowed[n]), n))
+    bipartite.add_nodes_from(("layer", n) for n in names)
+    for name in names:
+        bipartite.add_edges_from((("layer", name), ("core", core)) for core in allowed[name])
+    found = nx.bipartite.maximum_matching(bipartite, top_nodes=[("layer", n) for n in names])
+    return {key[1]: core[1] for key, core in found.items() if key[0] == "layer"}

@@ -1,0 +1,80 @@
+"""nirdeploy: take a trained spiking network from PyTorch to a neuromorphic chip, and compare the states."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from nirdeploy.version import __version__
+
+if TYPE_CHECKING:
+    from nirdeploy.backend import targets as targets
+    from nirdeploy.comparison import Comparison as Comparison
+    from nirdeploy.comparison import compare as compare
+    from nirdeploy.convert.build import nir_to_torch as nir_to_torch
+    from nirdeploy.convert.trace import torch_to_nir as torch_to_nir
+    from nirdeploy.errors import NirdeployError as NirdeployError
+    from nirdeploy.graph import feedback_edges as feedback_edges
+    from nirdeploy.io import read as read
+    from nirdeploy.io import write as write
+    from nirdeploy.pipeline import Deployment as Deployment
+    from nirdeploy.pipeline import check as check
+    from nirdeploy.pipeline import deploy as deploy
+    from nirdeploy.pipeline import load_deployment as load_deployment
+    from nirdeploy.pipeline import place as place
+    from nirdeploy.pipeline import quantize as quantize
+    from nirdeploy.placement import Placement as Placement
+    from nirdeploy.quantization import Quantized as Quantized
+    from nirdeploy.reference.convention import Convention as Convention
+    from nirdeploy.reference.convention import convention as convention
+    from nirdeploy.reference.executor import run as run
+    from nirdeploy.rules import Finding as Finding
+    from nirdeploy.rules import Report as Report
+    from nirdeploy.target import Target as Target
+    from nirdeploy.trajectory import Record as Record
+    from nirdeploy.trajectory import Trajectory as Trajectory
+    from nirdeploy.trajectory import load_trajectory as load_trajectory
+
+# public name -> module; resolved on first use, so that `import nirdeploy` stays light
+_PUBLIC = {
+    "Comparison": "nirdeploy.comparison",
+    "Convention": "nirdeploy.reference.convention",
+    "Deployment": "nirdeploy.pipeline",
+    "Finding": "nirdeploy.rules",
+    "NirdeployError": "nirdeploy.errors",
+    "Placement": "nirdeploy.placement",
+    "Quantized": "nirdeploy.quantization",
+    "Record": "nirdeploy.trajectory",
+    "Report": "nirdeploy.rules",
+    "Target": "nirdeploy.target",
+    "Trajectory": "nirdeploy.trajectory",
+    "check": "nirdeploy.pipeline",
+    "compare": "nirdeploy.comparison",
+    "convention": "nirdeploy.reference.convention",
+    "deploy": "nirdeploy.pipeline",
+    "feedback_edges": "nirdeploy.graph",
+    "load_deployment": "nirdeploy.pipeline",
+    "load_trajectory": "nirdeploy.trajectory",
+    "nir_to_torch": "nirdeploy.convert.build",
+    "place": "nirdeploy.pipeline",
+    "quantize": "nirdeploy.pipeline",
+    "read": "nirdeploy.io",
+    "run": "nirdeploy.reference.executor",
+    "targets": "nirdeploy.backend",
+    "torch_to_nir": "nirdeploy.convert.trace",
+    "write": "nirdeploy.io",
+}
+
+__all__ = ["__version__", *sorted(_PUBLIC)]  # noqa: PLE0604 (all are strings)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'nirdeploy' has no attribute {name!r}")
+    value = getattr(import_module(_PUBLIC[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,131 @@
+"""What a chip backend provides, and how backends and their targets are found.
+
+A backend is an object under the entry-point group 'nirdeploy.backends'; anybody's package can add one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Protocol
+
+import nir
+
+from nirdeploy.errors import TargetError
+from nirdeploy.names import suggest
+from nirdeploy.placement import Placement
+from nirdeploy.quantization import Quantized
+from nirdeploy.reference.convention import Convention
+from nirdeploy.rules import Finding
+from nirdeploy.target import Target
+from nirdeploy.trajectory import Trajectory
+
+__all__ = ["Backend", "backend_of", "find_target", "listed_backends", "targets"]
+
+GROUP = "nirdeploy.backends"
+
+
+class Backend(Protocol):
+    """The stages of one chip family. Every method is pure: nothing passed in is changed."""
+
+    name: str
+
+    def targets(self) -> Mapping[str, Target]:
+        """The chips it serves, by name."""
+        ...
+
+    def check(self, graph: nir.NIRGraph, target: Target, convention: Convention) -> Iterable[Finding]:
+        """Every limit the graph breaks and everything the chip computes differently; never raises for those."""
+        ...
+
+    def quantize(
+        self,
+        graph: nir.NIRGraph,
+        target: Target,
+        convention: Convention,
+        *,
+        quantizer: str,
+        calibration: Any,
+    ) -> Quantized:
+        """Integers of every layer; `calibration` is a raster [step, batch, ...] or None."""
+        ...
+
+    def place(self, quantized: Quantized, **options: Any) -> Placement:
+        """Cores for every layer."""
+        ...
+
+    def run(
+        self,
+        quantized: Quantized,
+        placement: Placement,
+        raster: Any,
+        *,
+        on: str,
+        mode: str | None,
+        record: tuple[str, ...],
+        nodes: tuple[str, ...] | None,
+        **options: Any,
+    ) -> Trajectory:
+        """Run a raster on 'emulator', 'simulator' or 'chip'."""
+        ...
+
+    def chip_configuration(self, quantized: Quantized, placement: Placement) -> dict[str, Any]:
+        """Every field the chip is given, as plain JSON data."""
+        ...
+
+
+@cache
+def _entry_points() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def backend_of(name: str) -> Backend:
+    """Load a backend by its entry-point name.
+
+    Raises:
+        TargetError: no such backend, or its package fails to import; the message has the reason.
+    """
+    points = _entry_points()
+    if name not in points:
+        raise TargetError(f"no backend {name!r} is installed", remedy=suggest(name, points))
+    try:
+        backend: Backend = points[name].load()
+    except Exception as error:  # a plugin may fail in any way; the reason is passed on
+        raise TargetError(f"backend {name!r} does not load: {type(error).__name__}: {error}") from error
+    return backend
+
+
+def listed_backends() -> dict[str, str]:
+    """Installed backends with '' or the reason why one does not load."""
+    found: dict[str, str] = {}
+    for name in sorted(_entry_points()):
+        try:
+            backend_of(name)
+            found[name] = ""
+        except TargetError as error:
+            found[name] = str(error)
+    return found
+
+
+def targets() -> dict[str, Target]:
+    """Every target of every installed backend that loads, by name."""
+    found: dict[str, Target] = {}
+    for name, reason in listed_backends().items():
+        if not reason:
+            found.update(backend_of(name).targets())
+    return dict(sorted(found.items()))
+
+
+def find_target(name: str | Target) -> Target:
+    """A target by name.
+
+    Raises:
+        TargetError: unknown; the message suggests the nearest name.
+    """
+    if isinstance(name, Target):
+        return name
+    known = targets()
+    if name not in known:
+        raise TargetError(f"unknown target {name!r}", remedy=suggest(str(name), known))
+    return known[name]

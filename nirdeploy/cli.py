@@ -1,0 +1,434 @@
+"""The command line: the same verbs as the library.
+
+Exit codes: 0 fine, 1 findings or a mismatch, 2 wrong usage or something that is not there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nirdeploy.errors import CheckError, ConfigurationError, NirdeployError, PlacementError
+from nirdeploy.version import __version__
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from nirdeploy.demonstration import Demo
+    from nirdeploy.pipeline import Deployment
+    from nirdeploy.reference.convention import Convention
+    from nirdeploy.rules import Report
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="nirdeploy",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Take a trained spiking network to a neuromorphic chip, and compare the states.",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output instead of tables.")]
+TargetName = Annotated[str, typer.Option("--target", "-t", help="A name from `nirdeploy targets`.")]
+Preset = Annotated[str | None, typer.Option(help="Convention preset, e.g. nir, norse, snntorch, sinabs.")]
+Step = Annotated[float | None, typer.Option("--dt", help="Step in seconds.")]
+Fields = Annotated[
+    list[str] | None, typer.Option("--set", help="A convention field, e.g. --set reset=zero; repeatable.")
+]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
+    """Options that stand before a verb."""
+    if version:
+        _say(__version__)
+        raise typer.Exit
+
+
+# ---------------------------------------------------------------- printing
+
+
+def _say(text: str) -> None:
+    typer.echo(text)
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, default=lambda v: v.tolist() if hasattr(v, "tolist") else str(v)))
+
+
+def _print(*items: Any) -> None:
+    from rich.console import Console
+
+    # a pipe has no width of its own: 80 columns would fold paths and names apart
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    for item in items:
+        console.print(item)
+
+
+def _table(title: str, *columns: str) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _row(table: Table, *cells: Any) -> None:
+    from rich.text import Text
+
+    # Text: a node name with brackets is no markup
+    table.add_row(*(Text(str(cell)) for cell in cells))
+
+
+# ---------------------------------------------------------------- arguments
+
+
+def _convention(preset: str | None, dt: float | None, fields: list[str] | None) -> Convention | None:
+    if preset is None and dt is None and not fields:
+        return None
+    from nirdeploy.reference.convention import convention
+
+    values: dict[str, Any] = {}
+    for item in fields or []:
+        name, separator, text = item.partition("=")
+        if not separator:
+            raise ConfigurationError(f"--set {item!r} has no '='", remedy="Write --set reset=zero.")
+        try:
+            values[name] = json.loads(text)
+        except json.JSONDecodeError:
+            values[name] = text
+    return convention(preset or "nir", dt=dt, **values)
+
+
+def _raster(path: Path | None) -> Any:
+    from nirdeploy.raster import load_raster
+
+    return None if path is None else load_raster(path)[0]
+
+
+def _print_report(report: Report) -> None:
+    if not report.findings:
+        _say(f"{report.target}: no findings")
+        return
+    table = _table(f"{report.target}: {len(report.errors)} errors, {len(report.warnings)} warnings", *_COLUMNS)
+    for found in report.findings:
+        node = found.node if found.torch_path in (None, found.node) else f"{found.node} ({found.torch_path})"
+        _row(table, found.severity, node or "graph", found.code, found.problem, found.remedy)
+    _print(table)
+
+
+_COLUMNS = ("severity", "node", "code", "problem", "remedy")
+
+
+# ---------------------------------------------------------------- verbs
+
+
+@app.command(epilog="Example: `nirdeploy demo --output out/demo`")
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for everything it writes.")] = Path("out/demo"),
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 12,
+    as_json: Json = False,
+) -> None:
+    """Train on handwritten digits, put the network on two chips, compare the states."""
+    from nirdeploy.demonstration import demo as run_demo
+
+    result = run_demo(output, epochs=epochs, show_progress=not as_json)
+    if as_json:
+        _print_json(result.summary)
+    else:
+        _print(_demo_table(result))
+        _say(f"{result.summary['seconds']:.0f} s; read {output / 'report.html'}")
+
+
+def _demo_table(result: Demo) -> Table:
+    title = f"{result.summary['test_images']} held-out images, reference accuracy {result.reference_accuracy:.3f}"
+    nodes = list(dict.fromkeys(n for t in result.targets.values() for n in t.comparison.per_node))
+    table = _table(title, "target", "accuracy", *(f"spikes agree {n}" for n in nodes), "first divergence", "cores", "s")
+    for name, target in result.targets.items():
+        first = target.comparison.first_divergence
+        where = "none" if first is None else f"{first.node} {tuple(int(i) for i in first.neuron)} step {first.step}"
+        per_node = target.comparison.per_node
+        agree = (f"{per_node[n].spike_agreement:.3f}" if n in per_node else "" for n in nodes)
+        placed = target.deployment.placement.cores.items()
+        cores = ", ".join(f"{n}: {' '.join(map(str, found))}" for n, found in placed)
+        _row(table, name, f"{target.accuracy:.3f}", *agree, where, cores, f"{target.seconds:.1f}")
+    return table
+
+
+@app.command(epilog="Example: `nirdeploy targets --json`")
+def targets(as_json: Json = False) -> None:
+    """List the chips, what each was verified against, and backends that do not load."""
+    from nirdeploy.backend import listed_backends
+    from nirdeploy.backend import targets as known
+
+    broken = {name: reason for name, reason in listed_backends().items() if reason}
+    found = known()
+    if as_json:
+        rows = [
+            {
+                "name": t.name,
+                "title": t.title,
+                "backend": t.backend,
+                "verified": dict(t.verified),
+                "on_chip": t.on_chip,
+            }
+            for t in found.values()
+        ]
+        _print_json({"targets": rows, "broken_backends": broken})
+        return
+    table = _table("targets", "name", "chip", "verified against", "on chip")
+    for target in found.values():
+        verified = "\n".join(f"{stage}: {what}" for stage, what in target.verified.items())
+        _row(table, target.name, target.title, verified, target.on_chip)
+    _print(table)
+    for name, reason in broken.items():
+        _say(f"backend {name}: {reason}")
+
+
+@app.command(epilog="Example: `nirdeploy check net.nir --target speck2f --preset sinabs`")
+def check(
+    graph: Annotated[Path, typer.Argument(help="A .nir file.")],
+    target: TargetName,
+    preset: Preset = None,
+    dt: Step = None,
+    fields: Fields = None,
+    as_json: Json = False,
+) -> None:
+    """Say everything a chip cannot hold or computes differently. Exit code 1 if there are errors."""
+    from nirdeploy import io, pipeline
+    from nirdeploy.backend import find_target
+
+    chip = find_target(target)
+    report = pipeline.check(io.read(graph), chip, convention=_convention(preset, dt, fields))
+    if as_json:
+        _print_json(report.to_dict())
+    else:
+        _print_report(report)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command(
+    epilog="Examples: `nirdeploy deploy --config configs/digits_speck2f.toml`, or "
+    "`nirdeploy deploy net.nir --target loihi2 --calibration data.npz --output build/`"
+)
+def deploy(
+    graph: Annotated[Path | None, typer.Argument(help="A .nir file; or use --config.")] = None,
+    target: Annotated[str | None, typer.Option("--target", "-t", help="A name from `nirdeploy targets`.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the deployment.")] = None,
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="A pipeline configuration.")] = None,
+    calibration: Annotated[Path | None, typer.Option(help="Raster (.npz or .npy) for the quantizer.")] = None,
+    quantizer: Annotated[str | None, typer.Option(help="calibrated (default) or max.")] = None,
+    preset: Preset = None,
+    dt: Step = None,
+    fields: Fields = None,
+    as_json: Json = False,
+) -> None:
+    """Check, quantise and place a graph for a chip; write the deployment. Options win over --config."""
+    from nirdeploy import io, pipeline
+    from nirdeploy.backend import find_target
+    from nirdeploy.configuration import load_configuration
+
+    given = load_configuration(config) if config else None
+    source = graph or (given.graph if given else None)
+    chip = target or (given.target if given else None)
+    folder = output or (given.output if given else None)
+    if source is None or chip is None or folder is None:
+        missing = [n for n, v in (("GRAPH", source), ("--target", chip), ("--output", folder)) if v is None]
+        raise ConfigurationError(f"{', '.join(missing)} missing", remedy="Give them, or --config FILE.")
+    convention = _convention(preset, dt, fields)
+    if convention is None and given and given.convention:
+        convention = given.convention.build()
+    chosen = quantizer or (given.quantization.quantizer if given else "calibrated")
+    data = calibration or (given.quantization.calibration if given else None)
+    deployment = pipeline.deploy(
+        io.read(source),
+        find_target(chip),
+        convention=convention,
+        calibration=_raster(data),
+        quantizer=chosen,
+        **(given.placement if given else {}),
+    )
+    deployment.save(folder)
+    _print_deployment(deployment, folder, as_json=as_json)
+
+
+def _print_deployment(deployment: Deployment, folder: Path, *, as_json: bool) -> None:
+    if as_json:
+        _print_json(
+            {
+                "target": deployment.target.name,
+                "output": str(folder),
+                "report": deployment.report.to_dict(),
+                "cores": {node: list(cores) for node, cores in deployment.placement.cores.items()},
+                "utilization": deployment.utilization(),
+                "notes": list(deployment.quantized.notes),
+            }
+        )
+        return
+    if deployment.report.findings:
+        _print_report(deployment.report)
+    table = _table(f"{deployment.target.name}: placement", "core", "node", "resource", "used", "limit", "share")
+    for row in deployment.utilization():
+        _row(table, row["core"], row["node"], row["resource"], row["used"], row["limit"], f"{row['share']:.1%}")
+    _print(table)
+    for note in deployment.quantized.notes:
+        _say(note)
+    _say(f"written to {folder}")
+
+
+@app.command(
+    epilog="Examples: `nirdeploy run net.nir data.npz --output ref.h5` runs the reference, "
+    "`nirdeploy run build/ data.npz --output chip.h5` the emulator"
+)
+def run(
+    source: Annotated[Path, typer.Argument(help="A .nir file, or a deployment folder.")],
+    raster: Annotated[Path, typer.Argument(help="Counts: .npz with 'raster', or .npy.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Trajectory file to write.")] = None,
+    on: Annotated[str, typer.Option(help="emulator, simulator or chip; for deployments.")] = "emulator",
+    record: Annotated[str, typer.Option(help="Variables, comma separated.")] = "spikes,v_mem",
+    preset: Preset = None,
+    dt: Step = None,
+    fields: Fields = None,
+    as_json: Json = False,
+) -> None:
+    """Run a raster on the reference or on a deployment; write the trajectory, print spike counts."""
+    from nirdeploy import io, pipeline
+    from nirdeploy.raster import load_raster
+    from nirdeploy.reference.executor import run as run_reference
+
+    counts, labels = load_raster(raster)
+    convention = _convention(preset, dt, fields)
+    wanted = tuple(record.split(","))
+    if source.is_dir() or source.suffix == ".h5":
+        if convention is not None:
+            raise ConfigurationError("a deployment has its convention already", remedy="Leave --preset, --dt, --set.")
+        trajectory = pipeline.load_deployment(source).run(counts, on=on, record=wanted)
+    else:
+        trajectory = run_reference(io.read(source), counts, convention=convention, record=wanted)
+    if output is not None:
+        trajectory.save(output)
+    spikes = {n: int(r.data.sum()) for (n, variable), r in trajectory.records.items() if variable == "spikes"}
+    found: dict[str, Any] = {"executor": trajectory.executor, "target": trajectory.target, "spikes": spikes}
+    if labels is not None and len(trajectory.output_names) == 1:
+        from nirdeploy.demonstration import accuracy
+
+        found["accuracy"] = accuracy(trajectory, labels)
+    if as_json:
+        _print_json({**found, "counters": {k: dict(v) for k, v in trajectory.counters.items()}})
+        return
+    table = _table(f"{trajectory.target} ({trajectory.executor}), {trajectory.n_steps} steps", "node", "spikes")
+    for node, number in spikes.items():
+        _row(table, node, number)
+    _print(table)
+    if "accuracy" in found:
+        _say(f"accuracy {found['accuracy']:.4f}")
+
+
+@app.command(epilog="Example: `nirdeploy compare ref.h5 chip.h5 --html report.html`")
+def compare(
+    reference: Annotated[Path, typer.Argument(help="Trajectory of the reference.")],
+    other: Annotated[Path, typer.Argument(help="Trajectory to hold against it.")],
+    html: Annotated[Path | None, typer.Option(help="Write a page with rasters and traces.")] = None,
+    lag: Annotated[int | None, typer.Option(help="Steps the second is later; default: what it says itself.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say which spike differs first, and why. Exit code 1 if one does or a record cannot be aligned."""
+    from nirdeploy.comparison import compare as compare_trajectories
+    from nirdeploy.trajectory import load_trajectory
+
+    comparison = compare_trajectories(load_trajectory(reference), load_trajectory(other), lag=lag)
+    if html is not None:
+        comparison.to_html(html)
+    if as_json:
+        _print_json(comparison.to_dict())
+    else:
+        _say(comparison.summary())
+    if comparison.first_divergence is not None or comparison.unaligned:
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: `nirdeploy doctor --json`")
+def doctor(as_json: Json = False) -> None:
+    """Print versions, which vendor SDKs are really there, and what is missing."""
+    from nirdeploy.environments import doctor as examine
+
+    found = examine()
+    if as_json:
+        _print_json(found)
+        return
+    table = _table(f"nirdeploy {found['nirdeploy']}, Python {found['python']}", "what", "state", "for")
+    for name, version in found["packages"].items():
+        _row(table, name, version or "missing", "")
+    _row(table, "CUDA device", found["cuda"] or "none", "training and reference runs on a GPU")
+    for name, entry in found["optional"].items():
+        _row(table, name, entry["version"] or "not installed", entry["for"])
+    for name, entry in found["vendors"].items():
+        _row(table, name, entry["state"], entry["for"])
+    for name, state in found["backends"].items():
+        _row(table, f"backend {name}", state, "")
+    _print(table)
+    if any(state != "ok" for state in found["backends"].values()):
+        raise typer.Exit(2)
+
+
+# ---------------------------------------------------------------- edges
+
+
+def main() -> None:
+    """Entry point: every error becomes one line and an exit code."""
+    code = 2
+    try:
+        code = app(standalone_mode=False) or 0
+    except CheckError as error:
+        _print_report(error.report)
+        code = _complain(f"{error.report.target} cannot hold this graph", 1)
+    except PlacementError as error:
+        code = _complain(str(error), 1)
+    except NirdeployError as error:
+        code = _complain(str(error), 2)
+    except typer.Exit as leave:
+        code = leave.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        code = _complain("interrupted", 130)
+    except BrokenPipeError:
+        # the reader of our output has left; leave nothing to flush
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 2
+    except Exception as error:
+        if os.environ.get("NIRDEPLOY_DEBUG"):
+            raise
+        code = _unexpected(error)
+    sys.exit(code)
+
+
+def _complain(text: str, code: int) -> int:
+    line = " ".join(text.split())
+    typer.echo(f"nirdeploy: {line}", err=True)
+    return code
+
+
+def _unexpected(error: Exception) -> int:
+    show = getattr(error, "show", None)
+    if callable(show):  # click's own usage errors print themselves
+        show()
+        return int(getattr(error, "exit_code", 2))
+    if isinstance(error, OSError):
+        return _complain(str(error), 2)
+    if isinstance(error, MemoryError):
+        return _complain("out of memory; use a smaller raster or fewer recorded nodes", 2)
+    return _complain(
+        f"internal error, please report it: {type(error).__name__}: {error} (NIRDEPLOY_DEBUG=1 shows where)",
+        2,
+    )

@@ -1,0 +1,99 @@
+"""One sentence on why a spike differs, saying no more than the records can tell."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nirdeploy.comparison.text import number, shown
+
+__all__ = ["Earlier", "explain"]
+
+
+class Earlier(NamedTuple):
+    """Which other nodes already differ in the same sample.
+
+    Attributes:
+        differing: (node, first differing step), earliest first.
+        compared: how many other nodes have compared spikes.
+    """
+
+    differing: tuple[tuple[str, int], ...]
+    compared: int
+
+
+def explain(
+    *,
+    step: int,
+    missing: bool,
+    voltages: tuple[NDArray[Any], NDArray[Any]] | None,
+    start: int,
+    thresholds: tuple[float | None, float | None],
+    earlier: Earlier,
+    saturations: int,
+) -> str:
+    """The sentence for one diverging neuron.
+
+    Args:
+        step: reference step of the difference.
+        missing: whether the chip has fewer spikes than the reference.
+        voltages: v_mem of the neuron on both sides, [step] from `start`, in model units; None: not compared.
+        start: reference step of the first voltage.
+        thresholds: of reference and chip in model units, where recorded.
+        earlier: other nodes that already differ in this sample.
+        saturations: saturated sums the chip's run counted at this node, over the whole run.
+    """
+    parts = [_inherited(earlier)]
+    if voltages is None:
+        parts.append("v_mem of this neuron was not compared, so its state before is unknown")
+    else:
+        parts.append(_history(step - start, start, voltages, thresholds[0]))
+        parts.append(_margin(step - start, voltages, thresholds, missing))
+    if saturations:
+        parts.append(f"the chip's run counts {number(saturations)} saturations at this node over the whole run")
+    sentence = "; ".join(part for part in parts if part)
+    return f"{sentence[0].upper()}{sentence[1:]}."
+
+
+def _inherited(earlier: Earlier) -> str:
+    if earlier.differing:
+        node, step = earlier.differing[0]
+        more = len(earlier.differing) - 1
+        others = f" and {more} more" if more else ""
+        return f"probably inherited: {shown(node)!r}{others} already differed in this sample (step {step})"
+    if earlier.compared:
+        return "not inherited from any compared layer: none differed before in this sample"
+    return "spikes of no other layer were compared, so it may be inherited"
+
+
+def _history(index: int, start: int, voltages: tuple[NDArray[Any], NDArray[Any]], threshold: float | None) -> str:
+    """The largest difference of v_mem at this neuron before the step."""
+    index = min(max(index, 0), len(voltages[0]))
+    if not index:
+        return "it is the first compared step, so no earlier v_mem is known"
+    gap = np.abs(np.subtract(voltages[0][:index], voltages[1][:index], dtype=np.float64))
+    largest = float(gap.max())
+    if largest == 0:
+        return "until then v_mem of this neuron was the same on both sides"
+    size = (
+        f"{number(largest / threshold)} thresholds" if threshold and threshold > 0 else f"{number(largest)} model units"
+    )
+    return f"before, v_mem of this neuron differed by up to {size} (step {start + int(gap.argmax())})"
+
+
+def _margin(
+    index: int,
+    voltages: tuple[NDArray[Any], NDArray[Any]],
+    thresholds: tuple[float | None, float | None],
+    missing: bool,
+) -> str:
+    """How far below its threshold the side with fewer spikes ended the step, in its own thresholds."""
+    side = 1 if missing else 0
+    threshold = thresholds[side]
+    if threshold is None or not threshold > 0 or not 0 <= index < len(voltages[side]):
+        return ""
+    margin = (threshold - float(voltages[side][index])) / threshold
+    who = "chip" if missing else "reference"
+    return f"the {who} ended the step {number(margin)} thresholds below its own threshold" if margin >= 0 else ""

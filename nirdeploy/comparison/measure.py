@@ -1,0 +1,236 @@
+"""`compare`: align two trajectories, measure every pair and find the first spike that differs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nirdeploy.comparison.align import Aligned, Alignment, align, labels
+from nirdeploy.comparison.cause import Earlier, explain
+from nirdeploy.comparison.metrics import ErrorSums, SpikeSums, error_sums, first_difference, spike_sums
+from nirdeploy.comparison.result import Comparison, Difference, Divergence, NodeComparison, Unit
+from nirdeploy.errors import ComparisonError
+from nirdeploy.trajectory import Trajectory
+
+__all__ = ["compare"]
+
+
+def compare(a: Trajectory, b: Trajectory, *, lag: int | Mapping[str, int] | None = None) -> Comparison:
+    """Hold a chip's run against the reference, state by state.
+
+    Records are paired by their source node and variable, shifted by the difference of their lags, brought to
+    the same neurons by their index maps, and compared in model units; spikes as whole numbers with ==.
+    Records whose read-out view hides the state on one side only are not compared but listed.
+
+    Args:
+        a: the reference.
+        b: the chip's run.
+        lag: steps by which `b` is later, for all nodes or by node; None: what the records say.
+
+    Returns:
+        The comparison; whatever could not be aligned is in `Comparison.unaligned` with the reason.
+
+    Raises:
+        ComparisonError: nothing at all aligns, or `lag` is not whole or names an unknown node.
+    """
+    for value in (a, b):
+        if not isinstance(value, Trajectory):
+            raise ComparisonError(
+                f"compare takes two trajectories, got {type(value).__name__}",
+                remedy="Pass what nd.run(...) and Deployment.run(...) return.",
+            )
+    alignment = align(a, b, lag)
+    if not alignment.pairs:
+        raise ComparisonError(_nothing(a, b, alignment), remedy="Record the same nodes and variables on both sides.")
+    spikes = {node: _measure_spikes(p) for (node, variable), p in alignment.pairs.items() if variable == "spikes"}
+    nodes = list(dict.fromkeys(node for node, _ in alignment.pairs))
+    return Comparison(
+        reference=a,
+        chip=b,
+        per_node={node: _node(node, alignment.pairs, spikes, b) for node in nodes},
+        unaligned=alignment.unaligned,
+        notes=_notes(a, b),
+        pairs=alignment.pairs,
+    )
+
+
+def _nothing(a: Trajectory, b: Trajectory, alignment: Alignment) -> str:
+    sides = "; ".join(
+        f"{name} records {_listed([f'{node}/{variable}' for node, variable in t.records])}"
+        for name, t in zip(labels(a, b), (a, b), strict=True)
+    )
+    reasons = [f"{entry.node}/{entry.variable}: {entry.reason}" for entry in alignment.unaligned]
+    return f"nothing can be compared: {sides}. Reasons: {_listed(reasons, '; ')}"
+
+
+def _listed(items: list[str], separator: str = ", ") -> str:
+    more = f" and {len(items) - 12} more" if len(items) > 12 else ""
+    return separator.join(items[:12]) + more if items else "nothing"
+
+
+def _notes(a: Trajectory, b: Trajectory) -> tuple[str, ...]:
+    """What differs between the two runs as such."""
+    notes = []
+    if a.graph_sha256 and b.graph_sha256 and a.graph_sha256 != b.graph_sha256:
+        notes.append(f"the two runs are of different graphs: sha256 {a.graph_sha256[:12]} and {b.graph_sha256[:12]}")
+    if a.convention and b.convention and a.convention != b.convention:
+        ours, theirs = a.convention.to_dict(), b.convention.to_dict()
+        fields = [
+            f"{name} {ours[name]!r} against {theirs[name]!r}"
+            for name in ours
+            if ours[name] != theirs[name] and name != "preset"
+        ]
+        notes.append(f"the conventions differ: {', '.join(fields)}")
+    return tuple(notes)
+
+
+@dataclass(frozen=True, eq=False)
+class _Spikes:
+    """Spikes of one node: sums, the first entry that differs, and for each sample the first such step."""
+
+    pair: Aligned
+    sums: SpikeSums
+    first: _Entry | None
+    first_steps: NDArray[np.int64]
+
+
+class _Entry(NamedTuple):
+    """One entry: reference step, sample, position among the compared neurons, both counts."""
+
+    step: int
+    sample: int
+    position: int
+    expected: int
+    observed: int
+
+
+_NEVER = np.iinfo(np.int64).max
+
+
+def _measure_spikes(pair: Aligned) -> _Spikes:
+    sums, first = SpikeSums(), None
+    first_steps = np.full(pair.reference.batch, _NEVER)
+    for start, sample, reference, chip in pair.blocks():
+        found = spike_sums(reference, chip)
+        sums = sums + found
+        if not found.differing:
+            continue
+        differs = (reference != chip).any(axis=2)
+        steps = np.where(differs.any(axis=0), start + differs.argmax(axis=0), _NEVER)
+        mine = first_steps[sample : sample + steps.size]
+        np.minimum(mine, steps, out=mine)
+        if first is None:
+            index = first_difference(reference, chip)
+            if index is not None:
+                expected, observed = int(reference[index]), int(chip[index])
+                first = _Entry(start + index[0], sample + index[1], index[2], expected, observed)
+    return _Spikes(pair, sums, first, first_steps)
+
+
+def _measure_values(pair: Aligned) -> Difference:
+    unit, divisor = _unit_of(pair)
+    sums = ErrorSums()
+    for _, _, reference, chip in pair.blocks():
+        sums = sums + error_sums(reference, chip, divisor)
+    return Difference(sums, unit)
+
+
+def _unit_of(pair: Aligned) -> tuple[Unit, float | NDArray[np.float64]]:
+    """The reference's threshold as the unit of v_mem, else the chip's, else model units."""
+    if pair.variable == "v_mem":
+        for threshold in pair.thresholds():
+            if threshold is not None and np.isfinite(threshold).all() and (threshold > 0).all():
+                return "threshold", float(threshold[0]) if threshold.size == 1 else threshold
+    return "model", 1.0
+
+
+def _node(
+    node: str, pairs: Mapping[tuple[str, str], Aligned], spikes: Mapping[str, _Spikes], chip: Trajectory
+) -> NodeComparison:
+    mine = {variable: pair for (name, variable), pair in pairs.items() if name == node}
+    found = spikes.get(node)
+    leading: Aligned = mine.get("spikes") or mine.get("v_mem") or next(iter(mine.values()))
+    return NodeComparison(
+        node=node,
+        spikes=found.sums if found else None,
+        variables={v: _measure_values(pair) for v, pair in mine.items() if v != "spikes"},
+        lag=leading.lag,
+        first_divergence=_divergence(node, found, mine.get("v_mem"), spikes, chip) if found else None,
+    )
+
+
+def _divergence(
+    node: str, found: _Spikes, v_mem: Aligned | None, spikes: Mapping[str, _Spikes], chip: Trajectory
+) -> Divergence | None:
+    entry = found.first
+    if entry is None:
+        return None
+    state = _state(found.pair, v_mem, entry)
+    return Divergence(
+        node=node,
+        neuron=found.pair.neuron(entry.position),
+        sample=entry.sample,
+        step=entry.step,
+        chip_step=entry.step + found.pair.lag,
+        expected=entry.expected,
+        observed=entry.observed,
+        v_reference=state.at(0, entry.step) if state else None,
+        v_chip=state.at(1, entry.step) if state else None,
+        threshold_reference=state.thresholds[0] if state else None,
+        threshold_chip=state.thresholds[1] if state else None,
+        cause=explain(
+            step=entry.step,
+            missing=entry.observed < entry.expected,
+            voltages=state.voltages if state else None,
+            start=state.start if state else 0,
+            thresholds=state.thresholds if state else (None, None),
+            earlier=_earlier(node, entry, spikes),
+            saturations=_saturations(found.pair, chip),
+        ),
+    )
+
+
+class _State(NamedTuple):
+    """v_mem of one neuron of one sample on both sides, in model units."""
+
+    voltages: tuple[NDArray[Any], NDArray[Any]]
+    thresholds: tuple[float | None, float | None]
+    start: int
+
+    def at(self, side: int, step: int) -> float | None:
+        """v_mem at a reference step, or None outside the compared steps."""
+        index = step - self.start
+        return float(self.voltages[side][index]) if 0 <= index < len(self.voltages[side]) else None
+
+
+def _state(spikes: Aligned, v_mem: Aligned | None, entry: _Entry) -> _State | None:
+    position = v_mem.position(spikes.flat(entry.position)) if v_mem else None
+    if v_mem is None or position is None or entry.sample >= v_mem.reference.batch:
+        return None
+    reference, chip = v_mem.sample(entry.sample)
+    own, its = (None if t is None else float(t[0] if t.size == 1 else t[position]) for t in v_mem.thresholds())
+    return _State((reference[:, position], chip[:, position]), (own, its), v_mem.start)
+
+
+def _earlier(node: str, entry: _Entry, spikes: Mapping[str, _Spikes]) -> Earlier:
+    """Other nodes that already differ in this sample; those recorded before it also in this step."""
+    before = True
+    differing: list[tuple[str, int]] = []
+    for name, other in spikes.items():
+        if name == node:
+            before = False
+        elif entry.sample < other.first_steps.size:
+            step = int(other.first_steps[entry.sample])
+            if step < entry.step or (before and step == entry.step):
+                differing.append((name, step))
+    compared = len(spikes) - 1
+    return Earlier(tuple(sorted(differing, key=lambda found: found[1])), compared)
+
+
+def _saturations(pair: Aligned, chip: Trajectory) -> int:
+    names = {record.node for record in pair.chip.parts} | {pair.node}
+    return sum(int(chip.counters.get(name, {}).get("saturations", 0)) for name in names)

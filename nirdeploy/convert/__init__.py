@@ -1,0 +1,1 @@
+"""torch <-> NIR: one table of primitives, a tracer for one direction, a graph module for the other."""

@@ -1,0 +1,133 @@
+"""Every error nirdeploy raises on purpose.
+
+    NirdeployError
+    ├── GraphError           (ValueError)           the graph itself is not well formed
+    ├── ConversionError      (ValueError)           a module or node that cannot be converted as it stands
+    ├── UnsupportedError     (NotImplementedError)  a type, option or stage that is legal but not implemented here
+    ├── ConventionError      (ValueError)           a convention that is missing, contradictory or unknown
+    │   └── MissingTimeStepError (TypeError)        a time constant is there, dt is not
+    ├── FileError            (ValueError)           a file that is not what it says, is damaged, stale or too large
+    ├── RasterError          (ValueError)           an input raster of wrong shape, sign or type
+    ├── TargetError          (ValueError)           an unknown target or a broken target table
+    ├── CheckError           (ValueError)           a graph the target cannot hold; carries the Report
+    ├── QuantizationError    (ValueError)           numbers that do not fit the target's integers
+    ├── PlacementError       (ValueError)           layers that do not fit the target's cores
+    ├── ComparisonError      (ValueError)           two trajectories that cannot be aligned
+    ├── ConfigurationError   (ValueError)           a configuration file that does not validate
+    └── UnavailableError     (NotImplementedError)  a vendor SDK, device or extra that is not installed
+
+    QuantizationWarning      (UserWarning)          a trap of the quantiser asked for, met on this graph
+
+A message names the node (and its torch path), the value, the limit and the remedy, as far as they are known.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nirdeploy.rules import Report
+
+__all__ = [
+    "CheckError",
+    "ComparisonError",
+    "ConfigurationError",
+    "ConventionError",
+    "ConversionError",
+    "FileError",
+    "GraphError",
+    "MissingTimeStepError",
+    "NirdeployError",
+    "PlacementError",
+    "QuantizationError",
+    "QuantizationWarning",
+    "RasterError",
+    "TargetError",
+    "UnavailableError",
+    "UnsupportedError",
+]
+
+
+class NirdeployError(Exception):
+    """Base of all errors of this package.
+
+    Args:
+        message: what is wrong, with the value and the limit.
+        node: the graph node concerned, if there is one; prefixed to the message.
+        remedy: what the user can do; appended to the message.
+    """
+
+    def __init__(self, message: str, *, node: str | None = None, remedy: str | None = None) -> None:
+        self.node = node
+        self.remedy = remedy
+        text = f"node {node!r}: {message}" if node is not None else message
+        if remedy:
+            text = f"{text.rstrip('.')}. {remedy}"
+        super().__init__(text)
+
+
+class GraphError(NirdeployError, ValueError):
+    """The graph itself is not well formed."""
+
+
+class ConversionError(NirdeployError, ValueError):
+    """A module or node cannot be converted as it stands."""
+
+
+class UnsupportedError(NirdeployError, NotImplementedError):
+    """A type, option or stage is legal but not implemented here."""
+
+
+class ConventionError(NirdeployError, ValueError):
+    """A convention is missing, contradictory or unknown."""
+
+
+class MissingTimeStepError(ConventionError, TypeError):
+    """A node has a time constant and no dt was given."""
+
+
+class FileError(NirdeployError, ValueError):
+    """A file is not what it says, is damaged, stale or too large."""
+
+
+class RasterError(NirdeployError, ValueError):
+    """An input raster has the wrong shape, sign or type."""
+
+
+class TargetError(NirdeployError, ValueError):
+    """The target is unknown, or its table is broken."""
+
+
+class CheckError(NirdeployError, ValueError):
+    """The target cannot hold the graph; `report` has every finding."""
+
+    def __init__(self, report: Report) -> None:
+        errors = report.errors
+        shown = "; ".join(str(finding) for finding in errors[:3])
+        more = f" (and {len(errors) - 3} more)" if len(errors) > 3 else ""
+        super().__init__(f"{report.target} cannot hold this graph: {shown}{more}")
+        self.report = report
+
+
+class QuantizationError(NirdeployError, ValueError):
+    """Numbers do not fit the target's integers."""
+
+
+class PlacementError(NirdeployError, ValueError):
+    """Layers do not fit the target's cores."""
+
+
+class ComparisonError(NirdeployError, ValueError):
+    """Two trajectories cannot be aligned."""
+
+
+class ConfigurationError(NirdeployError, ValueError):
+    """A configuration file does not validate."""
+
+
+class UnavailableError(NirdeployError, NotImplementedError):
+    """A vendor SDK, device or optional package is not installed."""
+
+
+class QuantizationWarning(UserWarning):
+    """The quantiser asked for has met one of its known traps."""

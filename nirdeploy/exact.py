@@ -1,0 +1,87 @@
+"""Exact integer convolution, matrix product and pooling on float BLAS, and the fixed-point helpers.
+
+A product of integers in floating point is exact while every partial sum stays below 2**24 (float32) or 2**53
+(float64). The bound is computed from the data before each call and the type chosen by it, so results are
+equal to integer arithmetic, at the speed of BLAS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from nirdeploy.errors import QuantizationError
+
+__all__ = ["conv2d", "linear", "round_half_even", "saturate", "sum_pool2d"]
+
+Integers = NDArray[Any]
+_CHUNK_BYTES = 32 << 20  # keeps a chunk's activations near the last-level cache
+
+
+def _float_type(bound: int) -> torch.dtype:
+    if bound < 1 << 24:
+        return torch.float32
+    if bound < 1 << 53:
+        return torch.float64
+    raise QuantizationError(f"an integer sum can reach {bound}, beyond 2**53, where sums are no longer exact")
+
+
+def _bound(x: Integers, weight: Integers) -> int:
+    """Largest absolute partial sum of any output: max |x| times the largest row sum of |weight|."""
+    if not x.size or not weight.size:
+        return 0
+    largest = max(abs(int(x.max())), abs(int(x.min())))
+    rows = np.abs(weight.astype(np.int64)).reshape(weight.shape[0], -1).sum(1)
+    return largest * int(rows.max())
+
+
+def _in_chunks(x: Integers, outputs: int, kind: torch.dtype, apply: Callable[[Any], Any]) -> Integers:
+    per_sample = max(1, int(np.prod(x.shape[1:])) + outputs) * (4 if kind == torch.float32 else 8)
+    step = max(1, _CHUNK_BYTES // per_sample)
+    parts = []
+    with torch.no_grad():
+        for first in range(0, x.shape[0], step):
+            chunk = torch.from_numpy(np.ascontiguousarray(x[first : first + step])).to(kind)
+            parts.append(apply(chunk).to(torch.int64).numpy())
+    return np.concatenate(parts)
+
+
+def conv2d(x: Integers, weight: Integers, **options: Any) -> Integers:
+    """Correlation of [n, channel, y, x] with [out, in, y, x], int64; options as torch's conv2d (no bias)."""
+    kind = _float_type(_bound(x, weight))
+    kernel = torch.from_numpy(np.ascontiguousarray(weight)).to(kind)
+    size = weight.shape[0] * int(np.prod(x.shape[2:]))
+    return _in_chunks(x, size, kind, lambda part: functional.conv2d(part, kernel, **options))
+
+
+def linear(x: Integers, weight: Integers) -> Integers:
+    """[n, in] times [out, in] transposed, int64."""
+    kind = _float_type(_bound(x, weight))
+    matrix = torch.from_numpy(np.ascontiguousarray(weight)).to(kind).T
+    return _in_chunks(x, weight.shape[0], kind, lambda part: part @ matrix)
+
+
+def sum_pool2d(
+    x: Integers, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int] = (0, 0)
+) -> Integers:
+    """Sum over windows of [n, channel, y, x], zero padded, incomplete last windows dropped."""
+    channels = x.shape[1]
+    ones = np.ones((channels, 1, *kernel), dtype=np.int64)
+    return conv2d(x, ones, stride=stride, padding=padding, groups=channels)
+
+
+def round_half_even(values: Any) -> NDArray[np.int64]:
+    """Nearest integers, ties to even, in the type of `values`."""
+    found: NDArray[np.int64] = np.rint(values).astype(np.int64)
+    return found
+
+
+def saturate(values: Any, bits: int) -> NDArray[np.int64]:
+    """Clip to signed integers of `bits` bits."""
+    found: NDArray[np.int64] = np.clip(values, -(1 << (bits - 1)), (1 << (bits - 1)) - 1).astype(np.int64)
+    return found

@@ -1,0 +1,72 @@
+"""Where layers go: cores, and how much of each core's resources they take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+__all__ = ["Placement", "Usage"]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """One resource of one core: how much of it a layer takes.
+
+    Attributes:
+        core: core index.
+        node: the population on it.
+        resource: e.g. 'kernel_memory'.
+        used: amount taken.
+        limit: amount there is.
+    """
+
+    core: int
+    node: str
+    resource: str
+    used: int
+    limit: int
+
+    @property
+    def share(self) -> float:
+        """Used part of the limit, 0 to 1."""
+        return self.used / self.limit if self.limit else 0.0
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Cores of every population.
+
+    Attributes:
+        cores: population node -> core indices, in order of its slices.
+        usage: every resource of every core taken.
+        slices: population node -> for each core the flat neuron indices [first, last) it holds.
+    """
+
+    cores: Mapping[str, tuple[int, ...]]
+    usage: tuple[Usage, ...] = ()
+    slices: Mapping[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        cores = {node: tuple(int(c) for c in found) for node, found in self.cores.items()}
+        object.__setattr__(self, "cores", MappingProxyType(cores))
+        slices = {n: tuple((int(a), int(b)) for a, b in s) for n, s in self.slices.items()}
+        object.__setattr__(self, "slices", MappingProxyType(slices))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data; `from_dict` is its inverse."""
+        return {
+            "cores": {node: list(found) for node, found in self.cores.items()},
+            "slices": {node: [list(s) for s in found] for node, found in self.slices.items()},
+            "usage": [[u.core, u.node, u.resource, u.used, u.limit] for u in self.usage],
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Placement:
+        """Build from plain data."""
+        return cls(
+            cores=values["cores"],
+            usage=tuple(Usage(int(c), str(n), str(r), int(u), int(m)) for c, n, r, u, m in values["usage"]),
+            slices=values["slices"],
+        )

@@ -1,0 +1,143 @@
+"""Quantised parameters, integers that stay integers, and the search that chooses them on data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import nir
+import numpy as np
+from numpy.typing import NDArray
+
+from nirdeploy.errors import QuantizationError
+from nirdeploy.names import suggest
+
+if TYPE_CHECKING:
+    from nirdeploy.reference.convention import Convention
+    from nirdeploy.target import Target
+
+__all__ = ["QUANTIZERS", "Quantized", "QuantizedNeuron", "QuantizedWeight", "best", "require_calibration"]
+
+QUANTIZERS = ("calibrated", "max")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """Integers of one weight node.
+
+    Attributes:
+        weight: integers in the NIR node's own shape.
+        bias: integers in the NIR node's own shape, or None where the node has none or it is zero.
+        scale: model units (after the neuron's input gain) an integer of `weight` stands for.
+        bias_exponent: `bias` stands for bias * 2**bias_exponent * scale model units.
+    """
+
+    weight: NDArray[np.int64]
+    bias: NDArray[np.int64] | None
+    scale: float
+    bias_exponent: int = 0
+
+
+@dataclass(frozen=True)
+class QuantizedNeuron:
+    """Integers of one population.
+
+    Attributes:
+        threshold: the value the chip compares with (Loihi: mantissa << 6).
+        v_min: lower bound of v, or None.
+        scale: model units of v an integer stands for.
+        reset: 'zero' or 'subtract' (the threshold).
+        decay_v: of 4096, what v loses a step (Loihi).
+        decay_u: of 4096, what u loses a step (Loihi).
+        bias: what is added to v every step, mantissa << exponent in `bias`/`bias_exponent`; None: nothing.
+        mantissa: mantissa of the threshold (Loihi).
+        exponent: exponent of the threshold (Loihi).
+        many: whether a step may hold several spikes of a neuron.
+    """
+
+    threshold: int
+    v_min: int | None
+    scale: float
+    reset: str = "zero"
+    decay_v: int = 0
+    decay_u: int = 4096
+    bias: NDArray[np.int64] | None = None
+    bias_exponent: int = 0
+    mantissa: int | None = None
+    exponent: int = 0
+    many: bool = False
+
+
+@dataclass(frozen=True)
+class Quantized(Mapping[str, "QuantizedWeight | QuantizedNeuron"]):
+    """A graph with its integers for one target: a mapping from node name to its integers.
+
+    Attributes:
+        graph: the float graph; never changed.
+        target: the chip.
+        convention: what the graph was to be run with.
+        quantizer: 'calibrated', 'max' or 'given' (read from a vendor's file).
+        layers: node name -> integers.
+        notes: what the quantiser has to say, one sentence each.
+    """
+
+    graph: nir.NIRGraph
+    target: Target
+    convention: Convention
+    quantizer: str
+    layers: Mapping[str, QuantizedWeight | QuantizedNeuron]
+    notes: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", MappingProxyType(dict(self.layers)))
+
+    # Any, not the union: which of the two it is follows from the node, and scripts read .weight directly
+    def __getitem__(self, node: str) -> Any:
+        if node not in self.layers:
+            raise KeyError(f"no integers of {node!r}. {suggest(node, self.layers)}")
+        return self.layers[node]
+
+    def __iter__(self) -> Any:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
+def require_calibration(quantizer: str, calibration: Any) -> None:
+    """Refuse an unknown quantiser, and 'calibrated' without data.
+
+    Raises:
+        QuantizationError: naming the remedy.
+    """
+    if quantizer not in QUANTIZERS:
+        raise QuantizationError(f"unknown quantizer {quantizer!r}, expected one of {list(QUANTIZERS)}")
+    if quantizer == "calibrated" and calibration is None:
+        raise QuantizationError(
+            "quantizer 'calibrated' needs calibration data",
+            remedy="Pass calibration=raster, or quantizer='max' to scale by the largest weight alone.",
+        )
+
+
+def best(candidates: Iterable[T], cost: Callable[[T], float]) -> tuple[T, float]:
+    """The candidate of least cost, the first among equals, with its cost.
+
+    Raises:
+        QuantizationError: there is no candidate.
+    """
+    chosen: tuple[T, float] | None = None
+    for candidate in candidates:
+        found = cost(candidate)
+        if chosen is None or found < chosen[1]:
+            chosen = candidate, found
+        if found == 0:
+            break
+    if chosen is None:
+        raise QuantizationError("no integer scale fits the target's registers")
+    return chosen

@@ -1,0 +1,128 @@
+"""Input rasters: reading from files, and checking before a run."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from nirdeploy.errors import FileError, RasterError
+from nirdeploy.files import MAX_BYTES, atomic
+from nirdeploy.names import suggest
+
+__all__ = ["check_raster", "load_raster", "save_raster"]
+
+
+def load_raster(path: str | Path, *, max_bytes: int = MAX_BYTES) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """Read a raster of counts, and labels where the file has them.
+
+    Args:
+        path: `.npz` with an array 'raster' (and perhaps 'labels'), or `.npy`.
+        max_bytes: most bytes the array may take.
+
+    Raises:
+        FileError: missing, another format, pickled objects, no 'raster', or too large.
+    """
+    source = Path(path)
+    if not source.is_file():
+        raise FileError(f"{str(source)!r} does not exist or is no file")
+    try:
+        if zipfile.is_zipfile(source):
+            return _load_npz(source, max_bytes)
+        with source.open("rb") as stream:
+            return _load_array(stream, source.name, max_bytes), None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+        if isinstance(error, FileError):
+            raise
+        raise FileError(f"{str(source)!r} is no .npz or .npy raster: {error}") from error
+
+
+def _load_npz(source: Path, max_bytes: int) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    found: dict[str, NDArray[Any]] = {}
+    with zipfile.ZipFile(source) as archive:
+        names = [name.removesuffix(".npy") for name in archive.namelist()]
+        if "raster" not in names:
+            raise FileError(f"{str(source)!r} has no array 'raster'", remedy=suggest("raster", names))
+        for name in ("raster", "labels"):
+            if name in names:
+                with archive.open(f"{name}.npy") as stream:
+                    found[name] = _load_array(stream, f"{source.name}:{name}", max_bytes)
+    return found["raster"], found.get("labels")
+
+
+def _load_array(stream: IO[bytes], label: str, max_bytes: int) -> NDArray[Any]:
+    """Read one array after its header has been held against the limit."""
+    version = npy.read_magic(stream)
+    read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    shape, fortran, dtype = read_header(stream)
+    size = math.prod(shape) * dtype.itemsize
+    if dtype.hasobject:
+        raise FileError(f"{label!r} holds Python objects, expected numbers")
+    if size > max_bytes:
+        raise FileError(f"{label!r} declares {size} bytes (shape {shape}), at most {max_bytes}")
+    data = stream.read(size)
+    if len(data) != size:
+        raise FileError(f"{label!r} is truncated: {len(data)} of {size} bytes")
+    return np.frombuffer(data, dtype=dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def save_raster(path: str | Path, raster: NDArray[Any], labels: NDArray[Any] | None = None) -> None:
+    """Write a `.npz` that `load_raster` reads."""
+    arrays = {"raster": raster} if labels is None else {"raster": raster, "labels": labels}
+    with atomic(path) as temporary, temporary.open("wb") as stream:
+        np.savez_compressed(stream, allow_pickle=False, **arrays)
+
+
+def check_raster(
+    raster: Any, shape: tuple[int, ...], *, integer: bool, maximum: int | None = None
+) -> tuple[NDArray[Any], bool]:
+    """Validate an input raster and give it a batch axis.
+
+    Args:
+        raster: [step, batch, *shape] or [step, *shape]; array or tensor of counts.
+        shape: shape of one sample at one step.
+        integer: whether values must be whole numbers.
+        maximum: largest count allowed, if any.
+
+    Returns:
+        The raster as [step, batch, *shape] and whether it came with a batch axis.
+
+    Raises:
+        RasterError: wrong rank or shape, no steps, negative, NaN, infinite, fractional or too large counts.
+    """
+    array = np.asarray(raster.detach().cpu() if hasattr(raster, "detach") else raster)
+    if array.dtype.kind not in "biuf":
+        raise RasterError(f"the raster has dtype {array.dtype}, expected counts")
+    wanted = f"[step{_text(shape)}] or [step, batch{_text(shape)}]"
+    rank = len(shape)
+    batched = array.ndim == rank + 2
+    if not (batched or array.ndim == rank + 1) or (rank and tuple(array.shape[-rank:]) != tuple(shape)):
+        raise RasterError(f"the raster has shape {tuple(array.shape)}, expected {wanted}")
+    if 0 in array.shape:
+        raise RasterError(f"the raster is empty: shape {tuple(array.shape)}, expected {wanted}")
+    if array.dtype.kind == "b":
+        array = array.astype(np.int32)
+    floating = array.dtype.kind == "f"
+    _refuse(array, ~np.isfinite(array) if floating else None, "expected finite counts")
+    _refuse(array, array < 0, "a negative count")
+    if integer and floating:
+        _refuse(array, array != np.rint(array), "expected whole counts")
+        array = array.astype(np.int64)
+    if maximum is not None:
+        _refuse(array, array > maximum, f"at most {maximum} a step is possible here; use a shorter time bin")
+    return (array if batched else array[:, None]), batched
+
+
+def _text(shape: tuple[int, ...]) -> str:
+    return "".join(f", {n}" for n in shape)
+
+
+def _refuse(array: NDArray[Any], bad: NDArray[np.bool_] | None, why: str) -> None:
+    if bad is not None and bad.any():
+        where = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise RasterError(f"the raster holds {array[where]} at {where}: {why}")

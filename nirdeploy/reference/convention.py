@@ -1,0 +1,193 @@
+"""The discretisation NIR leaves open, as one frozen value written into every trajectory.
+
+NIR fixes continuous-time equations only (Pedersen et al., Nature Communications 15, 8122, 2024). dt, the
+integrator and the reset decide which spikes a file stands for, and every library decides differently.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from nirdeploy.errors import ConventionError
+from nirdeploy.names import suggest
+
+__all__ = ["PRESETS", "Convention", "Preset", "convention"]
+
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "integrator": ("euler", "exponential", "exact"),
+    "gain": ("euler", "decay", "unit"),
+    "use_r": (True, False),
+    "reset": ("v_reset", "zero", "subtract"),
+    "reset_time": ("same_step", "next_step"),
+    "crossing": ("strict", "inclusive"),
+    "spikes_per_step": ("one", "many"),
+    "fires": ("after_update", "before_update"),
+    "population_delay": (0, 1),
+    "feedback_start": ("silence", "zero"),
+    "if_gain": ("r", "r_dt"),
+    "v_unit": ("model", "gain"),
+}
+_PER_NODE = frozenset(_CHOICES) - {"population_delay", "feedback_start"} | {"v_min"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convention:
+    """How a NIR graph is stepped through time.
+
+    Attributes:
+        dt: step in seconds; required as soon as a node has a time constant.
+        integrator: 'euler' (decay 1 - dt/tau), 'exponential' (exp(-dt/tau)) or 'exact' (closed form).
+        gain: input gain of leaky nodes, 'euler' (r dt/tau), 'decay' (r (1 - decay)) or 'unit' (1).
+        use_r: whether the resistance multiplies the input.
+        reset: 'v_reset' (NIR), 'zero' or 'subtract' (the threshold).
+        reset_time: 'same_step' or 'next_step'.
+        crossing: 'strict' (v > threshold) or 'inclusive' (v >= threshold).
+        spikes_per_step: 'one' or 'many' (floor of v / threshold).
+        v_min: lower bound of v after the reset, in model units; '-threshold'; None for none.
+        fires: compare 'after_update' or 'before_update' of v.
+        population_delay: 1 where every stateful node reads its inputs one step late.
+        feedback_start: what feedback edges carry at step 0.
+        if_gain: input gain of IF nodes, 'r_dt' (NIR's equation) or 'r'.
+        v_unit: 'model', or 'gain' where v is recorded divided by the node's input gain.
+        feedback_edges: edges to treat as feedback instead of the rule's choice.
+        overrides: node name or primitive type -> fields that differ there; a name wins over a type.
+        preset: name of the preset it came from, for display only.
+    """
+
+    dt: float | None = None
+    integrator: Literal["euler", "exponential", "exact"] = "euler"
+    gain: Literal["euler", "decay", "unit"] = "euler"
+    use_r: bool = True
+    reset: Literal["v_reset", "zero", "subtract"] = "v_reset"
+    reset_time: Literal["same_step", "next_step"] = "same_step"
+    crossing: Literal["strict", "inclusive"] = "strict"
+    spikes_per_step: Literal["one", "many"] = "one"
+    v_min: float | Literal["-threshold"] | None = None
+    fires: Literal["after_update", "before_update"] = "after_update"
+    population_delay: Literal[0, 1] = 0
+    feedback_start: Literal["silence", "zero"] = "silence"
+    if_gain: Literal["r", "r_dt"] = "r_dt"
+    v_unit: Literal["model", "gain"] = "model"
+    feedback_edges: tuple[tuple[str, str], ...] | None = None
+    overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    preset: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        if self.dt is not None and not (_is_number(self.dt) and math.isfinite(self.dt) and self.dt > 0):
+            raise ConventionError(f"dt is {self.dt!r}, expected a positive number of seconds")
+        for name in _CHOICES:
+            _check_choice(name, getattr(self, name))
+        _check_v_min(self.v_min)
+        if self.feedback_edges is not None:
+            object.__setattr__(self, "feedback_edges", tuple((a, b) for a, b in self.feedback_edges))
+        plain = {str(key): dict(value) for key, value in self.overrides.items()}
+        for key, values in plain.items():
+            for name, value in values.items():
+                if name not in _PER_NODE:
+                    raise ConventionError(
+                        f"overrides[{key!r}] sets {name!r}, which is not per node",
+                        remedy=suggest(name, _PER_NODE),
+                    )
+                _check_v_min(value) if name == "v_min" else _check_choice(name, value)
+        object.__setattr__(self, "overrides", plain)
+
+    def for_node(self, name: str, kind: str) -> Convention:
+        """The convention at one node: overrides for its type, then for its name, applied."""
+        values = {**self.overrides.get(kind, {}), **self.overrides.get(name, {})}
+        return dataclasses.replace(self, **values, overrides={}) if values else self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data; `from_dict` is its inverse."""
+        values = dataclasses.asdict(self)
+        if self.feedback_edges is not None:
+            values["feedback_edges"] = [list(edge) for edge in self.feedback_edges]
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Convention:
+        """Build from plain data, refusing unknown fields."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        for name in values:
+            if name not in known:
+                raise ConventionError(f"unknown convention field {name!r}", remedy=suggest(name, known))
+        edges = values.get("feedback_edges")
+        plain = dict(values)
+        if edges is not None:
+            plain["feedback_edges"] = tuple((str(a), str(b)) for a, b in edges)
+        return cls(**plain)
+
+    def to_json(self) -> str:
+        """JSON text with sorted keys."""
+        return json.dumps(self.to_dict(), sort_keys=True)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _check_choice(name: str, value: Any) -> None:
+    # `in` alone would take 1 for True and 0.0 for 0
+    if not any(value == choice and type(value) is type(choice) for choice in _CHOICES[name]):
+        raise ConventionError(f"{name} is {value!r}, expected one of {list(_CHOICES[name])}")
+
+
+def _check_v_min(value: Any) -> None:
+    if value is not None and value != "-threshold" and not (_is_number(value) and math.isfinite(value)):
+        raise ConventionError(f"v_min is {value!r}, expected a voltage, '-threshold' or None")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named convention: its fields and what they were held against."""
+
+    fields: Mapping[str, Any]
+    verified_against: str
+
+
+# Sources: the libraries' own code at norse 1.1.0, snnTorch 1.0.0 and sinabs 3.1.3.
+PRESETS: Mapping[str, Preset] = {
+    "nir": Preset({}, "definition: forward Euler of NIR's equations, reset to v_reset"),
+    "norse": Preset(
+        {"use_r": False, "reset": "zero", "if_gain": "r", "feedback_start": "zero"},
+        "published trace lif_norse.csv of the NIR paper: no spike differs, v within 1e-6 of the threshold",
+    ),
+    "snntorch": Preset(
+        {"reset": "zero", "if_gain": "r", "v_unit": "gain"},
+        "published trace lif_snntorch.csv of the NIR paper: no spike differs, v within 1e-6 of the threshold",
+    ),
+    "sinabs": Preset(
+        {
+            "integrator": "exponential",
+            "gain": "unit",
+            "use_r": False,
+            "reset": "subtract",
+            "crossing": "inclusive",
+            "spikes_per_step": "many",
+            "if_gain": "r",
+            "overrides": {"IF": {"v_min": "-threshold"}},
+        },
+        "published trace lif_sinabs.csv of the NIR paper (with gain='euler', use_r=True), bit for bit; "
+        "sinabs 3.1.3 run on four networks for the integer IF",
+    ),
+}
+
+
+def convention(preset: str = "nir", dt: float | None = None, **fields: Any) -> Convention:
+    """A preset with changes.
+
+    Args:
+        preset: one of `PRESETS`.
+        dt: step in seconds.
+        **fields: any field of `Convention`, replacing the preset's.
+
+    Raises:
+        ConventionError: an unknown preset, field or value; the message suggests the nearest name.
+    """
+    if preset not in PRESETS:
+        raise ConventionError(f"unknown convention preset {preset!r}", remedy=suggest(preset, PRESETS))
+    return Convention.from_dict({**PRESETS[preset].fields, **fields, "dt": dt, "preset": preset})

@@ -1,0 +1,184 @@
+"""Record the Loihi goldens in real Lava: two small seeded networks, every u, v and spike.
+
+Runs in the vendor's interpreter, not in nirdeploy's (lava-nc 0.10 needs Python 3.10 and numpy < 2):
+
+    python3.10 -m venv .venv-lava
+    .venv-lava/bin/pip install --no-deps lava-nc==0.10.0 numpy==1.26.4 scipy==1.15.3 networkx==2.8.7 \
+        asteval==0.9.31 h5py
+    .venv-lava/bin/python tests/golden/record_lava.py tests/golden
+
+Writes `lava_<name>.net` (lava-dl's layout) and `lava_<name>.npz`: `input` [step, ...] and for each layer with
+neurons `L<group>_u`, `_v`, `_s` [step, ...], images as channel, y, x.
+"""
+
+import argparse
+import math
+import warnings
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+STEPS = 60
+
+
+def networks():
+    """The networks: name -> (input shape, layers)."""
+    rng = np.random.default_rng(20240611)
+    cuba = {"iDecay": 1200, "vDecay": 310, "vThMant": 170}
+    lif = {"iDecay": 4096, "vDecay": 90, "vThMant": 420}
+    dense = [
+        {
+            "type": "dense",
+            "weight": rng.integers(-60, 64, (5, 6)) * 2,
+            "bias": rng.integers(-30, 40, 5),
+            "neuron": cuba,
+        },
+        {"type": "dense", "weight": rng.integers(0, 128, (3, 5)) * 2 + 1, "bias": None, "neuron": lif},
+    ]
+    conv = [
+        {
+            "type": "conv",
+            "weight": rng.integers(0, 40, (3, 2, 3, 2)) * 2 + 1,
+            "bias": np.array([-40, 12, 0]),
+            "stride": (1, 2),
+            "padding": (1, 0),
+            "dilation": (1, 1),
+            "groups": 1,
+            "neuron": {"iDecay": 4096, "vDecay": 0, "vThMant": 260},
+        },
+        {"type": "flatten"},
+        {
+            "type": "dense",
+            "weight": -(rng.integers(0, 55, (4, 36)) * 2 + 1),
+            "bias": np.array([500, 700, 900, 1200]),
+            "neuron": {"iDecay": 2500, "vDecay": 128, "vThMant": 610},
+        },
+    ]
+    # the last layer has odd negative weights: without a zero and with this minimum, netx's scaling keeps them
+    return {"dense": ((6,), dense), "conv": ((2, 6, 5), conv)}
+
+
+def raster(shape):
+    """Seeded input spikes, [step, *shape]."""
+    rng = np.random.default_rng(len(shape))
+    return (rng.random((STEPS, *shape)) < 0.35).astype(np.int32)
+
+
+def write(path, shape, layers):
+    """Store layers in lava-dl's layout."""
+    with h5py.File(path, "w", track_order=False) as file:
+        root = file.create_group("layer")
+        described = [{"type": "input", "shape": [*shape, 1, 1][:3]}, *layers]
+        for number, layer in enumerate(described):
+            group = root.create_group(str(number))
+            group.create_dataset("type", (1,), "S10", [layer["type"].encode()])
+            for name, value in layer.items():
+                if name == "neuron":
+                    neuron = group.create_group("neuron")
+                    neuron.create_dataset("type", (1,), "S10", [b"CUBA"])
+                    for key, number_ in {**value, "refDelay": 1, "gradedSpike": False}.items():
+                        neuron.create_dataset(key, data=number_)
+                elif name != "type" and value is not None:
+                    array = np.asarray(value)
+                    group.create_dataset(name, data=array.astype(np.float32) if name in ("weight", "bias") else array)
+
+
+def scaled(weight):
+    """Weights, exponent and bits as netx 0.6 hands them to Dense: shifted up to fill eight bits."""
+    high, low = int(weight.max()), int(weight.min())
+    mixed = high >= 0 > low
+    above = (127 if mixed else 255) / high if high > 0 else math.inf
+    below = (-128 if mixed else -256) / low if low < 0 else math.inf
+    shift = math.floor(math.log2(min(above, below))) + mixed
+    zeros = next((n for n in range(8, 0, -1) if not np.any(weight % (1 << n))), 0) - mixed
+    return weight << shift, -shift, 8 - shift - zeros
+
+
+def build(shape, layers):
+    """Lava processes: the first input port, and for each population its group number and LIF."""
+    from lava.proc.conv.process import Conv
+    from lava.proc.dense.process import Dense
+    from lava.proc.lif.process import LIF
+
+    ports, found, flat = [], [], False
+    shape = tuple(shape)[::-1]  # Lava's images are x, y, channel
+    for number, layer in enumerate(layers, start=1):
+        if layer["type"] == "flatten":
+            flat = True
+            continue
+        weight = np.asarray(layer["weight"]).astype(int)
+        if layer["type"] == "dense":
+            values, exponent, bits = scaled(weight)
+            synapse = Dense(weights=values, weight_exp=exponent, num_weight_bits=bits, num_message_bits=0)
+            shape = (len(weight),)
+        else:
+            # Lava convolves over x, y; the file's kernel correlates over y, x
+            kernel = weight[:, :, ::-1, ::-1].transpose(0, 3, 2, 1)
+            options = {k: np.array(layer[k])[::-1] for k in ("stride", "padding", "dilation")}
+            synapse = Conv(weight=kernel, input_shape=shape, groups=layer["groups"], num_message_bits=0, **options)
+            shape = tuple(synapse.a_out.shape)
+        neuron = layer["neuron"]
+        bias = 0 if layer["bias"] is None else np.broadcast_to(layer["bias"], shape).astype(np.int32)
+        lif = LIF(
+            shape=shape,
+            vth=neuron["vThMant"],
+            du=neuron["iDecay"] - 1,
+            dv=neuron["vDecay"],
+            bias_mant=bias,
+            bias_exp=6,
+        )
+        synapse.a_out.connect(lif.a_in)
+        if found:
+            before = found[-1][1].s_out
+            (before.transpose([2, 1, 0]).flatten() if flat else before).connect(synapse.s_in)
+        flat = False
+        ports.append(synapse.s_in)
+        found.append((number, lif))
+    return ports[0], found
+
+
+def trace(shape, layers, spikes):
+    """Run Lava's fixed_pt models and return every state, images as channel, y, x."""
+    from lava.magma.core.run_conditions import RunSteps
+    from lava.magma.core.run_configs import Loihi2SimCfg
+    from lava.proc.io.source import RingBuffer
+    from lava.proc.monitor.process import Monitor
+
+    port, populations = build(shape, layers)
+    given = spikes.transpose(0, 3, 2, 1) if spikes.ndim == 4 else spikes
+    source = RingBuffer(data=np.moveaxis(given, 0, -1).astype(np.int32))
+    source.s_out.connect(port)
+    monitors = {}
+    for number, lif in populations:
+        for name, variable in (("u", lif.u), ("v", lif.v), ("s", lif.s_out)):
+            monitor = Monitor()
+            monitor.probe(variable, len(spikes))
+            monitors[f"L{number}_{name}"] = monitor
+    source.run(condition=RunSteps(num_steps=len(spikes)), run_cfg=Loihi2SimCfg(select_tag="fixed_pt"))
+    found = {}
+    for name, monitor in monitors.items():
+        data = next(iter(next(iter(monitor.get_data().values())).values()))
+        data = np.asarray(data).astype(np.int32)
+        found[name] = data.transpose(0, 3, 2, 1) if data.ndim == 4 else data
+    source.stop()
+    return found
+
+
+def main():
+    """Record every network into the folder given on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="where the goldens go")
+    folder = parser.parse_args().folder
+    warnings.filterwarnings("ignore")
+    for name, (shape, layers) in networks().items():
+        spikes = raster(shape)
+        write(folder / f"lava_{name}.net", shape, layers)
+        found = trace(shape, layers, spikes)
+        np.savez_compressed(folder / f"lava_{name}.npz", input=spikes.astype(np.int8), **found)
+        counts = {key: int(value.sum()) for key, value in found.items() if key.endswith("_s")}
+        print(name, counts)
+
+
+if __name__ == "__main__":
+    main()

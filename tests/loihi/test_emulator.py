@@ -1,0 +1,187 @@
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nirdeploy_loihi import BACKEND, emulator
+
+from nirdeploy.errors import RasterError, UnavailableError, UnsupportedError
+from nirdeploy.graph import make_graph, make_node
+from nirdeploy.pipeline import deploy
+from nirdeploy.quantization import Quantized, QuantizedNeuron, QuantizedWeight
+from nirdeploy.reference.convention import Convention
+
+
+def dec(x, d):
+    return int(math.copysign(abs(x) * (4096 - d) >> 12, x)) if x else 0
+
+
+def naive(layers, raster):
+    """A plain loop over steps, neurons and synapses; layers are (matrix, registers)."""
+    state = [([0] * len(w), [0] * len(w)) for w, _ in layers]
+    before = [[0] * len(w) for w, _ in layers]
+    history = [[] for _ in layers]
+    sources = [[0] * raster.shape[1], *before[:-1]]
+    for t in range(len(raster)):
+        now = []
+        for number, (w, n) in enumerate(layers):
+            us, vs = state[number]
+            spikes = []
+            for i, row in enumerate(w):
+                a = sum(int(weight) * s for weight, s in zip(row, sources[number], strict=True))
+                u = dec(us[i], n.decay_u) + a * 64
+                u += -(2**24) if u > 2**23 else 2**24 if u <= -(2**23) else 0
+                bias = 0 if n.bias is None else int(n.bias[i]) * 2**n.bias_exponent
+                v = max(1 - 2**23, min(2**23 - 1, dec(vs[i], n.decay_v) + u + bias))
+                spike = int(v > n.threshold)
+                us[i], vs[i] = u, 0 if spike else v
+                spikes.append(spike)
+            now.append(spikes)
+            history[number].append((list(us), list(vs), spikes))
+        sources = [raster[t].tolist(), *now[:-1]]
+    return history
+
+
+@st.composite
+def networks(draw):
+    sizes = draw(st.lists(st.integers(1, 4), min_size=2, max_size=4))
+    seed = draw(st.integers(0, 2**32 - 1))
+    rng = np.random.default_rng(seed)
+    layers = []
+    for before, after in pairwise(sizes):
+        large = draw(st.booleans())
+        weight = rng.integers(-(1 << 16) if large else -254, 1 << 16 if large else 255, (after, before))
+        bias = rng.integers(-4095, 4096, after) if draw(st.booleans()) else None
+        threshold = int(rng.integers(0, 131072 if large else 300)) << 6
+        neuron = QuantizedNeuron(
+            threshold,
+            None,
+            1.0,
+            decay_v=int(rng.integers(0, 4097)),
+            decay_u=int(rng.integers(0, 4097)),
+            bias=bias,
+            bias_exponent=int(rng.integers(0, 8)) if bias is not None else 0,
+        )
+        layers.append((weight, neuron))
+    raster = (rng.random((draw(st.integers(1, 12)), sizes[0])) < 0.5).astype(int)
+    return layers, raster
+
+
+@settings(max_examples=60, deadline=None)
+@given(networks())
+def test_the_emulator_equals_a_naive_loop_over_steps(drawn):
+    import nir
+
+    layers, raster = drawn
+    nodes = {"input": make_node(nir.Input, input_type={"input": np.array(raster.shape[1:])})}
+    integers = {}
+    for number, (weight, neuron) in enumerate(layers):
+        ones = np.ones(len(weight))
+        nodes[f"w{number}"] = make_node(nir.Linear, weight=weight.astype(float))
+        nodes[f"n{number}"] = make_node(nir.IF, r=ones, v_threshold=ones, v_reset=0 * ones)
+        integers[f"w{number}"] = QuantizedWeight(weight, None, 1.0)
+        integers[f"n{number}"] = neuron
+    nodes["output"] = make_node(nir.Output, output_type={"output": np.array([len(layers[-1][0])])})
+    names = list(nodes)
+    graph = make_graph(nodes, list(pairwise(names)))
+    quantized = Quantized(graph, BACKEND.targets()["loihi2"], Convention(), "given", integers)
+    run = emulator.emulate(quantized, raster, record=("spikes", "v_mem", "i_syn"), nodes=None)
+    for number, steps in enumerate(naive(layers, raster)):
+        for position, variable in enumerate(("i_syn", "v_mem", "spikes")):
+            expected = np.array([step[position] for step in steps])
+            assert np.array_equal(run[f"n{number}", variable].data, expected), variable
+
+
+@pytest.fixture
+def small(nets):
+    """Input -> (weights 2, 1) -> IF at 2.5 -> flatten -> Output."""
+    graph = nets.chain(
+        input=nets.source(2),
+        w=nets.linear([[2.0, 1.0]]),
+        n=nets.if_(1, threshold=2.5),
+        output=nets.output(1),
+    )
+    return deploy(graph, "loihi1", convention=nets.plain, quantizer="max")
+
+
+def test_every_connection_costs_one_step(small):
+    # k = 127: weights 254 and 127, threshold round(317.5) = 318
+    run = small.run(np.array([[1, 0], [0, 1], [0, 0], [0, 0]]), record=("spikes", "v_mem", "i_syn"))
+    assert run["n", "i_syn"].data[:, 0].tolist() == [0, 254 * 64, 127 * 64, 0]
+    assert run["n", "v_mem"].data[:, 0].tolist() == [0, 254 * 64, 0, 0]
+    assert run["n", "spikes"].data[:, 0].tolist() == [0, 0, 1, 0]
+    assert run.outputs[:, 0].tolist() == [0, 0, 1, 0]
+    assert run["n", "spikes"].lag == run["output", "output"].lag == 1
+
+
+def test_records_carry_scale_threshold_and_axes(small):
+    run = small.run(np.ones((3, 5, 2), dtype=int), record=("v_mem",))
+    record = run["n", "v_mem"]
+    assert record.data.shape == (3, 5, 1)
+    assert record.scale == 1 / (64 * 127)
+    assert record.threshold == 318 << 6
+    assert run.target == "loihi1"
+    assert run.executor == "emulator"
+    assert ("n", "spikes") not in run.records
+    assert small.run(np.ones((3, 2), dtype=int), record=("v_mem",))["n", "v_mem"].data.shape == (3, 1)
+
+
+def test_counters_count_delivered_spikes(small):
+    run = small.run(np.ones((3, 2), dtype=int))
+    # two steps are delivered, the third would arrive after the run; 381 exceeds 318 at once
+    assert run.counters["n"] == {"wraps": 0, "saturations": 0, "synaptic_operations": 4, "spikes": 2}
+
+
+def test_a_batch_in_parts_gives_the_same_bits(small, monkeypatch):
+    raster = (np.random.default_rng(0).random((9, 7, 2)) < 0.5).astype(int)
+    whole = small.run(raster, record=("spikes", "v_mem"))
+    monkeypatch.setattr(emulator, "_CELLS", 18)
+    parts = small.run(raster, record=("spikes", "v_mem"))
+    assert np.array_equal(whole["n", "v_mem"].data, parts["n", "v_mem"].data)
+    assert whole.counters == parts.counters
+
+
+def test_only_the_named_nodes_are_recorded(small):
+    run = small.run(np.ones((2, 2), dtype=int), nodes=["output"])
+    assert list(run) == [("output", "output")]
+    with pytest.raises(RasterError, match=r"no population 'm' to record"):
+        small.run(np.ones((2, 2), dtype=int), nodes=["m"])
+
+
+def test_counts_other_than_0_and_1_are_refused(small):
+    with pytest.raises(RasterError, match="at most 1 a step"):
+        small.run(np.full((2, 2), 2))
+
+
+@pytest.mark.parametrize(("on", "missing"), [("simulator", "lava-nc"), ("chip", "lava-loihi")])
+def test_other_executors_are_unavailable_and_named(small, on, missing):
+    with pytest.raises(UnavailableError, match=f"{on}.*{missing}"):
+        small.run(np.ones((2, 2), dtype=int), on=on)
+
+
+def test_modes_options_and_unknown_executors_are_refused(small):
+    raster = np.ones((2, 2), dtype=int)
+    with pytest.raises(UnsupportedError, match="no mode 'event'"):
+        small.run(raster, mode="event")
+    with pytest.raises(UnsupportedError, match="no option 'slower_lane'"):
+        small.run(raster, slower_lane=1)
+    with pytest.raises(UnsupportedError, match="on='fpga' is unknown"):
+        small.run(raster, on="fpga")
+
+
+def test_sums_of_a_convolution_wrap_at_24_bits(nets):
+    graph = nets.chain(
+        input=nets.source(1, 1, 2),
+        c=nets.conv([[[[1.0, 1.0]]]]),
+        n=nets.if_(1, 1, 1),
+        output=nets.output(1, 1, 1),
+    )
+    weight = np.array([[[[1 << 22, 1 << 22]]]])
+    layers = {"c": QuantizedWeight(weight, None, 1.0), "n": QuantizedNeuron(1 << 30, None, 1.0)}
+    quantized = Quantized(graph, BACKEND.targets()["loihi2"], Convention(), "given", layers)
+    network = emulator.lower(graph)
+    spikes = {"input": np.ones((2, 1, 1, 1, 2), dtype=np.int32)}
+    found = emulator.drive(network.layers[0], quantized.layers, spikes)
+    assert found.reshape(-1).tolist() == [0, -(1 << 23)]
