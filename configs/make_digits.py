@@ -1,6 +1,6 @@
 """Make digits.nir and digits_calibration.npz beside this file: the demo's network and 64 of its training images.
 
-    python configs/make_digits.py
+python configs/make_digits.py
 """
 
 from __future__ import annotations

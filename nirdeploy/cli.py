@@ -17,7 +17,7 @@ from nirdeploy.errors import CheckError, ConfigurationError, NirdeployError, Pla
 from nirdeploy.version import __version__
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from collections.abc import Iterable, Sequence
 
     from nirdeploy.demonstration import Demo
     from nirdeploy.pipeline import Deployment
@@ -75,20 +75,17 @@ def _print(*items: Any) -> None:
         console.print(item)
 
 
-def _table(title: str, *columns: str) -> Table:
+def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """A title line and a table; cells are Text, so that a node name with brackets is no markup."""
     from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
-def _row(table: Table, *cells: Any) -> None:
     from rich.text import Text
 
-    # Text: a node name with brackets is no markup
-    table.add_row(*(Text(str(cell)) for cell in cells))
+    table = Table()
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    _print(Text(title), table)
 
 
 # ---------------------------------------------------------------- arguments
@@ -121,14 +118,12 @@ def _print_report(report: Report) -> None:
     if not report.findings:
         _say(f"{report.target}: no findings")
         return
-    table = _table(f"{report.target}: {len(report.errors)} errors, {len(report.warnings)} warnings", *_COLUMNS)
+    rows = []
     for found in report.findings:
         node = found.node if found.torch_path in (None, found.node) else f"{found.node} ({found.torch_path})"
-        _row(table, found.severity, node or "graph", found.code, found.problem, found.remedy)
-    _print(table)
-
-
-_COLUMNS = ("severity", "node", "code", "problem", "remedy")
+        rows.append((found.severity, node or "graph", found.code, found.problem, found.remedy))
+    title = f"{report.target}: {len(report.errors)} errors, {len(report.warnings)} warnings"
+    _print_table(title, ("severity", "node", "code", "problem", "remedy"), rows)
 
 
 # ---------------------------------------------------------------- verbs
@@ -147,23 +142,25 @@ def demo(
     if as_json:
         _print_json(result.summary)
     else:
-        _print(_demo_table(result))
+        _print_demo(result)
         _say(f"{result.summary['seconds']:.0f} s; read {output / 'report.html'}")
 
 
-def _demo_table(result: Demo) -> Table:
-    title = f"{result.summary['test_images']} held-out images, reference accuracy {result.reference_accuracy:.3f}"
-    nodes = list(dict.fromkeys(n for t in result.targets.values() for n in t.comparison.per_node))
-    table = _table(title, "target", "accuracy", *(f"spikes agree {n}" for n in nodes), "first divergence", "cores", "s")
-    for name, target in result.targets.items():
-        first = target.comparison.first_divergence
-        where = "none" if first is None else f"{first.node} {tuple(int(i) for i in first.neuron)} step {first.step}"
-        per_node = target.comparison.per_node
-        agree = (f"{per_node[n].spike_agreement:.3f}" if n in per_node else "" for n in nodes)
-        placed = target.deployment.placement.cores.items()
-        cores = ", ".join(f"{n}: {' '.join(map(str, found))}" for n, found in placed)
-        _row(table, name, f"{target.accuracy:.3f}", *agree, where, cores, f"{target.seconds:.1f}")
-    return table
+def _print_demo(result: Demo) -> None:
+    found = result.summary["targets"]
+    nodes = list(dict.fromkeys(n for target in found.values() for n in target["spike_agreement"]))
+    title = (
+        f"{result.summary['test_images']} held-out images, reference accuracy {result.reference_accuracy:.3f}\n"
+        f"{', '.join(nodes)}: share of spikes at the same neuron in the same step as in the reference"
+    )
+    rows = []
+    for name, target in found.items():
+        first = target["first_divergence"]
+        where = "none" if first is None else f"{first['node']} {tuple(first['neuron'])} step {first['step']}"
+        agree = [f"{target['spike_agreement'].get(n, float('nan')):.3f}" for n in nodes]
+        cores = ", ".join(f"{n}: {' '.join(map(str, on))}" for n, on in target["cores"].items())
+        rows.append((name, f"{target['accuracy']:.3f}", *agree, where, cores, f"{target['seconds']:.1f}"))
+    _print_table(title, ("target", "accuracy", *nodes, "first divergence", "cores", "seconds"), rows)
 
 
 @app.command(epilog="Example: `nirdeploy targets --json`")
@@ -175,7 +172,7 @@ def targets(as_json: Json = False) -> None:
     broken = {name: reason for name, reason in listed_backends().items() if reason}
     found = known()
     if as_json:
-        rows = [
+        listed = [
             {
                 "name": t.name,
                 "title": t.title,
@@ -185,13 +182,13 @@ def targets(as_json: Json = False) -> None:
             }
             for t in found.values()
         ]
-        _print_json({"targets": rows, "broken_backends": broken})
+        _print_json({"targets": listed, "broken_backends": broken})
         return
-    table = _table("targets", "name", "chip", "verified against", "on chip")
-    for target in found.values():
-        verified = "\n".join(f"{stage}: {what}" for stage, what in target.verified.items())
-        _row(table, target.name, target.title, verified, target.on_chip)
-    _print(table)
+    rows = [
+        (t.name, t.title, "\n".join(f"{stage}: {what}" for stage, what in t.verified.items()), t.on_chip)
+        for t in found.values()
+    ]
+    _print_table(f"{len(found)} targets", ("name", "chip", "verified against", "on chip"), rows)
     for name, reason in broken.items():
         _say(f"backend {name}: {reason}")
 
@@ -279,10 +276,9 @@ def _print_deployment(deployment: Deployment, folder: Path, *, as_json: bool) ->
         return
     if deployment.report.findings:
         _print_report(deployment.report)
-    table = _table(f"{deployment.target.name}: placement", "core", "node", "resource", "used", "limit", "share")
-    for row in deployment.utilization():
-        _row(table, row["core"], row["node"], row["resource"], row["used"], row["limit"], f"{row['share']:.1%}")
-    _print(table)
+    columns = ("core", "node", "resource", "used", "limit", "share")
+    rows = [(*(row[c] for c in columns[:-1]), f"{row['share']:.1%}") for row in deployment.utilization()]
+    _print_table(f"{deployment.target.name}: placement", columns, rows)
     for note in deployment.quantized.notes:
         _say(note)
     _say(f"written to {folder}")
@@ -328,10 +324,8 @@ def run(
     if as_json:
         _print_json({**found, "counters": {k: dict(v) for k, v in trajectory.counters.items()}})
         return
-    table = _table(f"{trajectory.target} ({trajectory.executor}), {trajectory.n_steps} steps", "node", "spikes")
-    for node, number in spikes.items():
-        _row(table, node, number)
-    _print(table)
+    title = f"{trajectory.target} ({trajectory.executor}), {trajectory.n_steps} steps"
+    _print_table(title, ("node", "spikes"), spikes.items())
     if "accuracy" in found:
         _say(f"accuracy {found['accuracy']:.4f}")
 
@@ -368,17 +362,12 @@ def doctor(as_json: Json = False) -> None:
     if as_json:
         _print_json(found)
         return
-    table = _table(f"nirdeploy {found['nirdeploy']}, Python {found['python']}", "what", "state", "for")
-    for name, version in found["packages"].items():
-        _row(table, name, version or "missing", "")
-    _row(table, "CUDA device", found["cuda"] or "none", "training and reference runs on a GPU")
-    for name, entry in found["optional"].items():
-        _row(table, name, entry["version"] or "not installed", entry["for"])
-    for name, entry in found["vendors"].items():
-        _row(table, name, entry["state"], entry["for"])
-    for name, state in found["backends"].items():
-        _row(table, f"backend {name}", state, "")
-    _print(table)
+    rows = [(name, version or "missing", "") for name, version in found["packages"].items()]
+    rows.append(("CUDA device", found["cuda"] or "none", "training and reference runs on a GPU"))
+    rows += [(name, e["version"] or "not installed", e["for"]) for name, e in found["optional"].items()]
+    rows += [(name, e["state"], e["for"]) for name, e in found["vendors"].items()]
+    rows += [(f"backend {name}", state, "") for name, state in found["backends"].items()]
+    _print_table(f"nirdeploy {found['nirdeploy']}, Python {found['python']}", ("what", "state", "for"), rows)
     if any(state != "ok" for state in found["backends"].values()):
         raise typer.Exit(2)
 

@@ -274,11 +274,17 @@ def _summary(data: Digits, reference: float, found: dict[str, Target], seconds: 
     }
 
 
+def spike_agreement(comparison: Comparison) -> dict[str, float]:
+    """Agreement of every population, 0 to 1; Outputs only repeat the population before them."""
+    found = {name: node.spike_agreement for name, node in comparison.per_node.items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def _target_summary(target: Target) -> dict[str, Any]:
     first = target.comparison.first_divergence
     return {
         "accuracy": target.accuracy,
-        "spike_agreement": {name: node.spike_agreement for name, node in target.comparison.per_node.items()},
+        "spike_agreement": spike_agreement(target.comparison),
         "first_divergence": None
         if first is None
         else {"node": first.node, "neuron": [int(i) for i in first.neuron], "step": int(first.step)},

@@ -46,7 +46,7 @@ def _in_chunks(x: Integers, outputs: int, kind: torch.dtype, apply: Callable[[An
     parts = []
     with torch.no_grad():
         for first in range(0, x.shape[0], step):
-            chunk = torch.from_numpy(np.ascontiguousarray(x[first : first + step])).to(kind)
+            chunk = torch.tensor(np.ascontiguousarray(x[first : first + step]), dtype=kind)
             parts.append(apply(chunk).to(torch.int64).numpy())
     return np.concatenate(parts)
 
@@ -54,7 +54,7 @@ def _in_chunks(x: Integers, outputs: int, kind: torch.dtype, apply: Callable[[An
 def conv2d(x: Integers, weight: Integers, **options: Any) -> Integers:
     """Correlation of [n, channel, y, x] with [out, in, y, x], int64; options as torch's conv2d (no bias)."""
     kind = _float_type(_bound(x, weight))
-    kernel = torch.from_numpy(np.ascontiguousarray(weight)).to(kind)
+    kernel = torch.tensor(np.ascontiguousarray(weight), dtype=kind)
     size = weight.shape[0] * int(np.prod(x.shape[2:]))
     return _in_chunks(x, size, kind, lambda part: functional.conv2d(part, kernel, **options))
 
@@ -62,7 +62,7 @@ def conv2d(x: Integers, weight: Integers, **options: Any) -> Integers:
 def linear(x: Integers, weight: Integers) -> Integers:
     """[n, in] times [out, in] transposed, int64."""
     kind = _float_type(_bound(x, weight))
-    matrix = torch.from_numpy(np.ascontiguousarray(weight)).to(kind).T
+    matrix = torch.tensor(np.ascontiguousarray(weight), dtype=kind).T
     return _in_chunks(x, weight.shape[0], kind, lambda part: part @ matrix)
 
 

@@ -87,7 +87,7 @@ def check_raster(
         raster: [step, batch, *shape] or [step, *shape]; array or tensor of counts.
         shape: shape of one sample at one step.
         integer: whether values must be whole numbers.
-        maximum: largest count allowed, if any.
+        maximum: largest count allowed where values must be whole; None: what 32 bits hold.
 
     Returns:
         The raster as [step, batch, *shape] and whether it came with a batch axis.
@@ -112,9 +112,10 @@ def check_raster(
     _refuse(array, array < 0, "a negative count")
     if integer and floating:
         _refuse(array, array != np.rint(array), "expected whole counts")
-        array = array.astype(np.int64)
-    if maximum is not None:
-        _refuse(array, array > maximum, f"at most {maximum} a step is possible here; use a shorter time bin")
+    limit = np.iinfo(np.int32).max if maximum is None else maximum
+    if integer:
+        _refuse(array, array > limit, f"at most {limit} a step is possible here; use a shorter time bin")
+        array = array.astype(np.int32)  # also of bytes: sums of uint8 would wrap
     return (array if batched else array[:, None]), batched
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 
@@ -92,7 +93,7 @@ def chain(shape, **nodes):
     for name, node in nodes.items():
         now = output_shape(name, node, now)
     every = {"input": input_node(*shape), **nodes, "output": output_node(*now)}
-    return make_graph(every, list(zip(names, names[1:], strict=False)))
+    return make_graph(every, list(itertools.pairwise(names)))
 
 
 def conv_net(seed=0, threshold=1.0, pool=nir.AvgPool2d):

@@ -200,7 +200,7 @@ def _candidates(layer: Layer, by_max: Integers) -> Iterator[Integers]:
         scale = min(scale, 32766 / float(layer.threshold))
         if layer.v_min is not None:
             scale = min(scale, 32768 / max(float(-layer.v_min), 1e-30))
-        # v > x in reals is v >= floor(x) + 1 in integers, v >= x is v >= ceil(x)
+        # in integers, above x is from floor(x) + 1 on, and not below x is from ceil(x) on
         exact = float(layer.threshold) * scale
         middle = int(np.floor(exact)) + 1 if strict else int(np.ceil(exact))
         v_min = -32768 if layer.v_min is None else int(round_half_even(float(layer.v_min) * scale))

@@ -349,12 +349,11 @@ class _Converter:
 
     def _item(self, node: fx.Node) -> _Signal | _State:
         value, index = node.args[0], node.args[1]
-        found = self.env.get(value) if isinstance(value, fx.Node) else None
-        from_module = isinstance(value, fx.Node) and value.op == "call_module"
-        stateful = from_module and self._returns_state(self.root.get_submodule(str(value.target)))
-        if not (isinstance(found, _Signal) and stateful and isinstance(index, int)):
-            raise self._refuse(node, "(indexing) is not supported yet")
-        return found if index == 0 else _State(found.sources[0])
+        if isinstance(value, fx.Node) and value.op == "call_module" and isinstance(index, int):
+            found = self.env.get(value)
+            if isinstance(found, _Signal) and self._returns_state(self.root.get_submodule(str(value.target))):
+                return found if index == 0 else _State(found.sources[0])
+        raise self._refuse(node, "(indexing) is not supported yet")
 
     def _add(self, node: fx.Node) -> _Signal:
         alpha = node.kwargs.get("alpha", node.args[2] if len(node.args) > 2 else 1)

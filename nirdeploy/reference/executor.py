@@ -67,7 +67,7 @@ def run(
     with torch.no_grad():
         current: dict[str, Any] = dict(state or {})
         for step in range(data.shape[0]):
-            x = torch.from_numpy(np.ascontiguousarray(data[step])).to(device=like.device, dtype=like.dtype)
+            x = torch.tensor(data[step], device=like.device, dtype=like.dtype)
             values, current = module.step({module.input_names[0]: x}, current)
             _collect(module, values, current, chosen, wanted, traces)
     return _trajectory(module, traces, batched)

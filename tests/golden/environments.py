@@ -59,7 +59,7 @@ def main() -> int:
                 reason = str(error)
         if reason:
             failed = True
-            print(f"{name}: not built, its tests will be skipped: {reason}", file=sys.stderr)
+            sys.stderr.write(f"{name}: not built, its tests will be skipped: {reason}\n")
     return int(failed and os.environ.get("NIRDEPLOY_REQUIRE_ORACLES") == "1")
 
 

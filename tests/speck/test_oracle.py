@@ -6,11 +6,22 @@ import subprocess
 import nir
 import numpy as np
 import pytest
-from nets import GOLDEN, chain, conv_node, flatten_node, if_node, linear_node, make_graph, pool_node, shared, vendor_python
-
-import nirdeploy as nd
+from nets import (
+    GOLDEN,
+    chain,
+    conv_node,
+    flatten_node,
+    if_node,
+    linear_node,
+    make_graph,
+    pool_node,
+    shared,
+    vendor_python,
+)
 from nirdeploy_speck.config import chip_configuration
 from nirdeploy_speck.quantize import lowered
+
+import nirdeploy as nd
 
 GOLDENS = {
     "pooled": (2, [1.0, 0.7, 1.3], [-1.0, -0.7, -1.3], {}),

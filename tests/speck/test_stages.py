@@ -19,6 +19,9 @@ from nets import (
     pool_node,
     raster,
 )
+from nirdeploy_speck.emulator import Cores, run_layer
+from nirdeploy_speck.network import log2_ceil, lower
+from nirdeploy_speck.quantize import sinabs_scale
 
 import nirdeploy as nd
 from nirdeploy.errors import (
@@ -31,9 +34,6 @@ from nirdeploy.errors import (
     UnsupportedError,
 )
 from nirdeploy.graph import make_graph, sha256
-from nirdeploy_speck.emulator import Cores, run_layer
-from nirdeploy_speck.network import log2_ceil, lower
-from nirdeploy_speck.quantize import sinabs_scale
 
 PLAIN = nd.Convention(if_gain="r", reset="zero", crossing="inclusive", v_min=-4.0)
 
@@ -77,7 +77,16 @@ def one_layer(weight, size, **options):
         ),
         (chain((2,), fc=linear_node(np.eye(2)), n=if_node((2,), v_reset=0.5)), "v_reset", None),
         (chain((2,), fc=linear_node(np.eye(2)), n=if_node((2,), threshold=0.0)), "threshold", "not positive"),
-        (chain((1, 4, 4), p=pool_node(nir.SumPool2d, 2), c=conv_node(np.ones((1, 1, 1, 1)), (2, 2)), n=if_node((1, 2, 2))), "pooling", "before the first convolution"),
+        (
+            chain(
+                (1, 4, 4),
+                p=pool_node(nir.SumPool2d, 2),
+                c=conv_node(np.ones((1, 1, 1, 1)), (2, 2)),
+                n=if_node((1, 2, 2)),
+            ),
+            "pooling",
+            "before the first convolution",
+        ),
         (chain((2,), fc=linear_node(np.eye(2))), "output", "Linear between the last population and the Output"),
     ],
 )
@@ -165,9 +174,7 @@ def test_what_the_chip_does_differently_is_a_warning():
     assert set(found) == {"bias", "crossing", "v_min"}
 
 
-@pytest.mark.parametrize(
-    "fields", [{"fires": "before_update"}, {"reset_time": "next_step"}, {"population_delay": 1}]
-)
+@pytest.mark.parametrize("fields", [{"fires": "before_update"}, {"reset_time": "next_step"}, {"population_delay": 1}])
 def test_conventions_the_chip_does_not_follow_are_refused(fields):
     assert "convention" in codes(conv_net(), dataclasses.replace(PLAIN, **fields))
 
@@ -234,9 +241,7 @@ def test_calibrated_needs_data_and_names_max():
 
 def disagreement(graph, deployment, data, convention):
     reference, found = nd.run(graph, data, convention=convention), deployment.run(data)
-    return sum(
-        int(np.abs(reference[n, "spikes"].data - found[n, "spikes"].data).sum()) for n in ("if1", "if2", "if3")
-    )
+    return sum(int(np.abs(reference[n, "spikes"].data - found[n, "spikes"].data).sum()) for n in ("if1", "if2", "if3"))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -306,9 +311,7 @@ def slow_layer(layer, cores, x):
 )
 def test_emulator_equals_the_definition(seed, stride, padding, kernel, subtract, many, bias):
     rng = np.random.default_rng(seed)
-    graph = one_layer(
-        rng.normal(size=(2, 2, kernel, kernel)), (2, 5, 4), stride=stride, padding=padding
-    )
+    graph = one_layer(rng.normal(size=(2, 2, kernel, kernel)), (2, 5, 4), stride=stride, padding=padding)
     network, found = lower(graph, PLAIN)
     assert not found
     (layer,) = network.layers
@@ -342,7 +345,9 @@ def test_scale_takes_integers_back_to_model_units():
     found = deployment.run(data)["if1", "v_mem"]
     reference = nd.run(graph, data, convention=convention)["if1", "v_mem"]
     # one step: each of at most 9 weights is off by at most half an integer
-    same = nd.run(graph, data, convention=convention)["if1", "spikes"].data == deployment.run(data)["if1", "spikes"].data
+    same = (
+        nd.run(graph, data, convention=convention)["if1", "spikes"].data == deployment.run(data)["if1", "spikes"].data
+    )
     assert np.abs(found.values - reference.values)[same].max() <= 9 * 0.5 * found.scale
     assert found.threshold == deployment.quantized["if1"].threshold
 
@@ -414,7 +419,9 @@ def test_layer_that_fits_no_allowed_core_says_why_for_each():
     graph = chain((64, 3, 3), f=flatten_node((64, 3, 3)), fc=linear_node(np.ones((40, 576))), n=if_node((40,)))
     placed = nd.deploy(graph, "speck2f", convention=PLAIN, quantizer="max")
     assert placed.placement.cores["n"][0] in (5, 6)
-    with pytest.raises(PlacementError, match="'n': fits no core .*core 4: kernel_memory 65536 of 32768; core 5: avoided"):
+    with pytest.raises(
+        PlacementError, match="'n': fits no core .*core 4: kernel_memory 65536 of 32768; core 5: avoided"
+    ):
         nd.deploy(graph, "speck2f", convention=PLAIN, quantizer="max", avoid_cores=(5, 6))
 
 
@@ -473,6 +480,4 @@ def test_memories_of_the_mini_chips_are_smaller():
         graph = one_layer(np.ones((4, 1, 3, 3)), (1, 8, 8), bias=np.ones(4))
     assert codes(graph, target="speck2cmini") == {}
     with pytest.raises(PlacementError, match="core 2: bias_memory 4 of 0"):
-        nd.deploy(
-            graph, "speck2cmini", convention=PLAIN, calibration=raster((1, 8, 8)), avoid_cores=(0, 1, 3, 4)
-        )
+        nd.deploy(graph, "speck2cmini", convention=PLAIN, calibration=raster((1, 8, 8)), avoid_cores=(0, 1, 3, 4))

@@ -194,7 +194,11 @@ def test_refuses_options_nir_lacks(module, words):
 @pytest.mark.parametrize(
     ("node", "size", "module"),
     [
-        (conv_node(np.random.default_rng(0).normal(size=(4, 1, 3, 2)), (7, 6), (2, 1), (1, 0), groups=2), (2, 7, 6), None),
+        (
+            conv_node(np.random.default_rng(0).normal(size=(4, 1, 3, 2)), (7, 6), (2, 1), (1, 0), groups=2),
+            (2, 7, 6),
+            None,
+        ),
         (conv_node(np.ones((2, 2, 3, 3)), (7, 7), bias=[1, -1], dilation=2), (2, 7, 7), None),
         (pool_node(nir.AvgPool2d, 2, 1, 1), (2, 5, 5), nn.AvgPool2d(2, 1, 1)),
         (pool_node(nir.SumPool2d, 3, 2), (2, 7, 7), None),

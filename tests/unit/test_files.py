@@ -344,9 +344,7 @@ def test_bad_raster_files_are_refused(tmp_path):
     with pytest.raises(FileError, match="Python objects"):
         load_raster(tmp_path / "p.npy")
     whole = (tmp_path / "big.npy").open("wb")
-    np.lib.format.write_array_header_1_0(
-        whole, {"descr": "<i8", "fortran_order": False, "shape": (1 << 40,)}
-    )
+    np.lib.format.write_array_header_1_0(whole, {"descr": "<i8", "fortran_order": False, "shape": (1 << 40,)})
     whole.close()
     with pytest.raises(FileError, match="declares 8796093022208 bytes"):
         load_raster(tmp_path / "big.npy")
@@ -364,7 +362,8 @@ def test_bad_raster_files_are_refused(tmp_path):
 def test_import_is_light():
     code = (
         "import sys, json, nirdeploy; import nirdeploy.pipeline; "
-        "print(json.dumps([m for m in ('numba','matplotlib','pydantic','jinja2','typer','sklearn') if m in sys.modules]))"
+        "heavy = ('numba', 'matplotlib', 'pydantic', 'jinja2', 'typer', 'sklearn'); "
+        "print(json.dumps([m for m in heavy if m in sys.modules]))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(found.stdout) == []

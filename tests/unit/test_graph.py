@@ -25,9 +25,7 @@ from nirdeploy.graph import make_graph
 def wires(edges, *, inputs=("in",), outputs=("out",)):
     """A graph of one-neuron IF nodes with the given edges."""
     names = sorted({n for edge in edges for n in edge})
-    nodes = {
-        n: input_node(1) if n in inputs else output_node(1) if n in outputs else if_node((1,)) for n in names
-    }
+    nodes = {n: input_node(1) if n in inputs else output_node(1) if n in outputs else if_node((1,)) for n in names}
     return make_graph(nodes, edges)
 
 

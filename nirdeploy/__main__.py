@@ -1,0 +1,5 @@
+"""`python -m nirdeploy`."""
+
+from nirdeploy.cli import main
+
+main()

@@ -1,0 +1,209 @@
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from nets import ROOT, chain, conv_net, conv_node, if_node, raster
+
+import nirdeploy as nd
+from nirdeploy.cli import main
+from nirdeploy.environments import samna_state
+from nirdeploy.raster import save_raster
+
+PLAIN = nd.Convention(if_gain="r", reset="zero", crossing="inclusive", v_min=-4.0)
+FLAGS = ("--set", "if_gain=r", "--set", "reset=zero", "--set", "crossing=inclusive", "--set", "v_min=-4.0")
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """A folder with a graph, one without a convention, one no chip takes, and a raster with labels."""
+    monkeypatch.chdir(tmp_path)
+    nd.write("net.nir", conv_net(), convention=PLAIN)
+    nd.write("bare.nir", conv_net())
+    wide = chain((1, 20, 20), conv=conv_node(np.ones((1, 1, 17, 17)), None), n=if_node((1, 4, 4)))
+    nd.write("wide.nir", wide, convention=PLAIN)
+    save_raster("data.npz", raster((1, 6, 6)).astype(np.uint8), np.zeros(3, int))
+    return tmp_path
+
+
+@pytest.fixture
+def call(work, monkeypatch, capsys):
+    """Run the command line in this process: (exit code, standard output, standard error)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["nirdeploy", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        out, err = capsys.readouterr()
+        return left.value.code, out, err
+
+    return run
+
+
+def test_whole_road_by_commands(call, work):
+    code, out, _ = call("check", "net.nir", "--target", "speck2f")
+    assert (code, "no findings" in out) == (0, True)
+    code, out, _ = call("run", "net.nir", "data.npz", "--output", "ref.h5")
+    assert code == 0
+    assert "accuracy" in out
+    code, out, _ = call("deploy", "net.nir", "-t", "speck2f", "-o", "build", "--calibration", "data.npz")
+    assert code == 0
+    assert "kernel_memory" in out
+    assert {p.name for p in (work / "build").iterdir()} == {"deployment.h5", "chip.json"}
+    code, out, _ = call("run", "build", "data.npz", "--output", "chip.h5", "--json")
+    assert code == 0
+    assert json.loads(out)["counters"]["if1"]["input_events"] == int(raster((1, 6, 6)).sum())
+    code, out, _ = call("compare", "ref.h5", "chip.h5", "--html", "page.html", "--json")
+    found = json.loads(out)
+    assert code == int(found["first_divergence"] is not None)
+    assert "<html" in (work / "page.html").read_text()
+    code, out, _ = call("compare", "ref.h5", "ref.h5")
+    assert code == 0
+    assert "if1" in out
+
+
+def test_findings_exit_with_one(call):
+    code, out, _ = call("check", "wide.nir", "--target", "speck2f")
+    assert code == 1
+    assert "kernel 17x17 exceeds 16" in " ".join(out.split())
+    code, out, _ = call("check", "wide.nir", "--target", "speck2f", "--json")
+    assert code == 1
+    assert json.loads(out)["findings"][0]["code"] == "kernel_size"
+    code, out, err = call("deploy", "wide.nir", "-t", "speck2f", "-o", "b", "--quantizer", "max")
+    assert code == 1
+    assert "speck2f cannot hold this graph" in err
+
+
+def test_convention_by_options(call):
+    assert call("check", "bare.nir", "-t", "speck2f")[0] == 1
+    assert call("check", "bare.nir", "-t", "speck2f", *FLAGS)[0] == 0
+    assert call("run", "bare.nir", "data.npz", *FLAGS, "--json")[0] == 0
+    code, _, err = call("check", "bare.nir", "-t", "speck2f", "--set", "rset=zero")
+    assert (code, "Did you mean 'reset'" in err) == (2, True)
+
+
+BAD = [
+    (("check", "none.nir", "-t", "speck2f"), "'none.nir' does not exist"),
+    (("check", "text.nir", "-t", "speck2f"), "'text.nir' is not an HDF5 file or is damaged, expected a NIR graph"),
+    (("check", "cut.nir", "-t", "speck2f"), "'cut.nir' is truncated, expected a NIR graph"),
+    (("check", "empty.nir", "-t", "speck2f"), "the graph has no nodes"),
+    (("check", "net.nir", "-t", "spec2f"), "unknown target 'spec2f'. Did you mean 'speck2f'?"),
+    (("run", "net.nir", "wrong.npy"), "the raster has shape (4, 2, 1, 6, 5), expected [step, 1, 6, 6]"),
+    (("run", "net.nir", "negative.npy"), "the raster holds -1 at (0, 0, 0, 0, 0): a negative count"),
+    (("run", "net.nir", "nan.npy"), "the raster holds nan at (0, 0, 0, 0, 0)"),
+    (("run", "net.nir", "text.nir"), "is no .npz or .npy raster"),
+    (("run", "net.nir", "data.npz", "-o", "no/such/t.h5"), "cannot write 'no/such/t.h5': No such file or directory"),
+    (("run", "net.nir", "data.npz", "--record", "v"), "cannot record 'v'"),
+    (("run", "build", "data.npz"), "does not exist"),
+    (("deploy", "net.nir", "-t", "speck2f", "-o", "text.nir/x", "--calibration", "data.npz"), "cannot make folder"),
+    (("deploy", "net.nir", "-t", "speck2f", "-o", "b"), "needs calibration data"),
+    (("deploy", "net.nir"), "--target, --output missing. Give them, or --config FILE."),
+    (("deploy", "--config", "none.toml"), "'none.toml' does not exist"),
+    (("deploy", "--config", "bad.toml"), "target: field required; nonsense: extra inputs are not permitted"),
+    (("compare", "net.nir", "net.nir"), "is HDF5 but not a trajectory"),
+    (("check", "net.nir"), "--target"),
+    (("chek",), "chek"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), BAD)
+def test_bad_input_is_one_clear_line_exit_two_and_nothing_half_written(call, work, arguments, words):
+    (work / "text.nir").write_text("hello")
+    (work / "cut.nir").write_bytes((work / "net.nir").read_bytes()[:3000])
+    (work / "bad.toml").write_text('graph = "net.nir"\noutput = "x"\nnonsense = 1\n')
+    import h5py
+
+    with h5py.File("empty.nir", "w") as file:
+        file["node/type"] = "NIRGraph"
+        file.create_group("node/nodes")
+        file["node/edges"] = np.zeros((0, 2))
+    for name, values in (
+        ("wrong", np.zeros((4, 2, 1, 6, 5))),
+        ("negative", -np.ones((4, 2, 1, 6, 6), int)),
+        ("nan", np.full((4, 2, 1, 6, 6), np.nan)),
+    ):
+        np.save(f"{name}.npy", values)
+    before = sorted(os.listdir(work))
+    code, out, err = call(*arguments)
+    assert code == 2
+    assert words in " ".join(err.replace("│", " ").split())
+    assert "Traceback" not in out + err
+    if err.startswith("nirdeploy: "):
+        assert err.count("\n") == 1
+    assert sorted(os.listdir(work)) == before
+
+
+def test_unexpected_errors_are_one_line_too(call, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr("nirdeploy.io.read", broken)
+    code, _, err = call("check", "net.nir", "-t", "speck2f")
+    assert code == 2
+    assert "internal error, please report it: RuntimeError: boom" in err
+
+
+def test_targets_and_doctor_as_json(call):
+    code, out, _ = call("targets", "--json")
+    names = {row["name"] for row in json.loads(out)["targets"]}
+    assert code == 0
+    assert {"speck2f", "loihi2"} <= names
+    code, out, _ = call("doctor", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["packages"]["torch"]
+    assert found["vendors"]["samna"]["state"] in ("missing", "installer", "real")
+    assert found["backends"] == {"loihi": "ok", "speck": "ok"}
+    assert call("targets")[0] == call("doctor")[0] == 0
+
+
+@pytest.mark.parametrize("verb", ["demo", "targets", "check", "deploy", "run", "compare", "doctor"])
+def test_every_verb_has_help_with_an_example(call, verb):
+    code, out, _ = call(verb, "--help")
+    assert code == 0
+    assert "Example" in out
+    assert f"nirdeploy {verb}" in out
+    assert "--json" in out
+
+
+def test_version_and_console_script():
+    found = subprocess.run([sys.executable, "-m", "nirdeploy", "--version"], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == nd.__version__
+
+
+def test_installer_of_samna_is_recognised_without_importing_it(tmp_path, monkeypatch):
+    package = tmp_path / "samna"
+    package.mkdir()
+    (package / "__init__.py").write_text("PYPI_SAMNA = True\nraise SystemExit('imported')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert samna_state() == "installer"
+    (package / "__init__.py").write_text("raise SystemExit('imported')\n")
+    assert samna_state() == "real"
+    assert "samna" not in sys.modules
+
+
+@pytest.mark.parametrize("name", ["digits_speck2f", "digits_loihi2"])
+def test_configurations_of_the_repository_deploy(call, work, name):
+    configuration = str(ROOT / "configs" / f"{name}.toml")
+    code, out, err = call("deploy", "--config", configuration, "--output", "built", "--json")
+    assert code == 0, err
+    assert json.loads(out)["target"] == name.removeprefix("digits_")
+    deployment = nd.load_deployment(work / "built")
+    data = np.load(ROOT / "configs" / "digits_calibration.npz")
+    right = deployment.run(data["raster"]).outputs.sum(0).argmax(-1) == data["labels"]
+    assert right.mean() >= 0.95
+
+
+def test_every_configuration_has_a_test():
+    files = {path.stem for path in (ROOT / "configs").glob("*.toml")}
+    assert files == {"digits_speck2f", "digits_loihi2"}
+
+
+def test_configuration_resolves_paths_against_its_folder(work):
+    from nirdeploy.configuration import load_configuration
+
+    found = load_configuration(ROOT / "configs" / "digits_speck2f.toml")
+    assert found.graph == ROOT / "configs" / "digits.nir"
+    assert found.convention.build() == nd.Convention(dt=1e-3, reset="zero", if_gain="r")

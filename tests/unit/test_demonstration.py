@@ -1,0 +1,75 @@
+import json
+
+import numpy as np
+import pytest
+
+import nirdeploy as nd
+from nirdeploy import demonstration
+from nirdeploy.demonstration import SILENT_STEPS, accuracy, demo, digits, encode
+
+
+def test_encoding_spreads_each_pixel_evenly():
+    raster = encode(np.arange(17).repeat(64)[: 17 * 64].reshape(17, 8, 8))
+    assert raster.shape == (20, 17, 1, 8, 8)
+    assert np.array_equal(raster.sum(0)[:, 0, 0, 0], np.arange(17))
+    assert raster.max() == 1
+    assert not raster[-SILENT_STEPS:].any()
+    # intensity 4 of 16: once every four steps
+    assert np.flatnonzero(raster[:, 4, 0, 0, 0]).tolist() == [1, 5, 9, 13]
+
+
+def test_split_is_fixed_and_holds_out_360_images():
+    data, again = digits(), digits()
+    assert data.train.shape[1] == 1437
+    assert data.test.shape[1] == 360
+    assert np.array_equal(data.test, again.test)
+    assert np.bincount(data.test_labels).min() >= 34
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    return demo(tmp_path_factory.mktemp("demo"), show_progress=False)
+
+
+def test_demo_reaches_its_accuracies_on_both_chips(result):
+    assert result.reference_accuracy >= 0.95
+    for name, target in result.targets.items():
+        assert target.accuracy >= result.reference_accuracy - 0.02, name
+
+
+def test_summary_has_the_promised_form(result):
+    summary = json.loads((result.folder / "summary.json").read_text())
+    assert set(summary) == {"dataset", "train_images", "test_images", "reference", "targets", "seconds"}
+    assert (summary["train_images"], summary["test_images"]) == (1437, 360)
+    assert set(summary["targets"]) == {"speck2f", "loihi2"}
+    for target in summary["targets"].values():
+        assert set(target) == {"accuracy", "spike_agreement", "first_divergence", "cores", "seconds"}
+        assert set(target["spike_agreement"]) == {"if1", "if2", "if3"} == set(target["cores"])
+        assert all(0 < value <= 1 for value in target["spike_agreement"].values())
+        first = target["first_divergence"]
+        assert first is None or set(first) == {"node", "neuron", "step"}
+    assert accuracy(result.reference, result.data.test_labels) == summary["reference"]["accuracy"]
+
+
+def test_page_stands_alone_and_files_read_back(result):
+    page = (result.folder / "report.html").read_text()
+    assert "speck2f" in page
+    assert "loihi2" in page
+    assert "<script src" not in page
+    for name in ("reference", "speck2f", "loihi2"):
+        assert nd.load_trajectory(result.folder / f"{name}.h5").outputs.shape == (20, 360, 10)
+    again = nd.load_deployment(result.folder / "loihi2").run(result.data.test[:, :8])
+    assert np.array_equal(again.outputs, result.targets["loihi2"].trajectory.outputs[:, :8])
+
+
+def test_missing_scikit_learn_names_the_extra(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "sklearn.datasets", None)
+    with pytest.raises(NotImplementedError, match=r"pip install 'nirdeploy\[demo\]'"):
+        digits()
+
+
+def test_unwritable_folder_is_refused_before_training(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot make folder"):
+        demo(tmp_path / "file" / "out")
+    assert demonstration.TARGETS == ("speck2f", "loihi2")
