@@ -12,8 +12,8 @@ import numpy as np
 
 from nirdeploy.placement import Placement
 from nirdeploy.quantization import Quantized
-from nirdeploy_speck.network import Layer, Network
-from nirdeploy_speck.quantize import Integers, integers_of, lowered
+from nirdeploy_speck.emulator import Core
+from nirdeploy_speck.network import Layer, Network, lowered
 
 __all__ = ["chip_configuration"]
 
@@ -25,19 +25,18 @@ def chip_configuration(quantized: Quantized, placement: Placement) -> dict[str, 
     layers = {}
     for layer in network.layers:
         core = placement.cores[layer.name][0]
-        integers = integers_of(layer, quantized)
         layers[str(core)] = {
-            **_core(layer, integers),
+            **_fields(layer, Core.of(layer, quantized)),
             "monitor_enable": layer.name in exits,
             "destinations": _destinations(layer, network, placement),
         }
     return {"cnn_layers": dict(sorted(layers.items(), key=lambda item: int(item[0])))}
 
 
-def _core(layer: Layer, integers: Integers) -> dict[str, Any]:
+def _fields(layer: Layer, core: Core) -> dict[str, Any]:
     outputs, out_y, out_x = layer.output_shape
     inputs, in_y, in_x = layer.input_shape
-    bias = np.zeros(outputs, dtype=np.int64) if integers.bias is None else integers.bias
+    bias = np.zeros(outputs, dtype=np.int64) if core.bias is None else core.bias
     return {
         "dimensions": {
             "input_shape": {"feature_count": inputs, "size": {"x": in_x, "y": in_y}},
@@ -46,14 +45,14 @@ def _core(layer: Layer, integers: Integers) -> dict[str, Any]:
             "stride": {"x": layer.stride[1], "y": layer.stride[0]},
             "padding": {"x": layer.padding[1], "y": layer.padding[0]},
         },
-        "weights": integers.weight.swapaxes(2, 3).tolist(),
+        "weights": core.weight.swapaxes(2, 3).tolist(),
         "biases": bias.tolist(),
         "neurons_initial_value": np.zeros((outputs, out_x, out_y), dtype=np.int64).tolist(),
         "leak_enable": bool(bias.any()),
         "leak_internal_slow_clk_enable": False,
-        "threshold_high": integers.threshold,
-        "threshold_low": integers.v_min,
-        "return_to_zero": layer.convention.reset != "subtract",
+        "threshold_high": core.threshold,
+        "threshold_low": core.v_min,
+        "return_to_zero": not core.subtract,
         "input_congestion_balancer_enable": False,
         "output_decimator_enable": False,
         "output_decimator_interval": 0,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numba
 import numpy as np
@@ -24,35 +24,45 @@ from nirdeploy.quantization import Quantized
 from nirdeploy.raster import check_raster
 from nirdeploy.trajectory import Record, Trajectory
 from nirdeploy.version import __version__
-from nirdeploy_speck.network import Layer, Network
+from nirdeploy_speck.network import Layer, Network, lowered
 
-if TYPE_CHECKING:
-    from nirdeploy_speck.quantize import Integers
-
-__all__ = ["Cores", "LayerRun", "layer_input", "run", "run_layer"]
+__all__ = ["Core", "LayerRun", "layer_input", "run", "run_layer"]
 
 
 @dataclass(frozen=True)
-class Cores:
-    """What the neuron scan needs of a layer."""
+class Core:
+    """What one core is given.
+
+    Attributes:
+        weight: int8 [out, in, y, x].
+        bias: int16 [out], or None.
+        threshold: int16, at least 1.
+        v_min: int16, at most -1.
+        scale: model units an integer stands for.
+        subtract: reset by subtracting the threshold instead of to 0.
+        many: several spikes of a neuron a step.
+    """
 
     weight: NDArray[np.int64]
     bias: NDArray[np.int64] | None
     threshold: int
     v_min: int
+    scale: float
     subtract: bool
     many: bool
 
     @classmethod
-    def of(cls, layer: Layer, integers: Integers) -> Cores:
-        """From a layer and its integers."""
+    def of(cls, layer: Layer, quantized: Mapping[str, Any]) -> Core:
+        """The integers of one layer out of a `Quantized`."""
+        weight, neuron = quantized[layer.weight_node], quantized[layer.name]
         return cls(
-            integers.weight,
-            integers.bias,
-            integers.threshold,
-            integers.v_min,
-            layer.convention.reset == "subtract",
-            layer.convention.spikes_per_step == "many",
+            weight.weight.reshape(layer.weight.shape),
+            weight.bias,
+            neuron.threshold,
+            neuron.v_min,
+            neuron.scale,
+            neuron.reset == "subtract",
+            neuron.many,
         )
 
 
@@ -116,25 +126,25 @@ def layer_input(layer: Layer, produced: Mapping[str, NDArray[Any]]) -> NDArray[A
     return total
 
 
-def run_layer(layer: Layer, cores: Cores, x: NDArray[Any]) -> LayerRun:
+def run_layer(layer: Layer, core: Core, x: NDArray[Any]) -> LayerRun:
     """One layer over a whole raster: convolutions of all steps at once, then the neurons through time."""
     steps, batch = x.shape[:2]
     flat = x.reshape(steps * batch, *layer.input_shape)
-    if cores.weight.shape[2:] == layer.input_shape[1:] and layer.padding == (0, 0):
-        currents = exact.linear(flat.reshape(steps * batch, -1), cores.weight.reshape(cores.weight.shape[0], -1))
+    if core.weight.shape[2:] == layer.input_shape[1:] and layer.padding == (0, 0):
+        currents = exact.linear(flat.reshape(steps * batch, -1), core.weight.reshape(core.weight.shape[0], -1))
         currents = currents.reshape(steps * batch, *layer.output_shape)
     else:
-        currents = exact.conv2d(flat, cores.weight, stride=layer.stride, padding=layer.padding)
-    if cores.bias is not None:
-        currents = currents + cores.bias[:, None, None]
+        currents = exact.conv2d(flat, core.weight, stride=layer.stride, padding=layer.padding)
+    if core.bias is not None:
+        currents = currents + core.bias[:, None, None]
     spikes = np.empty((steps, batch, *layer.output_shape), dtype=np.int32)
     v_mem = np.empty_like(spikes)
     saturations, clamps = _scan(
         currents.reshape(steps, -1),
-        cores.threshold,
-        cores.v_min,
-        cores.subtract,
-        cores.many,
+        core.threshold,
+        core.v_min,
+        core.subtract,
+        core.many,
         spikes.reshape(steps, -1),
         v_mem.reshape(steps, -1),
     )
@@ -163,8 +173,6 @@ def run(
         UnsupportedError: a mode other than 'step'.
         RasterError: wrong shape, negative, NaN or fractional counts.
     """
-    from nirdeploy_speck.quantize import integers_of, lowered
-
     _refuse(on, mode)
     network = lowered(quantized)
     data, batched = check_raster(raster, network.input_shape, integer=True)
@@ -175,12 +183,12 @@ def run(
     records: dict[tuple[str, str], Record] = {}
     counters: dict[str, Mapping[str, int]] = {}
     for layer in network.layers:
-        integers = integers_of(layer, quantized)
-        result = run_layer(layer, Cores.of(layer, integers), layer_input(layer, produced))
+        core = Core.of(layer, quantized)
+        result = run_layer(layer, core, layer_input(layer, produced))
         produced[layer.name] = result.spikes
         counters[layer.name] = result.counters
         if nodes is None or layer.name in nodes:
-            _record(records, layer, result, integers, record, batched)
+            _record(records, layer, result, core, record, batched)
     for name, source in network.outputs.items():
         shape = shapes[name].output
         data = produced[source].reshape(*produced[source].shape[:2], *shape)
@@ -203,7 +211,7 @@ def _record(
     records: dict[tuple[str, str], Record],
     layer: Layer,
     result: LayerRun,
-    integers: Integers,
+    core: Core,
     wanted: tuple[str, ...],
     batched: bool,
 ) -> None:
@@ -216,9 +224,9 @@ def _record(
             layer.name,
             variable,
             data if batched else data[:, 0],
-            scale=integers.scale if voltage else 1.0,
+            scale=core.scale if voltage else 1.0,
             units="model" if voltage else "count",
-            threshold=integers.threshold if voltage else None,
+            threshold=core.threshold if voltage else None,
             batched=batched,
         )
 

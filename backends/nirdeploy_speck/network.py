@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nirdeploy import graph as graphs
-from nirdeploy.errors import ConversionError, NirdeployError
+from nirdeploy.errors import ConversionError, NirdeployError, QuantizationError
 from nirdeploy.graph import Path, Population
+from nirdeploy.quantization import Quantized
 from nirdeploy.reference.convention import Convention
 from nirdeploy.rules import Finding
 
-__all__ = ["Feed", "Layer", "Network", "log2_ceil", "lower"]
+__all__ = ["Feed", "Layer", "Network", "log2_ceil", "lower", "lowered"]
 
 _WEIGHTS = (nir.Conv2d, nir.Affine, nir.Linear)
 _POOLS = (nir.SumPool2d, nir.AvgPool2d)
@@ -379,3 +380,15 @@ def _kernel(
             f"a matrix over {inputs} inputs after a map of {channel}x{height}x{width}", node=weight_node
         )
     return node.weight.reshape(outputs, channel, height, width), (1, 1), (0, 0)
+
+
+def lowered(quantized: Quantized) -> Network:
+    """The layers of a quantised graph.
+
+    Raises:
+        QuantizationError: the graph is not one that can have been quantised for this chip.
+    """
+    network, found = lower(quantized.graph, quantized.convention)
+    if network is None:
+        raise QuantizationError(f"{quantized.target.name} cannot hold this graph: {found[0]}")
+    return network

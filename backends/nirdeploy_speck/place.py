@@ -1,4 +1,4 @@
-"""Layers onto cores: bipartite matching over the three memories of a core."""
+"""Layers onto cores: an assignment over the three memories of a core."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from nirdeploy.names import suggest
 from nirdeploy.placement import Placement, Usage
 from nirdeploy.quantization import Quantized
 from nirdeploy.target import Target
-from nirdeploy_speck.network import Layer
-from nirdeploy_speck.quantize import lowered
+from nirdeploy_speck.network import Layer, lowered
 
 __all__ = ["place"]
 
@@ -106,13 +105,12 @@ def _fixed(layers: tuple[Layer, ...], cores: Mapping[str, int], available: list[
 
 
 def _match(allowed: Mapping[str, list[int]]) -> dict[str, int]:
-    """A maximum matching; layers are tried with the fewest possible cores first, so answers are stable."""
-    import networkx as nx
+    """The largest matching, of those the one with the lowest core numbers; the same in every process."""
+    from scipy.optimize import linear_sum_assignment
 
-    bipartite = nx.Graph()
-    names = sorted(allowed, key=lambda n: (len(allowed[n]), n))
-    bipartite.add_nodes_from(("layer", n) for n in names)
-    for name in names:
-        bipartite.add_edges_from((("layer", name), ("core", core)) for core in allowed[name])
-    found = nx.bipartite.maximum_matching(bipartite, top_nodes=[("layer", n) for n in names])
-    return {key[1]: core[1] for key, core in found.items() if key[0] == "layer"}
+    names = list(allowed)
+    cores = sorted({core for options in allowed.values() for core in options})
+    forbidden = 1 + len(names) * (1 + max(cores))  # worth more than all allowed choices together
+    cost = [[core if core in allowed[name] else forbidden for core in cores] for name in names]
+    rows, columns = linear_sum_assignment(cost)
+    return {names[r]: cores[c] for r, c in zip(rows, columns, strict=True) if cost[r][c] < forbidden}

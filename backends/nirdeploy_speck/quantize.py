@@ -3,38 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import nir
 import numpy as np
 from numpy.typing import NDArray
 
-from nirdeploy import graph as graphs
 from nirdeploy.errors import QuantizationError
 from nirdeploy.exact import round_half_even, saturate
 from nirdeploy.quantization import Quantized, QuantizedNeuron, QuantizedWeight, best
 from nirdeploy.reference.convention import Convention
 from nirdeploy.target import Target
-from nirdeploy_speck.emulator import Cores, layer_input, run_layer
+from nirdeploy_speck.emulator import Core, layer_input, run_layer
 from nirdeploy_speck.network import Layer, Network, lower
 
-__all__ = ["Integers", "quantize", "sinabs_integers", "sinabs_scale"]
+__all__ = ["quantize", "sinabs_integers", "sinabs_scale"]
 
 # how far below and above the scale that just fills 8 bits the search looks; above 1 the largest weights saturate
 _SCALES = (1.0, 0.98, 0.95, 0.92, 0.89, 0.86, 0.83, 0.8, 0.75, 0.7, 0.6, 1.05, 1.1, 1.2)
 _THRESHOLDS = (0, 1, -1, 2, -2)
-
-
-@dataclass(frozen=True)
-class Integers:
-    """What one core is given: weight int8 [out, in, y, x], bias int16 [out] or None, thresholds int16."""
-
-    weight: NDArray[np.int64]
-    bias: NDArray[np.int64] | None
-    threshold: int
-    v_min: int
-    scale: float
 
 
 def quantize(
@@ -61,28 +48,26 @@ def quantize(
     if network is None:
         raise QuantizationError(f"{target.name} cannot hold this graph: {found[0]}")
     notes: list[str] = []
-    by_max = {layer.name: sinabs_integers(layer, notes) for layer in network.layers}
-    chosen: Mapping[str, Integers] = by_max
-    if quantizer == "calibrated":
-        notes.clear()
-        chosen = _calibrated(graph, network, convention, calibration, by_max, notes)
+    if quantizer == "max":
+        chosen = {layer.name: sinabs_integers(layer, notes) for layer in network.layers}
+    else:
+        chosen = _calibrated(graph, network, convention, calibration, notes)
     layers: dict[str, QuantizedWeight | QuantizedNeuron] = {}
     for layer in network.layers:
         layers.update(_as_layers(graph, layer, chosen[layer.name]))
     return Quantized(graph, target, convention, quantizer, layers, tuple(notes))
 
 
-def _as_layers(graph: nir.NIRGraph, layer: Layer, integers: Integers) -> dict[str, QuantizedWeight | QuantizedNeuron]:
+def _as_layers(graph: nir.NIRGraph, layer: Layer, core: Core) -> dict[str, QuantizedWeight | QuantizedNeuron]:
     shape = graph.nodes[layer.weight_node].weight.shape
-    here = layer.convention
     return {
-        layer.weight_node: QuantizedWeight(integers.weight.reshape(shape), integers.bias, integers.scale),
+        layer.weight_node: QuantizedWeight(core.weight.reshape(shape), core.bias, core.scale),
         layer.name: QuantizedNeuron(
-            threshold=integers.threshold,
-            v_min=integers.v_min,
-            scale=integers.scale,
-            reset="subtract" if here.reset == "subtract" else "zero",
-            many=here.spikes_per_step == "many",
+            threshold=core.threshold,
+            v_min=core.v_min,
+            scale=core.scale,
+            reset="subtract" if core.subtract else "zero",
+            many=core.many,
         ),
     }
 
@@ -104,7 +89,7 @@ def sinabs_scale(values: NDArray[np.float32], bits: int) -> np.float32:
         return np.float32(abs(np.float32(lo) / smallest))
 
 
-def sinabs_integers(layer: Layer, notes: list[str]) -> Integers:
+def sinabs_integers(layer: Layer, notes: list[str]) -> Core:
     """sinabs 3.1.3's integers in its own float32 arithmetic, its traps included; each one met is noted.
 
     One scale for weights (8 bits), bias (8 bits) and thresholds (16 bits): the smallest of the three; a missing
@@ -140,20 +125,28 @@ def sinabs_integers(layer: Layer, notes: list[str]) -> Integers:
             node=layer.name,
             remedy="Use quantizer='calibrated'.",
         )
-    return Integers(weight, bias, threshold, v_min, float(1.0 / scale))
+    return _core(layer, weight, bias, threshold, v_min, float(1.0 / scale))
+
+
+def _core(
+    layer: Layer,
+    weight: NDArray[np.int64],
+    bias: NDArray[np.int64] | None,
+    threshold: int,
+    v_min: int,
+    scale: float,
+) -> Core:
+    here = layer.convention
+    subtract, many = here.reset == "subtract", here.spikes_per_step == "many"
+    return Core(weight, bias, threshold, v_min, scale, subtract, many)
 
 
 # ---------------------------------------------------------------- calibrated
 
 
 def _calibrated(
-    graph: nir.NIRGraph,
-    network: Network,
-    convention: Convention,
-    raster: NDArray[Any],
-    by_max: Mapping[str, Integers],
-    notes: list[str],
-) -> Mapping[str, Integers]:
+    graph: nir.NIRGraph, network: Network, convention: Convention, raster: NDArray[Any], notes: list[str]
+) -> dict[str, Core]:
     """Layer by layer the integers whose spikes differ least from the reference's on the calibration data.
 
     Each layer is fed by the quantised layers before it. All of it is replaced by 'max' should that agree better.
@@ -161,36 +154,59 @@ def _calibrated(
     from nirdeploy.reference.executor import run
 
     reference = run(graph, raster, convention=convention, record=("spikes",))
-    wanted = {layer.name: np.asarray(reference[layer.name, "spikes"].data) for layer in network.layers}
-    chosen: dict[str, Integers] = {}
-    differing: dict[str, dict[str, int]] = {"calibrated": {}, "max": {}}
+    wanted = {
+        layer.name: np.asarray(reference[layer.name, "spikes"].data).reshape(*raster.shape[:2], *layer.output_shape)
+        for layer in network.layers
+    }
+    by_max = _max_where_possible(network)
+    chosen: dict[str, Core] = {}
     produced: dict[str, NDArray[Any]] = {network.input_name: raster}
-    from_max: dict[str, NDArray[Any]] = {network.input_name: raster}
     for layer in network.layers:
-        target = wanted[layer.name].reshape(*raster.shape[:2], *layer.output_shape)
         x = layer_input(layer, produced)
 
-        def cost(integers: Integers, layer: Layer = layer, x: Any = x, target: Any = target) -> int:
-            return int(np.abs(run_layer(layer, Cores.of(layer, integers), x).spikes - target).sum())
+        def cost(core: Core, layer: Layer = layer, x: NDArray[Any] = x) -> int:
+            return _difference(run_layer(layer, core, x).spikes, wanted[layer.name])
 
-        chosen[layer.name], left = best(_candidates(layer, by_max[layer.name]), cost)
-        differing["calibrated"][layer.name] = int(left)
-        produced[layer.name] = run_layer(layer, Cores.of(layer, chosen[layer.name]), x).spikes
-        plain = run_layer(layer, Cores.of(layer, by_max[layer.name]), layer_input(layer, from_max)).spikes
-        from_max[layer.name] = plain
-        differing["max"][layer.name] = int(np.abs(plain - target).sum())
-    totals = {name: sum(found.values()) for name, found in differing.items()}
-    notes.append(
-        f"on the calibration data {totals['calibrated']} spikes differ from the reference "
-        f"({totals['max']} with quantizer='max')"
-    )
-    if totals["max"] < totals["calibrated"]:
-        notes.append("the integers of 'max' agree better and were taken")
-        return by_max
+        chosen[layer.name], _ = best(_candidates(layer, by_max.get(layer.name)), cost)
+        produced[layer.name] = run_layer(layer, chosen[layer.name], x).spikes
+    found = _disagreement(network, chosen, raster, wanted)
+    total = sum(int(spikes.sum()) for spikes in wanted.values())
+    note = f"on the calibration data {found} spikes differ from the reference's {total}"
+    if len(by_max) == len(network.layers):
+        plain = _disagreement(network, by_max, raster, wanted)
+        note += f" ({plain} with quantizer='max')"
+        if plain < found:
+            chosen, note = by_max, note + "; those of 'max' were taken"
+    notes.append(note)
     return chosen
 
 
-def _candidates(layer: Layer, by_max: Integers) -> Iterator[Integers]:
+def _max_where_possible(network: Network) -> dict[str, Core]:
+    found = {}
+    for layer in network.layers:
+        try:
+            found[layer.name] = sinabs_integers(layer, [])
+        except QuantizationError:
+            if not layer.weight.any():
+                raise
+    return found
+
+
+def _difference(found: NDArray[Any], wanted: NDArray[Any]) -> int:
+    return int(np.abs(found.astype(np.int64) - wanted).sum())
+
+
+def _disagreement(
+    network: Network, cores: Mapping[str, Core], raster: NDArray[Any], wanted: Mapping[str, NDArray[Any]]
+) -> int:
+    """Spikes by which all layers together, each fed by the one before, differ from the reference's."""
+    produced: dict[str, NDArray[Any]] = {network.input_name: raster}
+    for layer in network.layers:
+        produced[layer.name] = run_layer(layer, cores[layer.name], layer_input(layer, produced)).spikes
+    return sum(_difference(produced[name], spikes) for name, spikes in wanted.items())
+
+
+def _candidates(layer: Layer, by_max: Core | None) -> Iterator[Core]:
     full = float(sinabs_scale(layer.weight, 8))
     strict = layer.convention.crossing == "strict"
     for factor in _SCALES:
@@ -208,24 +224,6 @@ def _candidates(layer: Layer, by_max: Integers) -> Iterator[Integers]:
         bias = None if layer.bias is None else saturate(round_half_even(layer.bias.astype(np.float64) * scale), 16)
         for offset in _THRESHOLDS:
             threshold = min(max(1, middle + offset), 32767)
-            yield Integers(weight, bias, threshold, max(min(-1, v_min), -32768), 1.0 / scale)
-    yield by_max
-
-
-def integers_of(layer: Layer, quantized: Mapping[str, Any]) -> Integers:
-    """The integers of one layer out of a `Quantized`."""
-    weight, neuron = quantized[layer.weight_node], quantized[layer.name]
-    kernel = weight.weight.reshape(layer.weight.shape)
-    return Integers(kernel, weight.bias, neuron.threshold, neuron.v_min, neuron.scale)
-
-
-def lowered(quantized: Quantized) -> Network:
-    """The layers of a quantised graph.
-
-    Raises:
-        QuantizationError: the graph is not one that can have been quantised for this chip.
-    """
-    network, found = lower(graphs.copy_graph(quantized.graph), quantized.convention)
-    if network is None:
-        raise QuantizationError(f"{quantized.target.name} cannot hold this graph: {found[0]}")
-    return network
+            yield _core(layer, weight, bias, threshold, max(min(-1, v_min), -32768), 1.0 / scale)
+    if by_max is not None:
+        yield by_max

@@ -19,7 +19,7 @@ from nets import (
     vendor_python,
 )
 from nirdeploy_speck.config import chip_configuration
-from nirdeploy_speck.quantize import lowered
+from nirdeploy_speck.network import lowered
 
 import nirdeploy as nd
 

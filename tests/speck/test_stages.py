@@ -19,7 +19,7 @@ from nets import (
     pool_node,
     raster,
 )
-from nirdeploy_speck.emulator import Cores, run_layer
+from nirdeploy_speck.emulator import Core, run_layer
 from nirdeploy_speck.network import log2_ceil, lower
 from nirdeploy_speck.quantize import sinabs_scale
 
@@ -227,6 +227,8 @@ def test_max_warns_of_its_traps():
     small = chain((2,), fc=linear_node([[9.0, -9.0]]), n=if_node((1,), 0.01))
     with pytest.raises(QuantizationError, match="'n': quantizer 'max' rounds the thresholds to 0"):
         nd.quantize(small, "speck2f", convention=PLAIN, quantizer="max")
+    fitted = nd.quantize(small, "speck2f", convention=PLAIN, calibration=raster((2,)))
+    assert fitted["n"].threshold >= 1
     zero = chain((2,), fc=linear_node([[0.0, 0.0]]), n=if_node((1,)))
     with pytest.raises(QuantizationError, match="'fc': all weights are zero"):
         nd.quantize(zero, "speck2f", convention=PLAIN, quantizer="max")
@@ -276,7 +278,7 @@ def test_stages_leave_the_graph_as_it_was():
 # ---------------------------------------------------------------- emulator
 
 
-def slow_layer(layer, cores, x):
+def slow_layer(layer, core, x):
     """The definition, one neuron at a time."""
     steps, batch = x.shape[:2]
     out, height, width = layer.output_shape
@@ -285,16 +287,16 @@ def slow_layer(layer, cores, x):
     spikes = np.zeros((steps, batch, out, height, width), int)
     v_mem = np.zeros_like(spikes)
     padded = np.pad(x, ((0, 0), (0, 0), (0, 0), (py, py), (px, px)))
-    kh, kw = cores.weight.shape[2:]
+    kh, kw = core.weight.shape[2:]
     for b, o, i, j in np.ndindex(batch, out, height, width):
         v = 0
         for t in range(steps):
             window = padded[t, b, :, i * sy : i * sy + kh, j * sx : j * sx + kw]
-            v += int((window * cores.weight[o]).sum()) + (0 if cores.bias is None else int(cores.bias[o]))
-            n = v // cores.threshold if v > 0 else 0
-            n = n if cores.many else min(n, 1)
-            v = v - n * cores.threshold if cores.subtract or n == 0 else 0
-            v = max(v, cores.v_min)
+            v += int((window * core.weight[o]).sum()) + (0 if core.bias is None else int(core.bias[o]))
+            n = v // core.threshold if v > 0 else 0
+            n = n if core.many else min(n, 1)
+            v = v - n * core.threshold if core.subtract or n == 0 else 0
+            v = max(v, core.v_min)
             spikes[t, b, o, i, j], v_mem[t, b, o, i, j] = n, v
     return spikes, v_mem
 
@@ -315,17 +317,18 @@ def test_emulator_equals_the_definition(seed, stride, padding, kernel, subtract,
     network, found = lower(graph, PLAIN)
     assert not found
     (layer,) = network.layers
-    cores = Cores(
+    core = Core(
         rng.integers(-128, 128, (2, 2, kernel, kernel)),
         rng.integers(-300, 300, 2) if bias else None,
         int(rng.integers(1, 400)),
         int(rng.integers(-500, 0)),
+        1.0,
         subtract,
         many,
     )
     x = rng.poisson(0.5, (6, 2, 2, 5, 4))
-    result = run_layer(layer, cores, x)
-    spikes, v_mem = slow_layer(layer, cores, x)
+    result = run_layer(layer, core, x)
+    spikes, v_mem = slow_layer(layer, core, x)
     assert np.array_equal(result.spikes, spikes)
     assert np.array_equal(result.v_mem, v_mem)
 
@@ -333,8 +336,8 @@ def test_emulator_equals_the_definition(seed, stride, padding, kernel, subtract,
 def test_emulator_counts_what_would_not_fit_sixteen_bits():
     graph = chain((1,), fc=linear_node([[1.0]]), n=if_node((1,), 100.0))
     network, _ = lower(graph, PLAIN)
-    cores = Cores(np.array([[[[127]]]]), None, 32767, -1, subtract=True, many=True)
-    result = run_layer(network.layers[0], cores, np.full((1, 1, 1, 1, 1), 300))
+    core = Core(np.array([[[[127]]]]), None, 32767, -1, 1.0, subtract=True, many=True)
+    result = run_layer(network.layers[0], core, np.full((1, 1, 1, 1, 1), 300))
     assert result.counters["saturations"] == 1
 
 

@@ -1,0 +1,93 @@
+"""The built wheel, installed outside the repository; and every example of the documentation."""
+
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from nets import ROOT
+
+CODE = re.compile(r"```python\n(.*?)```(?:\n+```text\n(.*?)```)?", re.DOTALL)
+PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def test_wheel_holds_code_tables_and_templates(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    for wanted in (
+        "nirdeploy/py.typed",
+        "nirdeploy/comparison/report.html.j2",
+        "nirdeploy_speck/targets/speck2f.toml",
+        "nirdeploy_loihi/targets/loihi2.toml",
+    ):
+        assert wanted in names
+    assert not [n for n in names if n.startswith(("tests/", "configs/", "backends/"))]
+
+
+def test_installed_wheel_works_outside_the_repository(wheel, tmp_path):
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)  # what installing a pure wheel does, without pip's minutes
+    work = tmp_path / "work"
+    work.mkdir()
+    code = (
+        "import nirdeploy as nd, nirdeploy_speck, nirdeploy_loihi.netx; "
+        "print(nd.__file__); print(nirdeploy_speck.__file__); print(sorted(nd.targets()))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=work, env=environment, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert found[0].startswith(str(site))
+    assert found[1].startswith(str(site))
+    assert "'loihi2'" in found[2]
+    assert "'speck2f'" in found[2]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_examples_of_the_documentation_run_and_print_what_they_say(page, tmp_path, monkeypatch):
+    blocks = CODE.findall((ROOT / page).read_text(encoding="utf-8"))
+    if page == "README.md":
+        assert blocks
+    for name in ("configs", "examples"):
+        if (ROOT / name).exists():
+            (tmp_path / name).symlink_to(ROOT / name)
+    script = tmp_path / "page.py"
+    # one page is one program: later blocks use what earlier ones made
+    marker = "---- end of block ----"
+    script.write_text("".join(f"{code}\nprint({marker!r})\n" for code, _ in blocks), encoding="utf-8")
+    found = subprocess.run(
+        [sys.executable, "-W", "error", script.name],
+        check=False,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert found.returncode == 0, found.stderr
+    printed = [part.strip() for part in found.stdout.split(marker)]
+    for (_, expected), actual in zip(blocks, printed, strict=False):
+        if expected:
+            assert [line.rstrip() for line in actual.splitlines()] == [
+                line.rstrip() for line in expected.strip().splitlines()
+            ]
+
+
+def test_repository_names_no_machine():
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    for name in files:
+        path = ROOT / name
+        if path.suffix in {".py", ".md", ".toml", ".txt", ".yaml"} and path != Path(__file__):
+            text = path.read_text(encoding="utf-8")
+            assert "/work/" not in text, name
+            assert "/root/" not in text, name
