@@ -1,7 +1,8 @@
 """How long do the emulators take for 360 images of digits?
 
-Run python benchmarks/emulation.py. It prints seconds of the first run (kernels compiled or taken from numba's cache) and of the best of three later ones.
-The reference run of the same raster, in the same process, is the yardstick: machines differ, ratios less.
+Run `python benchmarks/emulation.py`. It prints seconds of the first run (kernels compiled, or taken from numba's
+cache) and of the best of three later ones. The reference run of the same raster, in the same process, is the
+yardstick: machines differ, ratios less.
 """
 
 from __future__ import annotations

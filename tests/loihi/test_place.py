@@ -134,6 +134,7 @@ def test_the_users_cores_are_checked(nets):
         place(q, cores={"n": [5]})
 
 
+@pytest.mark.filterwarnings("ignore::nirdeploy.errors.QuantizationWarning")
 def test_a_fan_in_beyond_the_axons_is_refused_with_value_and_limit(nets):
     weight = np.ones((2, 5000)) * np.array([[1.0], [-1.0]])
     graph = nets.chain(

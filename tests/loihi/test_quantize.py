@@ -5,7 +5,7 @@ import pytest
 from nirdeploy_loihi.calibrate import disagreement
 from nirdeploy_loihi.network import lower
 
-from nirdeploy.errors import QuantizationError, RasterError
+from nirdeploy.errors import QuantizationError, QuantizationWarning, RasterError
 from nirdeploy.pipeline import quantize
 from nirdeploy.reference.executor import run
 
@@ -86,12 +86,14 @@ def test_inclusive_and_strict_thresholds(nets):
 
 
 def test_a_large_threshold_lowers_the_scale(nets):
-    q = by_max(nets, one(nets, [1.0, -1.0], threshold=1000.0))
+    with pytest.warns(QuantizationWarning, match="scale lowered from 254 to 131"):
+        q = by_max(nets, one(nets, [1.0, -1.0], threshold=1000.0))
     assert 130_000 < q["n"].mantissa <= 131_071
     assert q["w"].weight.tolist() == [[132, -132]]  # 2 round(131.07 / 2)
     assert q.notes == ("n: scale lowered from 254 to 131.07: threshold mantissa 254000 exceeds 131071",)
 
 
+@pytest.mark.filterwarnings("ignore::nirdeploy.errors.QuantizationWarning")
 def test_a_large_bias_takes_an_exponent_then_lowers_the_scale(nets):
     q = by_max(nets, one(nets, [1.0, -1.0], bias=10.0, threshold=100.0))
     # 10 * 254 * 64 = 162560 = 2540 << 6
@@ -103,6 +105,7 @@ def test_a_large_bias_takes_an_exponent_then_lowers_the_scale(nets):
     assert "bias register" in q.notes[0]
 
 
+@pytest.mark.filterwarnings("ignore::nirdeploy.errors.QuantizationWarning")
 def test_a_wide_fan_in_lowers_the_scale_so_that_u_cannot_wrap(nets):
     q = by_max(nets, one(nets, np.ones((1, 1000)), threshold=10.0))
     assert 130_000 < q["w"].weight.sum() < 1 << 17
