@@ -139,6 +139,17 @@ def _counts(network: nn.Module, raster: Tensor) -> Tensor:
     return total
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run torch on one thread: layers this small gain nothing from a second, and lose much where cores are shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def train(
     data: Digits, *, epochs: int = 12, seed: int = 0, advance: Callable[[], None] = lambda: None
 ) -> DigitsNetwork:
@@ -214,7 +225,8 @@ def demo(folder: str | Path = "out/demo", *, epochs: int = 12, show_progress: bo
     out = _folder(folder)
     with _progress(show_progress) as start:
         data = digits()
-        network = train(data, epochs=epochs, advance=start("train on digits", epochs * batches(data)))
+        with one_thread():
+            network = train(data, epochs=epochs, advance=start("train on digits", epochs * batches(data)))
         graph = _through_file(network, out / "digits.nir")
         steps = start("deploy and compare", 1 + 2 * len(TARGETS))
         reference = run(graph, data.test)

@@ -71,7 +71,20 @@ class GraphError(NirdeployError, ValueError):
 
 
 class ConversionError(NirdeployError, ValueError):
-    """A module or node cannot be converted as it stands."""
+    """A module or node cannot be converted as it stands.
+
+    Args:
+        message: as for every error.
+        node: likewise.
+        remedy: likewise.
+        located: whether the message has the source line already.
+    """
+
+    def __init__(
+        self, message: str, *, node: str | None = None, remedy: str | None = None, located: bool = False
+    ) -> None:
+        super().__init__(message, node=node, remedy=remedy)
+        self.located = located
 
 
 class UnsupportedError(NirdeployError, NotImplementedError):

@@ -17,112 +17,256 @@ from nirdeploy import io
 from nirdeploy.convert.primitives import PRIMITIVES, BuildContext, find, row_for_node
 from nirdeploy.errors import ConventionError, ConversionError, RasterError, UnsupportedError
 from nirdeploy.names import escape
+from nirdeploy.nodes import type_name
 from nirdeploy.reference.convention import Convention
-from nirdeploy.reference.neurons import Neuron
+from nirdeploy.reference.neurons import Stateful
+from nirdeploy.schedule import NodePath, Schedule, dotted, schedule
 
-__all__ = ["GraphModule", "nir_to_torch"]
+__all__ = ["GraphModule", "lookup", "nir_to_torch"]
 
 State = dict[str, Any]
+ModuleMap = Mapping[type, Callable[..., "nn.Module | None"]]
+_RESERVED = "./"
 
 
-class GraphModule(nn.Module):
+class Scope(nn.Module):
+    """The modules of one graph by node name; subgraphs are Scopes in it."""
+
+    def put(self, name: str, module: nn.Module) -> None:
+        """Add a module under a node name; any name is possible."""
+        # not add_module: it refuses dots and the names of attributes, such as 'training'
+        self._modules[escape(name, reserved=_RESERVED)] = module
+
+    def get(self, path: NodePath) -> nn.Module | None:
+        """The module of a node; None for Inputs and Outputs."""
+        scope: nn.Module | None = self
+        for name in path:
+            scope = None if scope is None else scope._modules.get(escape(name, reserved=_RESERVED))
+        return scope
+
+    def forward(self, *_: Any) -> Any:
+        """A scope is run by the graph it belongs to."""
+        raise ConversionError("a subgraph of an imported graph cannot be called by itself")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """One node in execution order."""
+
+    path: NodePath
+    sources: tuple[tuple[NodePath, str | None], ...]  # with the key of the state entry where it is feedback
+    stateful: bool
+
+
+class GraphModule(Scope):
     """A NIR graph as a torch module.
 
+    Submodules are named after nodes ('.' and '/' percent-encoded), so `state_dict` keys are 'lif.v_threshold', and
+    'sub.lif.v_threshold' inside a subgraph.
+
     Attributes:
-        graph: a copy of the graph it was built from.
+        skeleton: the graph with its types, options, edges and metadata; parameters live in the submodules.
         convention: what its neurons follow.
-        order: node names in execution order.
-        input_names: names of the Inputs.
-        output_names: names of the Outputs.
-        shapes: input and output shape of every node.
+        plan: execution order, sources and feedback edges.
+        shapes: input and output shape of every node, by path.
     """
 
-    def __init__(self, graph: nir.NIRGraph, modules: Mapping[str, nn.Module], convention: Convention | None) -> None:
+    def __init__(
+        self,
+        graph: nir.NIRGraph,
+        plan: Schedule,
+        shapes: Mapping[NodePath, graphs.Shapes],
+        modules: Mapping[NodePath, nn.Module],
+        convention: Convention,
+    ) -> None:
         super().__init__()
-        self.graph = graphs.copy_graph(graph)
+        self.skeleton = graph
         self.convention = convention
-        self.order = graphs.order(graph)
-        self.input_names = graphs.input_names(graph)
-        self.output_names = graphs.output_names(graph)
-        self.shapes = graphs.shapes(graph)
-        self._sources = graphs.predecessors(graph)
-        self.nodes = nn.Module()
-        for name, module in modules.items():
-            # not add_module: it refuses dots and names of attributes such as 'training'
-            self.nodes._modules[escape(name, reserved="./")] = module
-        self._stateful = {name for name, module in modules.items() if _takes_state(module)}
+        self.plan = dataclasses.replace(plan, nodes={})  # the nodes' arrays are in the submodules
+        self.shapes = dict(shapes)
+        self.kinds = {path: type_name(node) for path, node in plan.nodes.items()}
+        back = set(plan.feedback)
+        self._steps = tuple(
+            _Step(
+                path,
+                tuple((s, f"{dotted(s)}->{dotted(path)}" if (s, path) in back else None) for s in plan.sources[path]),
+                path in modules and _takes_state(modules[path]),
+            )
+            for path in plan.order
+        )
+        for path, module in modules.items():
+            scope: Scope = self
+            for name in path[:-1]:
+                if scope.get((name,)) is None:
+                    scope.put(name, Scope())
+                scope = scope._modules[escape(name, reserved=_RESERVED)]  # type: ignore[assignment]
+            scope.put(path[-1], module)
 
-    def node(self, name: str) -> nn.Module | None:
-        """The module of a node; None for Inputs and Outputs."""
-        return self.nodes._modules.get(escape(name, reserved="./"))
+    @property
+    def input_names(self) -> list[str]:
+        """Names of the Inputs, in name order."""
+        return [dotted(path) for path in self.plan.inputs]
 
-    def forward(self, x: Tensor | Mapping[str, Tensor], state: Mapping[str, Any] | None = None) -> Any:
+    @property
+    def output_names(self) -> list[str]:
+        """Names of the Outputs, in name order."""
+        return [dotted(path) for path in self.plan.outputs]
+
+    def forward(self, *inputs: Any, state: Mapping[str, Any] | None = None, **named: Tensor) -> Any:
         """One step.
 
         Args:
-            x: input [batch, ...] or [...]; with several Inputs a dict by name.
+            *inputs: one tensor for each Input in name order, [batch, ...] or [...]; or a dict by name; after them the
+                state may follow.
             state: what the previous step returned; missing entries mean rest. Never changed.
+            **named: inputs by name.
 
         Returns:
             The output (a dict by name with several Outputs) and the new state.
 
         Raises:
-            RasterError: an input of another shape than the graph's.
+            RasterError: inputs missing, unknown or of another shape than the graph's.
+            ConventionError: a state of another batch, naming the node.
         """
-        values, new_state = self.step(self._inputs(x), state or {})
-        found = {name: values[name] for name in self.output_names}
+        given, state = self._arguments(inputs, state, named)
+        values, new_state = self.step(given, state or {})
+        found = {dotted(path): values[path] for path in self.plan.outputs}
         return (next(iter(found.values())) if len(found) == 1 else found), new_state
 
-    def _inputs(self, x: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
-        given = dict(x) if isinstance(x, Mapping) else {self.input_names[0]: x}
-        if set(given) != set(self.input_names):
-            raise RasterError(f"inputs {sorted(given)} given, the graph has {self.input_names}")
-        for name, value in given.items():
-            shape = self.shapes[name].input
+    def _arguments(
+        self, inputs: tuple[Any, ...], state: Mapping[str, Any] | None, named: Mapping[str, Tensor]
+    ) -> tuple[dict[NodePath, Tensor], Mapping[str, Any] | None]:
+        names = self.input_names
+        positional = list(inputs)
+        given = dict(named)
+        if positional and isinstance(positional[0], Mapping):
+            given |= positional.pop(0)
+        elif positional and isinstance(positional[0], list | tuple):
+            positional[:1] = positional[0]
+        for name in names:
+            if name not in given and positional:
+                given[name] = positional.pop(0)
+        if positional and state is None:
+            state = positional.pop(0)
+        if positional or set(given) != set(names):
+            raise RasterError(f"inputs {sorted(given)} given, the graph has the Inputs {names}")
+        if state is not None and not isinstance(state, Mapping):
+            raise ConventionError(f"the state is a {type(state).__name__}, expected a dict by node name")
+        found = {path: given[dotted(path)] for path in self.plan.inputs}
+        for path, value in found.items():
+            shape = self.shapes[path].input
             rank = len(shape)
             if tuple(value.shape[value.ndim - rank :]) != shape or value.ndim not in (rank, rank + 1):
                 raise RasterError(
-                    f"an input of shape {tuple(value.shape)}, expected {shape} or (batch, *{shape})",
-                    node=name,
+                    f"an input of shape {tuple(value.shape)}, expected {shape} or (batch, {', '.join(map(str, shape))})",
+                    node=dotted(path),
                 )
-        return given
+        return found, state
 
-    def step(self, inputs: Mapping[str, Tensor], state: Mapping[str, Any]) -> tuple[dict[str, Tensor], State]:
-        """One step, returning what every node emits and the new state."""
-        values: dict[str, Tensor] = dict(inputs)
+    def step(self, inputs: Mapping[NodePath, Tensor], state: Mapping[str, Any]) -> tuple[dict[NodePath, Tensor], State]:
+        """One step, returning what every node emits, by path, and the new state."""
+        values: dict[NodePath, Tensor] = dict(inputs)
         new_state: State = {}
-        for name in self.order:
-            if name in values:
+        previous = self._previous(inputs, state)
+        for step in self._steps:
+            if step.path in inputs:
                 continue
-            x = self._gather(values, name)
-            module = self.node(name)
+            x = self._gather(step, values, previous)
+            module = self.get(step.path)
             if module is None:
-                values[name] = x
-            elif name in self._stateful:
+                values[step.path] = x
+            elif step.stateful:
                 try:
-                    values[name], new_state[name] = module(x, state.get(name))
+                    values[step.path], after = module(x, lookup(state, step.path))
                 except ConventionError as error:
-                    raise ConventionError(str(error), node=name) from error
+                    raise ConventionError(str(error), node=dotted(step.path)) from error
+                _store(new_state, step.path, after)
             else:
-                values[name] = module(x)
+                values[step.path] = module(x)
+        for source, target in self.plan.feedback:
+            new_state[f"{dotted(source)}->{dotted(target)}"] = values[source]
         return values, new_state
 
-    def _gather(self, values: Mapping[str, Tensor], name: str) -> Tensor:
-        first, *others = self._sources[name]
-        total = values[first]
-        for other in others:
-            total = total + values[other]
+    def _previous(self, inputs: Mapping[NodePath, Tensor], state: Mapping[str, Any]) -> dict[str, Tensor]:
+        """What each feedback edge carries into this step."""
+        found: dict[str, Tensor] = {}
+        silent: dict[NodePath, Tensor] | None = None
+        for source, target in self.plan.feedback:
+            key = f"{dotted(source)}->{dotted(target)}"
+            if state.get(key) is not None:
+                found[key] = state[key]
+                continue
+            if self.convention.feedback_start == "zero":
+                found[key] = self._zeros(source, inputs)
+                continue
+            silent = silent if silent is not None else self._silence(inputs)
+            found[key] = silent[source]
+        return found
+
+    def _zeros(self, path: NodePath, inputs: Mapping[NodePath, Tensor]) -> Tensor:
+        first, like = next(iter(inputs.items()))
+        batch = like.shape[: like.ndim - len(self.shapes[first].input)]
+        return like.new_zeros((*batch, *self.shapes[path].output))
+
+    def _silence(self, inputs: Mapping[NodePath, Tensor]) -> dict[NodePath, Tensor]:
+        """What every node emits where Inputs are 0, spiking nodes silent, integrators at their initial v.
+
+        Stateless nodes compute; other feedback edges carry 0.
+        """
+        values = {path: torch.zeros_like(value) for path, value in inputs.items()}
+        for step in self._steps:
+            if step.path in values:
+                continue
+            module = self.get(step.path)
+            if step.stateful:
+                zeros = self._zeros(step.path, inputs)
+                values[step.path] = module.rest(zeros) if isinstance(module, Stateful) else zeros
+                continue
+            zero = {key: self._zeros(source, inputs) for source, key in step.sources if key is not None}
+            x = self._gather(step, values, zero)
+            values[step.path] = x if module is None else module(x)
+        return values
+
+    @staticmethod
+    def _gather(step: _Step, values: Mapping[NodePath, Tensor], previous: Mapping[str, Tensor]) -> Tensor:
+        parts = [values[source] if key is None else previous[key] for source, key in step.sources]
+        total = parts[0]
+        for part in parts[1:]:
+            total = total + part
         return total
 
 
+def lookup(state: Mapping[str, Any], path: NodePath) -> Any:
+    """The entry of a node in a nested state; None where any part of it is missing."""
+    found: Any = state
+    for name in path:
+        if not isinstance(found, Mapping):
+            return None
+        found = found.get(name)
+    return found
+
+
+def _store(state: State, path: NodePath, value: Any) -> None:
+    for name in path[:-1]:
+        state = state.setdefault(name, {})
+    state[path[-1]] = value
+
+
 def _takes_state(module: nn.Module) -> bool:
-    return "state" in inspect.signature(module.forward).parameters
+    """Whether a module returns (output, state): ours, and those whose forward takes a second argument."""
+    if isinstance(module, Stateful):
+        return True
+    if type(module).__module__.startswith("torch.nn.modules") and not isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        return False
+    given = inspect.signature(module.forward).parameters.values()
+    positional = [p for p in given if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return len(positional) > 1
 
 
 def nir_to_torch(
     graph_or_path: nir.NIRNode | str | Path,
-    node_map: Mapping[type, Callable[..., nn.Module | None]] | None = None,
-    default_map: Mapping[type, Callable[..., nn.Module | None]] | None = None,
+    node_map: ModuleMap | None = None,
+    default_map: ModuleMap | None = None,
     *,
     convention: Convention | None = None,
     dt: float | None = None,
@@ -133,7 +277,9 @@ def nir_to_torch(
 
     Args:
         graph_or_path: a graph, a single node, or a .nir file.
-        node_map: NIR type -> function of the node that returns a module; wins over the defaults.
+        node_map: NIR type -> function of the node that returns a module, or None for one without effect; wins over
+            the defaults and is looked up along the class hierarchy. A module whose forward takes a second argument is
+            stateful and returns (output, state), whatever that argument is called.
         default_map: replaces the built-in table.
         convention: how neurons are stepped; None: the one stored in the graph, else NIR's with `dt`.
         dt: step in seconds, instead of a convention.
@@ -144,25 +290,30 @@ def nir_to_torch(
         A module `out, state = module(x, state)`; for a single node the mapped module itself.
 
     Raises:
-        MissingTimeStepError: a neuron needs dt and none is known.
+        MissingTimeStepError: a neuron or delay needs dt and none is known.
         UnsupportedError: a node type without a map, naming node and type.
+        GraphError: shapes that disagree, dangling edges, and whatever else has no meaning.
     """
+    from_file = isinstance(graph_or_path, str | Path)
     node = io.read(graph_or_path) if isinstance(graph_or_path, str | Path) else graph_or_path
+    maps = (node_map or {}, default_map)
     if not isinstance(node, nir.NIRGraph):
-        used = _convention(None, convention, dt)
-        module = _build("node", node, None, used, node_map, default_map)
-        return module.to(device=device, dtype=dtype)
-    shapes = graphs.shapes(node)
-    if back := graphs.feedback_edges(node):
-        source, target = back[0]
-        raise UnsupportedError(f"feedback from {source!r} is not supported yet", node=target)
+        context = BuildContext("node", None, _convention(None, convention, dt), shared=False, dtype=dtype)
+        return _build(context, node, *maps).to(device=device, dtype=dtype)
+    graphs.validate(node)
     used = _convention(node, convention, dt)
-    modules = {
-        name: _build(name, inner, shapes[name].input, used, node_map, default_map)
-        for name, inner in node.nodes.items()
-        if not isinstance(inner, nir.Input | nir.Output)
-    }
-    return GraphModule(node, modules, used).to(device=device, dtype=dtype)
+    plan = schedule(node, used.feedback_edges)
+    shapes = graphs.scheduled_shapes(plan)
+    modules = {}
+    for path in plan.order:
+        inner = plan.nodes[path]
+        if not isinstance(inner, nir.Input | nir.Output):
+            here = used.for_node(dotted(path), type_name(inner))
+            # what was read from a file for this call alone need not be copied
+            context = BuildContext(dotted(path), shapes[path].input, here, shared=from_file, dtype=dtype)
+            modules[path] = _build(context, inner, *maps)
+    module = GraphModule(graphs.skeleton(node), plan, shapes, modules, used)
+    return module.to(device=device, dtype=dtype)
 
 
 def _convention(graph: nir.NIRGraph | None, given: Convention | None, dt: float | None) -> Convention:
@@ -179,14 +330,7 @@ def _convention(graph: nir.NIRGraph | None, given: Convention | None, dt: float 
     return Convention(dt=dt)
 
 
-def _build(
-    name: str,
-    node: nir.NIRNode,
-    input_shape: tuple[int, ...] | None,
-    convention: Convention,
-    node_map: Mapping[type, Callable[..., nn.Module | None]] | None,
-    default_map: Mapping[type, Callable[..., nn.Module | None]] | None,
-) -> nn.Module:
+def _build(context: BuildContext, node: nir.NIRNode, node_map: ModuleMap, default_map: ModuleMap | None) -> nn.Module:
     for table in (node_map, default_map):
         function = find(table, type(node)) if table else None
         if function is not None:
@@ -194,18 +338,18 @@ def _build(
             if module is None:
                 return nn.Identity()
             if not isinstance(module, nn.Module):
-                raise ConversionError(f"its map returned a {type(module).__name__}, not a module", node=name)
+                raise ConversionError(f"its map returned a {type(module).__name__}, not a module", node=context.name)
             return module
-    kind = graphs.type_name(node)
+    kind = type_name(node)
     row = row_for_node(node) if default_map is None else None
     if row is None:
         raise UnsupportedError(
             f"type {kind} is not supported yet",
-            node=name,
+            node=context.name,
             remedy=f"Pass node_map={{nir.{kind}: function}}; built in: "
             f"{', '.join(r.node.__name__ for r in PRIMITIVES)}.",
         )
-    module = row.to_torch(node, BuildContext(name, input_shape, convention.for_node(name, kind)))
-    if isinstance(module, Neuron):
-        module.check(name)  # a missing dt is told now, not at the first step
+    module = row.to_torch(node, context)
+    if isinstance(module, Stateful):
+        module.check(context.name)  # a missing dt is told now, not at the first step
     return module

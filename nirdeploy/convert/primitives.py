@@ -14,9 +14,10 @@ from torch import nn
 
 from nirdeploy.convert.layers import FlattenSample, SumPool2d
 from nirdeploy.errors import ConversionError
-from nirdeploy.graph import conv2d_options, make_node, pair
+from nirdeploy.nodes import make_node, parameters
 from nirdeploy.reference.convention import Convention
-from nirdeploy.reference.neurons import IF, LIF
+from nirdeploy.reference.neurons import IF, LI, LIF, CubaLI, CubaLIF, Delay, I, Membrane, Threshold
+from nirdeploy.shapes import conv1d_options, conv2d_options, pair
 
 __all__ = ["BYPASSED", "PRIMITIVES", "BuildContext", "Primitive", "TraceContext", "find", "row_for_node"]
 
@@ -25,19 +26,40 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class BuildContext:
-    """What a row knows when it builds a module: the node's name, its input shape and the convention there."""
+    """What a row knows when it builds a module.
+
+    Attributes:
+        name: the node's name.
+        input_shape: shape of one sample; None for a bare node.
+        convention: what holds at the node.
+        shared: whether the node's arrays belong to nobody else and need not be copied.
+        dtype: type of the parameters.
+    """
 
     name: str
     input_shape: Shape | None
     convention: Convention
+    shared: bool = False
+    dtype: torch.dtype = torch.float32
 
 
 @dataclass(frozen=True)
 class TraceContext:
-    """What a row knows when it writes a node: the module path and the shape of one sample that comes in."""
+    """What a row knows when it writes a node.
+
+    Attributes:
+        path: the module path.
+        input_shape: shape of one sample that comes in, where known.
+        bare: whether the node is wanted by itself, outside a graph, where NIR lets shapes be unknown.
+    """
 
     path: str
     input_shape: Shape | None
+    bare: bool = False
+
+    def known_shape(self, what: str) -> Shape | None:
+        """The input shape; None only for a bare node."""
+        return None if self.bare and self.input_shape is None else self.required_shape(what)
 
     def required_shape(self, what: str) -> Shape:
         """The input shape, or a refusal that says how to give it."""
@@ -76,12 +98,14 @@ def _numpy(tensor: torch.Tensor) -> np.ndarray:
     return np.array(detached.numpy(), copy=True)
 
 
-def _fill(module: nn.Module, **values: Any) -> nn.Module:
-    """Copy arrays into a module's parameters, so that module and graph share no memory."""
+def _fill(module: nn.Module, context: BuildContext, **values: Any) -> nn.Module:
+    """Set parameters from arrays, copied unless they belong to nobody else."""
     for name, value in values.items():
-        tensor = torch.tensor(np.asarray(value))
-        if not tensor.is_floating_point():
-            tensor = tensor.to(torch.get_default_dtype())
+        array = np.asarray(value)
+        if context.shared and array.flags.writeable and array.dtype.isnative:
+            tensor = torch.from_numpy(array).to(context.dtype)
+        else:
+            tensor = torch.tensor(array, dtype=context.dtype)
         setattr(module, name, nn.Parameter(tensor))
     return module
 
@@ -92,12 +116,12 @@ def _fill(module: nn.Module, **values: Any) -> nn.Module:
 def _affine_to_torch(node: nir.Affine, context: BuildContext) -> nn.Module:
     outputs, inputs = node.weight.shape
     module = nn.Linear(inputs, outputs, device="meta")
-    return _fill(module, weight=node.weight, bias=np.broadcast_to(node.bias, (outputs,)))
+    return _fill(module, context, weight=node.weight, bias=np.broadcast_to(node.bias, (outputs,)))
 
 
 def _linear_to_torch(node: nir.Linear, context: BuildContext) -> nn.Module:
     outputs, inputs = node.weight.shape
-    return _fill(nn.Linear(inputs, outputs, bias=False, device="meta"), weight=node.weight)
+    return _fill(nn.Linear(inputs, outputs, bias=False, device="meta"), context, weight=node.weight)
 
 
 def _linear_to_nir(module: nn.Linear, context: TraceContext) -> nir.NIRNode:
@@ -110,30 +134,75 @@ def _conv2d_to_torch(node: nir.Conv2d, context: BuildContext) -> nn.Module:
     options = conv2d_options(node, context.name)
     outputs, per_group, *kernel = node.weight.shape
     module = nn.Conv2d(per_group * options["groups"], outputs, tuple(kernel), bias=True, device="meta", **options)
-    return _fill(module, weight=node.weight, bias=np.broadcast_to(node.bias, (outputs,)))
+    return _fill(module, context, weight=node.weight, bias=np.broadcast_to(node.bias, (outputs,)))
 
 
 def _conv2d_to_nir(module: nn.Conv2d, context: TraceContext) -> nir.NIRNode:
-    if module.padding_mode != "zeros":
-        raise ConversionError(
-            f"padding_mode {module.padding_mode!r} does not exist in NIR",
-            node=context.path,
-            remedy="Use 'zeros'.",
-        )
-    shape = context.required_shape("Conv2d")
-    weight = _numpy(module.weight)
-    bias = np.zeros(weight.shape[0], weight.dtype) if module.bias is None else _numpy(module.bias)
-    padding = module.padding if isinstance(module.padding, str) else pair(module.padding)
+    weight, bias, size = _conv_parts(module, context)
     return make_node(
         nir.Conv2d,
-        input_shape=tuple(shape[1:]),
+        input_shape=size,
         weight=weight,
         stride=pair(module.stride),
-        padding=padding,
+        padding=module.padding if isinstance(module.padding, str) else pair(module.padding),
         dilation=pair(module.dilation),
         groups=module.groups,
         bias=bias,
     )
+
+
+def _conv1d_to_torch(node: nir.Conv1d, context: BuildContext) -> nn.Module:
+    options = conv1d_options(node, context.name)
+    outputs, per_group, kernel = node.weight.shape
+    module = nn.Conv1d(per_group * options["groups"], outputs, kernel, bias=True, device="meta", **options)
+    return _fill(module, context, weight=node.weight, bias=np.broadcast_to(node.bias, (outputs,)))
+
+
+def _conv1d_to_nir(module: nn.Conv1d, context: TraceContext) -> nir.NIRNode:
+    weight, bias, size = _conv_parts(module, context)
+    return make_node(
+        nir.Conv1d,
+        input_shape=None if size is None else size[0],
+        weight=weight,
+        stride=int(module.stride[0]),
+        padding=module.padding if isinstance(module.padding, str) else int(module.padding[0]),
+        dilation=int(module.dilation[0]),
+        groups=module.groups,
+        bias=bias,
+    )
+
+
+def _conv_parts(module: nn.Conv1d | nn.Conv2d, context: TraceContext) -> tuple[np.ndarray, np.ndarray, Shape | None]:
+    """Weight, bias and size of the input map, which only a bare node may leave open."""
+    if module.padding_mode != "zeros":
+        raise ConversionError(
+            f"padding_mode {module.padding_mode!r} does not exist in NIR", node=context.path, remedy="Use 'zeros'."
+        )
+    weight = _numpy(module.weight)
+    bias = np.zeros(weight.shape[0], weight.dtype) if module.bias is None else _numpy(module.bias)
+    known = context.known_shape(type(module).__name__)
+    return weight, bias, None if known is None else known[1:]
+
+
+# ---------------------------------------------------------------- scale
+
+
+class Scale(nn.Module):
+    """Multiply by a scalar or one number a neuron (nir.Scale)."""
+
+    def __init__(self, scale: Any) -> None:
+        super().__init__()
+        tensor = torch.as_tensor(np.array(scale, copy=True))
+        self.scale = nn.Parameter(tensor if tensor.is_floating_point() else tensor.float())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Scale one step."""
+        return x * self.scale
+
+
+def _full(tensor: torch.Tensor, context: TraceContext) -> np.ndarray:
+    array = _numpy(tensor)
+    return array if context.input_shape is None else np.array(np.broadcast_to(array, context.input_shape), copy=True)
 
 
 # ---------------------------------------------------------------- pooling and flatten
@@ -185,10 +254,10 @@ def flatten_node(start_dim: int, end_dim: int, context: TraceContext) -> nir.NIR
     """nir.Flatten, whose dimensions count without the batch, from torch's, which count with it."""
     if start_dim == 0:
         raise ConversionError("Flatten(start_dim=0) merges the batch", node=context.path, remedy="Use start_dim=1.")
-    shape = context.required_shape("Flatten")
+    shape = context.known_shape("Flatten")
     return make_node(
         nir.Flatten,
-        input_type={"input": np.array(shape)},
+        input_type={"input": None if shape is None else np.array(shape)},
         start_dim=start_dim - 1 if start_dim > 0 else start_dim,
         end_dim=end_dim - 1 if end_dim > 0 else end_dim,
     )
@@ -210,45 +279,60 @@ def _any_flatten_to_nir(module: Any, context: TraceContext) -> nir.NIRNode:
     return _flatten_sample_to_nir(module, context) if own else _flatten_to_nir(module, context)
 
 
-# ---------------------------------------------------------------- neurons
+# ---------------------------------------------------------------- populations
 
 
-def _if_to_torch(node: nir.IF, context: BuildContext) -> nn.Module:
-    return IF(node.r, node.v_threshold, getattr(node, "v_reset", 0.0), convention=context.convention)
+def _population_row(kind: type[nir.NIRNode], module: type[Membrane] | type[Delay]) -> Primitive:
+    """The row of a primitive whose module takes the node's own parameters by name."""
+
+    def to_torch(node: nir.NIRNode, context: BuildContext) -> nn.Module:
+        return module(**parameters(node), convention=context.convention)
+
+    def to_nir(given: Any, context: TraceContext) -> nir.NIRNode:
+        shape = context.input_shape if context.input_shape is not None else _widest(given)
+        if shape is None and not context.bare:
+            context.required_shape(type(given).__name__)
+        node: nir.NIRNode = given.to_node(tuple(shape or ()))
+        return node
+
+    return Primitive(kind, (module,), to_torch, to_nir, _widest)
 
 
-def _lif_to_torch(node: nir.LIF, context: BuildContext) -> nn.Module:
-    return LIF(
-        node.tau,
-        node.r,
-        node.v_leak,
-        node.v_threshold,
-        getattr(node, "v_reset", 0.0),
-        convention=context.convention,
-    )
-
-
-def _neuron_to_nir(module: IF | LIF, context: TraceContext) -> nir.NIRNode:
-    shape = context.input_shape or _neuron_input_shape(module)
-    if shape is None:
-        context.required_shape(type(module).__name__)
-    return module.to_node(tuple(shape or ()))
-
-
-def _neuron_input_shape(module: IF | LIF) -> Shape | None:
-    found = [tuple(p.shape) for p in module.parameters() if p.ndim]
+def _widest(module: nn.Module) -> Shape | None:
+    """The shape that the per-neuron parameters of a population have; None where all are scalars."""
+    found = [tuple(p.shape) for p in (*module.parameters(), *module.buffers()) if p.ndim]
     return max(found, key=len) if found else None
 
 
 PRIMITIVES: tuple[Primitive, ...] = (
     Primitive(nir.Affine, (nn.Linear,), _affine_to_torch, _linear_to_nir, lambda m: (m.in_features,)),
     Primitive(nir.Linear, (), _linear_to_torch, _linear_to_nir),
+    Primitive(nir.Conv1d, (nn.Conv1d,), _conv1d_to_torch, _conv1d_to_nir),
     Primitive(nir.Conv2d, (nn.Conv2d,), _conv2d_to_torch, _conv2d_to_nir),
     Primitive(nir.AvgPool2d, (nn.AvgPool2d,), _avg_to_torch, _avg_to_nir),
     Primitive(nir.SumPool2d, (SumPool2d,), _sum_to_torch, _sum_to_nir),
     Primitive(nir.Flatten, (nn.Flatten, FlattenSample), _flatten_to_torch, _any_flatten_to_nir),
-    Primitive(nir.IF, (IF,), _if_to_torch, _neuron_to_nir, _neuron_input_shape),
-    Primitive(nir.LIF, (LIF,), _lif_to_torch, _neuron_to_nir, _neuron_input_shape),
+    Primitive(
+        nir.Scale,
+        (Scale,),
+        lambda node, context: Scale(node.scale),
+        lambda module, context: make_node(nir.Scale, scale=_full(module.scale, context)),
+        _widest,
+    ),
+    Primitive(
+        nir.Threshold,
+        (Threshold,),
+        lambda node, context: Threshold(node.threshold),
+        lambda module, context: make_node(nir.Threshold, threshold=_full(module.threshold, context)),
+        _widest,
+    ),
+    _population_row(nir.Delay, Delay),
+    _population_row(nir.I, I),
+    _population_row(nir.LI, LI),
+    _population_row(nir.IF, IF),
+    _population_row(nir.LIF, LIF),
+    *([_population_row(nir.CubaLI, CubaLI)] if hasattr(nir, "CubaLI") else []),  # nir 1.0.4 lacks it
+    _population_row(nir.CubaLIF, CubaLIF),
 )
 
 # modules without effect on a spiking network that is run, not trained

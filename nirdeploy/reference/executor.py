@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from nirdeploy import graph as graphs
-from nirdeploy.convert.build import GraphModule, nir_to_torch
+from nirdeploy.convert.build import GraphModule, lookup, nir_to_torch
 from nirdeploy.convert.trace import torch_to_nir
 from nirdeploy.errors import ConventionError, ConversionError, RasterError, UnsupportedError
 from nirdeploy.names import suggest
 from nirdeploy.raster import check_raster
 from nirdeploy.reference.convention import Convention
-from nirdeploy.reference.neurons import Neuron
+from nirdeploy.reference.neurons import Membrane, Neuron
+from nirdeploy.schedule import NodePath, dotted
 from nirdeploy.trajectory import VARIABLES, Record, Trajectory
 from nirdeploy.version import __version__
 
@@ -57,20 +58,21 @@ def run(
         raise UnsupportedError(f"method {method!r} is not supported yet", remedy="Use 'dense'.")
     module = _as_module(graph_or_module, raster, convention)
     wanted = check_record(record)
-    if len(module.input_names) != 1:
-        raise UnsupportedError(f"a run of a graph with {len(module.input_names)} Inputs is not supported yet")
-    shape = module.shapes[module.input_names[0]].input
+    if len(module.plan.inputs) != 1:
+        raise UnsupportedError(f"a run of a graph with {len(module.plan.inputs)} Inputs is not supported yet")
+    (entry,) = module.plan.inputs
+    shape = module.shapes[entry].input
     data, batched = check_raster(raster, shape, integer=False)
     chosen = _chosen(module, nodes)
-    traces: dict[tuple[str, str], list[Tensor]] = {}
+    traces: dict[tuple[NodePath, str], list[Tensor]] = {}
     like = next((p for p in module.parameters()), torch.zeros(1))
     with torch.no_grad():
         current: dict[str, Any] = dict(state or {})
         for step in range(data.shape[0]):
             x = torch.tensor(data[step], device=like.device, dtype=like.dtype)
-            values, current = module.step({module.input_names[0]: x}, current)
+            values, current = module.step({entry: x}, current)
             _collect(module, values, current, chosen, wanted, traces)
-    return _trajectory(module, traces, batched)
+    return _trajectory(module, traces, batched, _digest(graph_or_module, module))
 
 
 def _as_module(given: Any, raster: Any, convention: Convention | None) -> GraphModule:
@@ -89,6 +91,16 @@ def _as_module(given: Any, raster: Any, convention: Convention | None) -> GraphM
     if not isinstance(module, GraphModule):
         raise UnsupportedError(f"a run of a {type(module).__name__}")
     return module
+
+
+def _digest(given: Any, module: GraphModule) -> str:
+    """Hash of the graph that was run; '' where modules of the user's own have no way back to NIR."""
+    if isinstance(given, nir.NIRGraph):
+        return graphs.sha256(given)
+    try:
+        return graphs.sha256(torch_to_nir(module))
+    except ConversionError:
+        return ""
 
 
 def _traced(module: nn.Module, raster_shape: tuple[int, ...]) -> nir.NIRGraph:
@@ -132,46 +144,54 @@ def check_record(record: Iterable[str]) -> tuple[str, ...]:
 
 
 def _chosen(module: GraphModule, nodes: Iterable[str] | None) -> set[str]:
+    known = [dotted(path) for path in module.plan.order]
     if nodes is None:
-        return set(module.order)
+        return set(known)
     chosen = {nodes} if isinstance(nodes, str) else set(nodes)
     for name in sorted(chosen):
-        if name not in module.order:
-            raise RasterError(f"no node {name!r} to record", remedy=suggest(name, module.order))
+        if name not in known:
+            raise RasterError(f"no node {name!r} to record", remedy=suggest(name, known))
     return chosen
 
 
 def _collect(
     module: GraphModule,
-    values: Mapping[str, Tensor],
+    values: Mapping[NodePath, Tensor],
     state: Mapping[str, Any],
     chosen: set[str],
     wanted: tuple[str, ...],
-    traces: dict[tuple[str, str], list[Tensor]],
+    traces: dict[tuple[NodePath, str], list[Tensor]],
 ) -> None:
-    for name in module.order:
-        node = module.node(name)
-        if name in module.output_names:
-            traces.setdefault((name, "output"), []).append(values[name])
-        elif name not in chosen:
+    for path in module.plan.order:
+        node = module.get(path)
+        if path in module.plan.outputs:
+            traces.setdefault((path, "output"), []).append(values[path])
+        elif dotted(path) not in chosen:
             continue
-        elif isinstance(node, Neuron):
-            if "spikes" in wanted:
-                traces.setdefault((name, "spikes"), []).append(values[name])
-            if "v_mem" in wanted:
-                traces.setdefault((name, "v_mem"), []).append(node.voltage(state[name]))
-        elif "output" in wanted and name not in module.input_names:
-            traces.setdefault((name, "output"), []).append(values[name])
+        elif isinstance(node, Membrane):
+            own = lookup(state, path)
+            found = {"v_mem": node.v_mem(own)}
+            if isinstance(own, Mapping):
+                found["i_syn"] = own["i_syn"]
+            found["spikes" if isinstance(node, Neuron) else "output"] = values[path]
+            for variable, value in found.items():
+                if variable in wanted:
+                    traces.setdefault((path, variable), []).append(value)
+        elif "output" in wanted and path not in module.plan.inputs:
+            traces.setdefault((path, "output"), []).append(values[path])
 
 
-def _trajectory(module: GraphModule, traces: Mapping[tuple[str, str], list[Tensor]], batched: bool) -> Trajectory:
+def _trajectory(
+    module: GraphModule, traces: Mapping[tuple[NodePath, str], list[Tensor]], batched: bool, digest: str
+) -> Trajectory:
     records = {}
-    for (name, variable), steps in traces.items():
+    for (path, variable), steps in traces.items():
+        name = dotted(path)
         data = torch.stack(steps).cpu().numpy()
         if not batched:
             data = data[:, 0]
         spikes = variable == "spikes"
-        node = module.node(name)
+        node = module.get(path)
         threshold = node.threshold_values() if variable == "v_mem" and isinstance(node, Neuron) else None
         records[name, variable] = Record(
             name,
@@ -185,6 +205,6 @@ def _trajectory(module: GraphModule, traces: Mapping[tuple[str, str], list[Tenso
         records,
         output_names=tuple(module.output_names),
         convention=module.convention,
-        graph_sha256=graphs.sha256(module.graph),
+        graph_sha256=digest,
         producer=f"nirdeploy {__version__}",
     )

@@ -81,8 +81,8 @@ def test_overrides_apply_by_type_and_win_by_name():
     convention = nd.Convention(if_gain="r", overrides={"IF": {"v_min": -0.5}, "b": {"v_min": -0.25}})
     graph = chain((1,), a=if_node((1,)), b=if_node((1,)))
     module = nd.nir_to_torch(graph, convention=convention)
-    assert module.node("a").convention.v_min == -0.5
-    assert module.node("b").convention.v_min == -0.25
+    assert module.get(("a",)).convention.v_min == -0.5
+    assert module.get(("b",)).convention.v_min == -0.25
 
 
 @pytest.mark.parametrize(

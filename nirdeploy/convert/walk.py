@@ -1,0 +1,612 @@
+"""From traced operations to a draft: one handler an operation, everything else refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import operator
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nir
+import numpy as np
+import torch
+from torch import fx, nn
+from torch.nn import functional
+
+from nirdeploy import graph as graphs
+from nirdeploy.convert.draft import Draft, Shape, Signal
+from nirdeploy.convert.primitives import BYPASSED, MODULES, TraceContext, find, flatten_node
+from nirdeploy.errors import ConversionError, NirdeployError
+from nirdeploy.nodes import keeps_state, make_node
+from nirdeploy.reference.neurons import Stateful
+from nirdeploy.schedule import schedule
+
+__all__ = ["ModuleMap", "Walk"]
+
+ModuleMap = Mapping[type, Callable[..., "nir.NIRNode | None"]]
+_TORCH = str(Path(torch.__file__).parent)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+_PREVIOUS = "\0previous "
+
+
+@dataclass(frozen=True)
+class _State:
+    """The state a module returned."""
+
+    owner: str
+
+
+@dataclass(frozen=True)
+class _Key:
+    """Part of the state argument, by its keys from the argument on."""
+
+    keys: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """The size of the batch; with `whole`, the whole shape."""
+
+    whole: bool = False
+
+
+_Value = Signal | _State | _Key | _Batch | np.ndarray | None
+
+
+class Walk:
+    """One conversion: maps, and what every traced value stands for."""
+
+    def __init__(
+        self,
+        root: nn.Module,
+        module_map: ModuleMap | None,
+        default_map: ModuleMap | None,
+        shape: Any,
+        stateful: tuple[type[nn.Module], ...],
+    ) -> None:
+        self.root = root
+        self.user_map = dict(module_map or {})
+        self.default_map = default_map
+        self.shape = shape
+        self.stateful = stateful
+        self.draft = Draft()
+        self.env: dict[fx.Node, _Value] = {}
+        self.called: set[str] = set()
+        self.uses: dict[tuple[Any, ...], str] = {}  # part of the state argument -> module it was passed to
+        self.returned: Any = None
+        self.parameters: set[Any] = set()  # traced values that are Parameters: kept as nodes of their own
+
+    # ------------------------------------------------------------ maps
+
+    def _function(self, module: nn.Module) -> Callable[..., Any] | None:
+        found: Callable[..., Any] | None = find(self.user_map, type(module))
+        if found is None and self.default_map is not None:
+            found = find(self.default_map, type(module))
+        return found
+
+    def is_mapped(self, module: nn.Module) -> bool:
+        """Whether a map or the table knows this module."""
+        if self._function(module) is not None:
+            return True
+        return self.default_map is None and find(MODULES, type(module)) is not None
+
+    def _returns_state(self, module: nn.Module) -> bool:
+        """Whether forward returns (output, state): ours do, declared ones, and mapped ones that take a state."""
+        if isinstance(module, (Stateful, *self.stateful)):
+            return True
+        return self._function(module) is not None and len(inspect.signature(module.forward).parameters) > 1
+
+    def node_of(self, module: nn.Module, context: TraceContext) -> nir.NIRNode | None:
+        """The node of a mapped module; None where a map bypasses it."""
+        function = self._function(module)
+        if function is not None:
+            node = function(module)
+            if node is not None and not isinstance(node, nir.NIRNode):
+                raise ConversionError(f"its map returned a {type(node).__name__}, not a NIR node", node=context.path)
+            return _with_arrays(node)
+        row = find(MODULES, type(module))
+        _refuse_altered(module, row.modules, context.path)
+        converted: nir.NIRNode = row.to_nir(module, context)
+        return converted
+
+    # ------------------------------------------------------------ walk
+
+    def run(self, traced: fx.Graph, states: list[str]) -> nir.NIRGraph:
+        """Draft the graph of a traced forward; `states` are its symbolic state arguments."""
+        signals = [n for n in traced.nodes if n.op == "placeholder" and self._is_signal(n, states)]
+        for node in traced.nodes:
+            try:
+                value = self._visit(node, states, signals)
+            except ConversionError as error:
+                if error.located:
+                    raise
+                raise self._located(error, node) from error
+            if isinstance(value, Signal):
+                folds = value.foldable or node.op == "call_module"
+                value = dataclasses.replace(value, foldable=folds and len(node.users) == 1)
+            self.env[node] = value
+        return self._finish()
+
+    def _is_signal(self, node: fx.Node, states: list[str]) -> bool:
+        if str(node.target) in states:
+            return False
+        fixed = re.fullmatch(r"(.+)_\d+", str(node.target))
+        known = inspect.signature(self.root.forward).parameters
+        # fx renames an argument that is fixed to a value, and checks it
+        return str(node.target) in known or fixed is None
+
+    def _visit(self, node: fx.Node, states: list[str], signals: list[fx.Node]) -> _Value:
+        if node.op == "placeholder":
+            return self._placeholder(node, states, signals)
+        if node.op == "output":
+            self._output(node)
+            return None
+        if node.op == "call_module":
+            return self._call_module(node)
+        if node.op == "get_attr":
+            return self._attribute(node)
+        handler = _HANDLERS.get(node.target)
+        if handler is not None:
+            return handler(self, node)
+        if "assert" in str(node.target) or not node.users:
+            return None  # fx's own checks of fixed arguments, and values nobody uses
+        raise self.refuse(node)
+
+    def refuse(self, node: fx.Node, why: str = "does not exist in NIR") -> ConversionError:
+        """The error for an operation, with module and source line."""
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+        kind = {"call_method": "tensor method", "get_attr": "tensor attribute"}.get(node.op, "operation")
+        return ConversionError(
+            f"{kind} {name!r} {why} ({self._where(node)})",
+            remedy="Put it into a module of its own and map that with module_map, or remove it.",
+            located=True,
+        )
+
+    def _located(self, error: ConversionError, node: fx.Node) -> ConversionError:
+        return ConversionError(f"{error} ({self._where(node)})", located=True)
+
+    def _where(self, node: fx.Node) -> str:
+        stack = node.meta.get("nn_module_stack") or {}
+        path = next(reversed([str(entry[0]) for entry in stack.values()]), "") if stack else ""
+        frames = re.findall(r'File "(.+?)", line (\d+)', node.stack_trace or "")
+        own = [f"{file}:{line}" for file, line in frames if not file.startswith(_TORCH)]
+        return f"in module {path or type(self.root).__name__!r}, {own[-1] if own else 'unknown line'}"
+
+    # ------------------------------------------------------------ ends
+
+    def _placeholder(self, node: fx.Node, states: list[str], signals: list[fx.Node]) -> _Value:
+        if str(node.target) in states:
+            return _Key((str(node.target),) if len(states) > 1 else ())
+        if node not in signals:
+            return None
+        several = len(signals) > 1
+        name = self.draft.unique(str(node.target) if several else "input")
+        shape = self.shape
+        if isinstance(shape, Mapping):
+            shape = shape.get(str(node.target))
+        elif isinstance(shape, list):
+            index = signals.index(node)
+            shape = shape[index] if index < len(shape) else None
+        elif several:
+            shape = None  # one shape for several inputs would be a guess
+        self.draft.inputs[name] = shape
+        return Signal((name,), shape)
+
+    def _output(self, node: fx.Node) -> None:
+        value = node.args[0]
+        outputs, self.returned = self._split_output(value)
+        if not outputs:
+            raise ConversionError("forward returns no output")
+        for label, leaf in outputs:
+            signal = self.signal(leaf, node)
+            name = self.draft.unique(label)
+            shape = None if signal.shape is None else np.array(signal.shape)
+            self.draft.nodes[name] = make_node(nir.Output, output_type={"output": shape})
+            self.draft.edges.extend((source, name) for source in signal.sources)
+
+    def _split_output(self, value: Any) -> tuple[list[tuple[str, Any]], Any]:
+        """Named outputs, and the returned state."""
+        if isinstance(value, Mapping):
+            return [(str(key), leaf) for key, leaf in value.items()], None
+        if not isinstance(value, list | tuple):
+            return [("output", value)], None
+        # (output, state): the last element is the state where it holds states only, or where a state came in
+        last = value[-1]
+        kinds = [self.env.get(leaf) for leaf in _leaves(last)]
+        from_state = bool(kinds) and all(isinstance(kind, _State | _Key) for kind in kinds)
+        empty = len(value) > 1 and not kinds
+        keyed = len(value) > 1 and not isinstance(last, fx.Node) and self._reads_state()
+        if len(value) > 1 and (from_state or empty or keyed or self._reads_whole(last)):
+            state, leaves = last, value[:-1]
+        else:
+            state, leaves = None, value
+        if len(leaves) == 1:
+            return self._split_output(leaves[0])[0], state
+        return [(f"output_{index}", leaf) for index, leaf in enumerate(leaves)], state
+
+    def _reads_state(self) -> bool:
+        return any(isinstance(value, _Key) and value.keys for value in self.env.values()) or any(
+            isinstance(value, _State) for value in self.env.values()
+        )
+
+    def _reads_whole(self, last: Any) -> bool:
+        """Whether the last value returned is the next value of a state argument that is one signal."""
+        return isinstance(last, fx.Node) and any(n.startswith(_PREVIOUS + "()") for n in self._sources())
+
+    def _sources(self) -> set[str]:
+        return {source for source, _ in self.draft.edges}
+
+    def _finish(self) -> nir.NIRGraph:
+        self._check_states()
+        replaced: dict[str, tuple[str, ...]] = {}
+        wanted: set[tuple[str, str]] = set()
+        for name in sorted(s for s in self._sources() if s.startswith(_PREVIOUS)):
+            keys = self._keys_of[name]
+            found = self.env.get(leaf) if isinstance(leaf := _at(self.returned, keys), fx.Node) else None
+            if not isinstance(found, Signal):
+                raise ConversionError(
+                    f"state {_shown(keys)} is used as a signal, but forward does not return its next value there",
+                    remedy="Return the output that is to come back one step later under the same key.",
+                )
+            replaced[name] = found.sources
+            wanted |= {(source, target) for source in found.sources for a, target in self.draft.edges if a == name}
+        graph = self.draft.finish(replaced)
+        if wanted:
+            self._check_feedback(graph, wanted)
+        return graph
+
+    def _check_states(self) -> None:
+        """Each module's state is returned where it is read; no recurrence is lost."""
+        for keys, owner in self.uses.items():
+            leaf = _at(self.returned, keys)
+            found = self.env.get(leaf) if isinstance(leaf, fx.Node) else None
+            if not (isinstance(found, _State) and found.owner == owner):
+                raise ConversionError(
+                    f"the state of {owner!r} is read from {_shown(keys)}, but forward returns something else there",
+                    remedy="Return each module's new state under the key it is read from.",
+                )
+        lost = [leaf for leaf in _leaves(self.returned) if isinstance(self.env.get(leaf), Signal)]
+        if lost and not any(name.startswith(_PREVIOUS) for name in self._sources()):
+            raise ConversionError(
+                "the returned state holds an output, and forward hides how it is used (it asks whether there is a state)",
+                remedy="Read it as state['key'] under `if state is not None`, or do not return it as state.",
+            )
+
+    def _check_feedback(self, graph: nir.NIRGraph, wanted: set[tuple[str, str]]) -> None:
+        found = {(".".join(a), ".".join(b)) for a, b in schedule(graph).feedback}
+        if found != wanted:
+            raise ConversionError(
+                f"recurrence through the state delays {sorted(wanted)}, but in a NIR graph of this form the delayed "
+                f"edges are {sorted(found)}",
+                remedy="Feed the earlier output into the layer that the input enters first.",
+            )
+
+    # ------------------------------------------------------------ values
+
+    def signal(self, value: Any, node: fx.Node) -> Signal:
+        """The signal a value is; a part of the state read as one is an output of the step before."""
+        found = self.env.get(value) if isinstance(value, fx.Node) else None
+        if isinstance(found, Signal):
+            return found
+        if isinstance(found, _Key):
+            name = f"{_PREVIOUS}{found.keys!r}"
+            self._keys_of[name] = found.keys
+            return Signal((name,), None)
+        if isinstance(found, _State):
+            raise self.refuse(node, f"uses the state of {found.owner!r} as a signal, which NIR cannot tap")
+        raise self.refuse(node, f"of the constant {value!r} cannot be a layer's input")
+
+    @property
+    def _keys_of(self) -> dict[str, tuple[Any, ...]]:
+        return self.__dict__.setdefault("_previous_keys", {})
+
+    def constant(self, value: Any) -> np.ndarray | None:
+        """A number or tensor known while tracing; None for anything else."""
+        if isinstance(value, fx.Node):
+            value = self.env.get(value)
+            return value if isinstance(value, np.ndarray) else None
+        if isinstance(value, torch.Tensor):
+            return _array(value)
+        return np.asarray(value) if isinstance(value, int | float) else None
+
+    def _attribute(self, node: fx.Node) -> np.ndarray:
+        found: Any = self.root
+        for part in str(node.target).split("."):
+            found = getattr(found, part)
+        if not isinstance(found, torch.Tensor):
+            raise self.refuse(node)
+        if isinstance(found, nn.Parameter):
+            self.parameters.add(node)
+        return _array(found)
+
+    # ------------------------------------------------------------ modules
+
+    def _call_module(self, node: fx.Node) -> Signal:
+        path = str(node.target)
+        module = self.root.get_submodule(path)
+        arguments = [*node.args, *node.kwargs.values()]
+        signal = self.signal(arguments[0] if arguments else None, node)
+        function = self._function(module)
+        if function is None and isinstance(module, BYPASSED):
+            return signal
+        if function is None and self.default_map is None and isinstance(module, _BATCH_NORMS):
+            return self._batch_norm(module, path, signal)
+        if not self.is_mapped(module):
+            kind = type(module).__name__
+            raise ConversionError(
+                f"{kind} is not supported ({self._where(node)})",
+                node=path,
+                remedy=f"Pass module_map={{{kind}: lambda m: nir....}}.",
+                located=True,
+            )
+        row = find(MODULES, type(module)) if function is None else None
+        signal = self.draft.learn(signal, row.input_shape(module) if row is not None else None)
+        created = self.node_of(module, TraceContext(path, signal.shape))
+        if created is None:
+            return signal
+        if keeps_state(created) and path in self.called:
+            raise ConversionError(
+                f"a neuron module is called twice in one step; its state would be two states ({self._where(node)})",
+                node=path,
+                remedy="Use two modules.",
+                located=True,
+            )
+        self.called.add(path)
+        if signal.shape is None and not isinstance(created, nir.NIRGraph):
+            signal = self.draft.learn(signal, _own_shape(created))
+        emitted = self.draft.add(path, created, signal, path)
+        self._take_state(node, emitted.sources[0], arguments[1:])
+        if isinstance(module, Stateful):
+            self.draft.conventions.append(module.convention)
+        return emitted
+
+    def _take_state(self, node: fx.Node, owner: str, extra: list[Any]) -> None:
+        for value in extra:
+            found = self.env.get(value) if isinstance(value, fx.Node) else None
+            if isinstance(found, _Key):
+                self.uses[found.keys] = owner
+            elif value is not None and found is not None:
+                raise self.refuse(node, "gets a second argument that is not its own state")
+            elif value is not None and not isinstance(value, fx.Node):
+                raise self.refuse(node, f"gets the second argument {value!r}, which a NIR node cannot hold")
+
+    def _batch_norm(self, module: nn.BatchNorm1d | nn.BatchNorm2d, path: str, signal: Signal) -> Signal:
+        """y = (x - mean) / sqrt(var + eps) * weight + bias, in float64, with the running statistics."""
+        _refuse_altered(module, _BATCH_NORMS, path)
+        if module.running_mean is None or module.running_var is None:
+            raise ConversionError("BatchNorm without running statistics depends on the batch", node=path)
+        ones = torch.ones_like(module.running_mean)
+        gain = _array(module.weight if module.weight is not None else ones).astype(np.float64)
+        offset = _array(module.bias if module.bias is not None else 0 * ones).astype(np.float64)
+        deviation = np.sqrt(_array(module.running_var).astype(np.float64) + module.eps)
+        factor = gain / deviation
+        shift = offset - _array(module.running_mean).astype(np.float64) * factor
+        signal = self.draft.learn(signal, (module.num_features,) if isinstance(module, nn.BatchNorm1d) else None)
+        return self.draft.normalise(signal, path, factor, shift.astype(_array(module.running_mean).dtype))
+
+
+# ---------------------------------------------------------------- operations
+
+
+def _operands(walk: Walk, node: fx.Node) -> tuple[Any, Any]:
+    named = [node.kwargs[key] for key in ("input", "other") if key in node.kwargs]
+    left, right = [*node.args, *named][:2]
+    return left, right
+
+
+def _sum(walk: Walk, node: fx.Node, left: Any, right: Any, sign: float) -> _Value:
+    """left + sign * right, of signals and constants."""
+    a, b = walk.constant(left), walk.constant(right)
+    if a is not None and b is not None:
+        return np.asarray(a + sign * b)
+    if b is not None:
+        return walk.draft.shift(walk.signal(left, node), sign * b, fold=right not in walk.parameters)
+    if a is not None:
+        scaled = walk.draft.scale(walk.signal(right, node), np.asarray(sign))
+        return walk.draft.shift(scaled, a, fold=left not in walk.parameters)
+    return walk.draft.merge(walk.signal(left, node), walk.draft.scale(walk.signal(right, node), np.asarray(sign)))
+
+
+def _add(walk: Walk, node: fx.Node) -> _Value:
+    left, right = _operands(walk, node)
+    return _sum(walk, node, left, right, float(node.kwargs.get("alpha", 1)))
+
+
+def _subtract(walk: Walk, node: fx.Node) -> _Value:
+    left, right = _operands(walk, node)
+    return _sum(walk, node, left, right, -float(node.kwargs.get("alpha", 1)))
+
+
+def _multiply(walk: Walk, node: fx.Node) -> _Value:
+    left, right = _operands(walk, node)
+    a, b = walk.constant(left), walk.constant(right)
+    if a is not None and b is not None:
+        return np.asarray(a * b)
+    if a is None and b is None:
+        raise walk.refuse(node, "of two signals does not exist in NIR")
+    factor, signal = (a, right) if a is not None else (b, left)
+    return walk.draft.scale(walk.signal(signal, node), np.asarray(factor))
+
+
+def _divide(walk: Walk, node: fx.Node) -> _Value:
+    left, right = _operands(walk, node)
+    a, b = walk.constant(left), walk.constant(right)
+    if b is None or node.kwargs.get("rounding_mode") is not None:
+        raise walk.refuse(node, "by a signal, or with rounding, does not exist in NIR")
+    if not np.all(b != 0):
+        raise walk.refuse(node, "by zero")
+    return np.asarray(a / b) if a is not None else walk.draft.scale(walk.signal(left, node), np.asarray(1.0 / b))
+
+
+def _negate(walk: Walk, node: fx.Node) -> _Value:
+    constant = walk.constant(node.args[0])
+    return -constant if constant is not None else walk.draft.scale(walk.signal(node.args[0], node), np.asarray(-1.0))
+
+
+def _pass(walk: Walk, node: fx.Node) -> _Value:
+    value = node.args[0] if node.args else node.kwargs.get("input")
+    constant = walk.constant(value)
+    return constant if constant is not None else walk.signal(value, node)
+
+
+def _item(walk: Walk, node: fx.Node) -> _Value:
+    value, index = node.args[0], node.args[1]
+    found = walk.env.get(value) if isinstance(value, fx.Node) else None
+    if isinstance(found, _Key) and isinstance(index, int | str):
+        return _Key((*found.keys, index))
+    if isinstance(found, _Batch) and found.whole and index == 0:
+        return _Batch()
+    if isinstance(value, fx.Node) and value.op == "call_module" and isinstance(index, int):
+        module = walk.root.get_submodule(str(value.target))
+        if isinstance(found, Signal) and walk._returns_state(module):
+            return found if index == 0 else _State(found.sources[0])
+    raise walk.refuse(node, "(indexing) does not exist in NIR")
+
+
+def _get(walk: Walk, node: fx.Node) -> _Value:
+    found = walk.env.get(node.args[0]) if isinstance(node.args[0], fx.Node) else None
+    if isinstance(found, _Key) and isinstance(node.args[1], int | str) and node.args[2:] in ((), (None,)):
+        return _Key((*found.keys, node.args[1]))
+    raise walk.refuse(node)
+
+
+def _size(walk: Walk, node: fx.Node) -> _Value:
+    walk.signal(node.args[0], node)
+    if node.args[1:] == (0,):
+        return _Batch()
+    if node.args[1:] == ():
+        return _Batch(whole=True)
+    raise walk.refuse(node, "of another axis than the batch")
+
+
+def _getattr(walk: Walk, node: fx.Node) -> _Value:
+    if node.args[1] == "shape":
+        walk.signal(node.args[0], node)
+        return _Batch(whole=True)
+    raise walk.refuse(node)
+
+
+def _flatten(walk: Walk, node: fx.Node) -> _Value:
+    start = node.args[1] if len(node.args) > 1 else node.kwargs.get("start_dim", 0)
+    end = node.args[2] if len(node.args) > 2 else node.kwargs.get("end_dim", -1)
+    if not (isinstance(start, int) and isinstance(end, int)):
+        raise walk.refuse(node, "with computed dimensions does not exist in NIR")
+    return _flattened(walk, node, start, end)
+
+
+def _flattened(walk: Walk, node: fx.Node, start: int, end: int) -> Signal:
+    signal = walk.signal(node.args[0], node)
+    return walk.draft.add("flatten", flatten_node(start, end, TraceContext("flatten", signal.shape)), signal)
+
+
+def _view(walk: Walk, node: fx.Node) -> _Value:
+    """x.view(x.size(0), -1) and its kin: everything but the batch becomes one axis."""
+    sizes = (
+        list(node.args[1]) if len(node.args) == 2 and isinstance(node.args[1], list | tuple) else list(node.args[1:])
+    )
+    signal = walk.signal(node.args[0], node)
+    if len(sizes) == 2:
+        first, second = sizes
+        batch = isinstance(first, fx.Node) and isinstance(walk.env.get(first), _Batch)
+        flat = int(np.prod(signal.shape)) if signal.shape is not None else None
+        if (batch and second in (-1, flat)) or (first == -1 and second == flat):
+            return _flattened(walk, node, 1, -1)
+    raise walk.refuse(node, f"to {sizes} is no flattening of a sample")
+
+
+def _average(walk: Walk, node: fx.Node) -> _Value:
+    names = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    signal = walk.signal(given.pop("input"), node)
+    pool = nn.AvgPool2d(**given)
+    row = find(MODULES, nn.AvgPool2d)
+    return walk.draft.add("avg_pool2d", row.to_nir(pool, TraceContext("avg_pool2d", signal.shape)), signal)
+
+
+_HANDLERS: dict[Any, Callable[[Walk, fx.Node], _Value]] = {
+    **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_", "__add__", "__iadd__", "__radd__"), _add),
+    **dict.fromkeys((operator.sub, operator.isub, torch.sub, torch.subtract, "sub", "sub_", "subtract"), _subtract),
+    **dict.fromkeys((operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", "multiply"), _multiply),
+    **dict.fromkeys((operator.truediv, operator.itruediv, torch.div, torch.divide, "div", "div_", "divide"), _divide),
+    **dict.fromkeys((operator.neg, torch.neg, torch.negative, "neg"), _negate),
+    **dict.fromkeys(
+        (torch.clone, "clone", "contiguous", functional.dropout, functional.dropout2d, torch.dropout), _pass
+    ),
+    **dict.fromkeys((torch.flatten, "flatten"), _flatten),
+    **dict.fromkeys(("view", "reshape", torch.reshape), _view),
+    functional.avg_pool2d: _average,
+    operator.getitem: _item,
+    "get": _get,
+    "size": _size,
+    getattr: _getattr,
+}
+
+
+# ---------------------------------------------------------------- small helpers
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    detached = tensor.detach().cpu()
+    half = detached.dtype in (torch.bfloat16, torch.float16)
+    return np.array((detached.float() if half else detached).numpy(), copy=True)
+
+
+def _with_arrays(node: nir.NIRNode | None) -> nir.NIRNode | None:
+    """A node of a user's map with tensors turned into arrays, as files need them."""
+    if node is not None and not isinstance(node, nir.NIRGraph):
+        for name, value in vars(node).items():
+            if isinstance(value, torch.Tensor):
+                setattr(node, name, _array(value))
+    return node
+
+
+def _own_shape(node: nir.NIRNode) -> Shape | None:
+    try:
+        return graphs.own_input_shape("", node)
+    except NirdeployError:
+        return None
+
+
+def _refuse_altered(module: nn.Module, known: tuple[type[nn.Module], ...], path: str) -> None:
+    """Refuse a subclass that computes something else, and hooks, which no NIR node can hold."""
+    base = next(kind for kind in known if isinstance(module, kind))
+    if getattr(type(module), "forward", None) is not base.forward or "forward" in vars(module):
+        raise ConversionError(
+            f"{type(module).__name__} has a forward of its own, so it is no plain {base.__name__}",
+            node=path,
+            remedy=f"Map it with module_map={{{type(module).__name__}: ...}}.",
+        )
+    if module._forward_hooks or module._forward_pre_hooks:
+        raise ConversionError(
+            f"{type(module).__name__} has forward hooks, which NIR cannot hold", node=path, remedy="Remove them."
+        )
+
+
+def _leaves(value: Any) -> list[fx.Node]:
+    if isinstance(value, fx.Node):
+        return [value]
+    if isinstance(value, Mapping):
+        return [leaf for inner in value.values() for leaf in _leaves(inner)]
+    if isinstance(value, list | tuple):
+        return [leaf for inner in value for leaf in _leaves(inner)]
+    return []
+
+
+def _at(value: Any, keys: tuple[Any, ...]) -> Any:
+    """The part of a returned structure under these keys; None where it has none."""
+    for key in keys:
+        if (isinstance(value, Mapping) and key in value) or (
+            isinstance(value, list | tuple) and isinstance(key, int) and -len(value) <= key < len(value)
+        ):
+            value = value[key]
+        else:
+            return None
+    return value
+
+
+def _shown(keys: tuple[Any, ...]) -> str:
+    return "state" + "".join(f"[{key!r}]" for key in keys)

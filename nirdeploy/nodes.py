@@ -1,0 +1,110 @@
+"""NIR nodes and graphs under any nir version from 1.0.4 on: building them, and reading their parameters.
+
+Differences between nir versions live here and in `io.py`, nowhere else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import nir
+import numpy as np
+
+from nirdeploy.errors import GraphError
+
+__all__ = [
+    "declared_shape",
+    "keeps_state",
+    "make_graph",
+    "make_node",
+    "node_fields",
+    "parameters",
+    "stored_shape",
+    "type_name",
+]
+
+Edge = tuple[str, str]
+Shape = tuple[int, ...]
+
+_DERIVED = {"input_type", "output_type", "metadata", "nodes", "edges"}
+
+
+def keeps_state(node: nir.NIRNode) -> bool:
+    """Whether a node's output depends on earlier steps."""
+    kinds = ("CubaLI", "CubaLIF", "Delay", "I", "IF", "LI", "LIF", "NIRGraph")
+    return type(node).__name__ in kinds
+
+
+def type_name(node: nir.NIRNode) -> str:
+    """The primitive's name as NIR files write it, e.g. 'Conv2d'."""
+    return type(node).__name__
+
+
+@cache
+def _accepted(kind: type[nir.NIRNode]) -> frozenset[str]:
+    return frozenset(inspect.signature(kind).parameters)
+
+
+@cache
+def node_fields(kind: type[nir.NIRNode]) -> tuple[str, ...]:
+    """Names of a primitive's own parameters in declaration order (no types, no metadata)."""
+    return tuple(f.name for f in dataclasses.fields(kind) if f.name not in _DERIVED)
+
+
+def make_node(kind: type[nir.NIRNode], **values: Any) -> nir.NIRNode:
+    """Build a node by keyword under any nir version.
+
+    Raises:
+        GraphError: a value the installed nir cannot hold (v_reset other than 0 needs nir >= 1.0.6).
+    """
+    accepted = _accepted(kind)
+    if "v_reset" in values and "v_reset" not in accepted:
+        if np.any(np.asarray(values["v_reset"]) != 0):
+            raise GraphError(
+                f"{kind.__name__} has v_reset != 0, which nir {nir.version} cannot hold",
+                remedy="Install nir >= 1.0.6.",
+            )
+        values.pop("v_reset")
+    extra = values.pop("metadata", None)
+    node = kind(**values)
+    if extra and hasattr(node, "metadata"):
+        node.metadata = dict(extra)
+    return node
+
+
+def make_graph(
+    nodes: Mapping[str, nir.NIRNode], edges: Sequence[Edge], meta: Mapping[str, Any] | None = None
+) -> nir.NIRGraph:
+    """A NIRGraph exactly as given: nir's own inference, which changes graphs, is switched off."""
+    options: dict[str, Any] = {"nodes": dict(nodes), "edges": [(a, b) for a, b in edges]}
+    options["metadata"] = dict(meta or {})
+    if "type_check" in inspect.signature(nir.NIRGraph).parameters:
+        options["type_check"] = False
+    return nir.NIRGraph(**options)
+
+
+def parameters(node: nir.NIRNode) -> dict[str, Any]:
+    """Own parameters of a node by name; `v_reset` is 0 where the installed nir lacks the field."""
+    values = {name: getattr(node, name) for name in node_fields(type(node))}
+    if "v_threshold" in values and values.get("v_reset") is None:
+        values["v_reset"] = np.zeros_like(np.asarray(values["v_threshold"]))
+    return values
+
+
+def stored_shape(node: nir.NIRNode, port: str) -> np.ndarray | None:
+    """What a node says of its 'input' or 'output' shape; None where it says nothing."""
+    types = node.input_type if port == "input" else node.output_type
+    value = types.get(port) if isinstance(types, Mapping) else types
+    return None if value is None else np.asarray(value).astype(int)
+
+
+def declared_shape(name: str, node: nir.NIRNode, port: str) -> Shape:
+    """The shape an Input or Output declares; a GraphError naming it where it declares none."""
+    stored = stored_shape(node, port)
+    if stored is None:
+        raise GraphError(f"{type_name(node)} declares no shape", node=name, remedy="Give it one.")
+    return tuple(int(v) for v in np.atleast_1d(stored))
