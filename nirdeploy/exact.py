@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from nirdeploy.errors import QuantizationError
 
-__all__ = ["conv2d", "linear", "round_half_even", "saturate", "sum_pool2d"]
+__all__ = ["conv2d", "fault", "linear", "narrow", "round_half_even", "saturate", "sum_pool2d"]
 
 Integers = NDArray[Any]
 _CHUNK_BYTES = 32 << 20  # keeps a chunk's activations near the last-level cache
@@ -73,6 +73,28 @@ def sum_pool2d(
     channels = x.shape[1]
     ones = np.ones((channels, 1, *kernel), dtype=np.int64)
     return conv2d(x, ones, stride=stride, padding=padding, groups=channels)
+
+
+def fault(value: Any) -> tuple[str, str, int] | None:
+    """What keeps a parameter from being real, finite numbers: 'dtype' or 'finite', the words, how many values."""
+    array = np.asarray(value)
+    if array.dtype.kind not in "biuf":
+        return "dtype", f"has dtype {array.dtype}, expected real numbers", array.size
+    count = 0 if array.dtype.kind != "f" else array.size - int(np.count_nonzero(np.isfinite(array)))
+    return ("finite", f"holds {count} of {array.size} values that are not finite", count) if count else None
+
+
+def narrow(values: Integers, what: str, node: str) -> NDArray[np.int32]:
+    """The same integers in 32 bits.
+
+    Raises:
+        QuantizationError: one does not fit; naming node and value.
+    """
+    if values.dtype != np.int32 and values.size:
+        worst = max((int(values.max()), int(values.min())), key=abs)
+        if not -(1 << 31) <= worst < 1 << 31:
+            raise QuantizationError(f"{what} reaches {worst}, which 32 bits do not hold", node=node)
+    return values.astype(np.int32, copy=False)
 
 
 def round_half_even(values: Any) -> NDArray[np.int64]:

@@ -4,38 +4,64 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from nirdeploy.errors import FileError, NirdeployError
 
-__all__ = ["MAX_BYTES", "atomic", "guard", "open_hdf5", "sha256", "text_of", "write_text"]
+__all__ = [
+    "MAX_BYTES",
+    "UNFINISHED",
+    "atomic",
+    "attribute",
+    "guard",
+    "locked",
+    "member",
+    "numbers",
+    "open_hdf5",
+    "sha256",
+    "text_of",
+    "unreadable",
+    "write_text",
+]
 
 MAX_BYTES = 1 << 30  # what a file may ask to have allocated, all datasets together
+UNFINISHED: set[Path] = set()  # temporary files of writes under way in this process
 _MAX_DEPTH = 64
 _MAX_OBJECTS = 1_000_000
+_BOMB_BYTES, _BOMB_RATIO = 64 << 20, 1000  # gzip reaches 230 on silent spikes as we write them
+_LOCK_SECONDS = 10.0
+T = TypeVar("T", str, int, float)
+
+# ---------------------------------------------------------------- writing
 
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; on success rename it into place, on failure remove it.
 
+    A symbolic link is followed: the file it points to is replaced, the link stays.
+
     Raises:
-        FileError: the folder is missing or cannot be written.
+        FileError: the folder is missing or cannot be written, or `path` is there and is no regular file.
     """
-    target = Path(path)
+    target = _destination(Path(path))
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name[:80]}.", suffix=".part", dir=target.parent)
         os.close(handle)
-    except OSError as error:
-        raise FileError(f"cannot write {str(target)!r}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:
+        raise FileError(f"cannot write {str(path)!r}: {getattr(error, 'strerror', None) or error}") from error
     temporary = Path(name)
+    UNFINISHED.add(temporary)
     try:
         yield temporary
         umask = os.umask(0)
@@ -43,15 +69,94 @@ def atomic(path: str | Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~umask)
         temporary.replace(target)
     except OSError as error:
-        raise FileError(f"cannot write {str(target)!r}: {error.strerror or error}") from error
+        raise FileError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+        UNFINISHED.discard(temporary)
+
+
+def _destination(path: Path) -> Path:
+    """Where writing to `path` ends up; refuses what a rename would destroy or could not replace."""
+    try:
+        real = Path(os.path.realpath(path))
+        mode = real.stat().st_mode
+    except FileNotFoundError:
+        return real
+    except (OSError, ValueError) as error:
+        raise FileError(f"cannot write {str(path)!r}: {getattr(error, 'strerror', None) or error}") from error
+    if not stat.S_ISREG(mode):
+        raise FileError(f"cannot write {str(path)!r}: it is {_kind(mode)}", remedy="Name a regular file.")
+    return real
 
 
 def write_text(path: str | Path, text: str) -> None:
     """Write UTF-8 text atomically."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
+    """Hold a folder's advisory lock, so that files which belong together change together.
+
+    Where the system has no such locks, or the file system none, nothing is held.
+
+    Raises:
+        FileError: another process held it for ten seconds.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system
+        yield
+        return
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise FileError(f"cannot open folder {str(folder)!r}: {error.strerror or error}") from error
+    try:
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise FileError(
+                        f"{str(folder)!r} is in use by another process for {_LOCK_SECONDS:.0f} s",
+                        remedy="Write to a folder of your own.",
+                    ) from error
+                time.sleep(0.02)
+                continue
+            except OSError:  # a file system without locks
+                pass
+            break
+        yield
+    finally:
+        os.close(handle)
+
+
+# ---------------------------------------------------------------- opening
+
+
+def _kind(mode: int) -> str:
+    kinds = (
+        (stat.S_ISDIR, "a folder"),
+        (stat.S_ISFIFO, "a pipe"),
+        (stat.S_ISSOCK, "a socket"),
+        (stat.S_ISCHR, "a device"),
+        (stat.S_ISBLK, "a device"),
+    )
+    return next((words for test, words in kinds if test(mode)), "no regular file")
+
+
+def unreadable(path: Path) -> str:
+    """Why a path is no regular file, e.g. 'does not exist' or 'is a pipe'; '' where it is one."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return "does not exist"
+    except (OSError, ValueError) as error:
+        return f"cannot be read ({getattr(error, 'strerror', None) or error})"
+    return "" if stat.S_ISREG(mode) else f"is {_kind(mode)}"
 
 
 @contextmanager
@@ -64,16 +169,14 @@ def open_hdf5(path: str | Path, what: str, *, max_bytes: int = MAX_BYTES) -> Ite
         max_bytes: most bytes that all datasets together may declare.
 
     Raises:
-        FileError: missing, not HDF5, truncated, too large, or with links out of the file.
+        FileError: missing, no regular file, not HDF5, damaged, too large, or with links out of the file.
     """
     source = Path(path)
-    if not source.exists():
-        raise FileError(f"{str(source)!r} does not exist")
-    if source.is_dir():
-        raise FileError(f"{str(source)!r} is a folder, expected {what}")
+    if reason := unreadable(source):
+        raise FileError(f"{str(source)!r} {reason}, expected {what}")
     try:
         file = h5py.File(source, "r")
-    except OSError as error:
+    except (OSError, RuntimeError, ValueError) as error:
         reason = "is truncated" if "truncated" in str(error) else "is not an HDF5 file or is damaged"
         raise FileError(f"{str(source)!r} {reason}, expected {what}") from error
     try:
@@ -82,8 +185,11 @@ def open_hdf5(path: str | Path, what: str, *, max_bytes: int = MAX_BYTES) -> Ite
             yield file
     except NirdeployError:
         raise  # some are RuntimeErrors too, being NotImplementedErrors
-    except (OSError, RuntimeError, KeyError, UnicodeDecodeError) as error:
+    # what h5py raises for damaged bytes is not documented: all of these were met by mutating files
+    except (OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise FileError(f"{str(source)!r} cannot be read as {what}: {error}") from error
+    except MemoryError as error:
+        raise FileError(f"{str(source)!r} asks for more memory than there is, expected {what}") from error
 
 
 def guard(file: h5py.File, label: str, max_bytes: int = MAX_BYTES) -> None:
@@ -91,7 +197,8 @@ def guard(file: h5py.File, label: str, max_bytes: int = MAX_BYTES) -> None:
 
     Raises:
         FileError: external or soft links, externally stored or virtual datasets, more declared bytes than
-            `max_bytes`, more than 64 levels, or more than a million objects.
+            `max_bytes`, a dataset above 64 MiB that declares more than 1000 times what it stores, more than
+            64 levels, or more than a million objects.
     """
     total = count = 0
     stack: list[tuple[h5py.Group, int]] = [(file, 0)]
@@ -122,10 +229,20 @@ def _declared_bytes(dataset: h5py.Dataset, label: str) -> int:
         raise FileError(f"{label!r}: {dataset.name} keeps its data in another file")
     if dataset.shape is None:
         return 0
-    size = 1
+    size = int(np.dtype(dataset.dtype).itemsize)
     for length in dataset.shape:
         size *= int(length)
-    return size * int(np.dtype(dataset.dtype).itemsize)
+    stored = int(dataset.id.get_storage_size())
+    if _BOMB_BYTES < size <= MAX_BYTES * 16 and size > _BOMB_RATIO * stored:
+        raise FileError(
+            f"{label!r}: {dataset.name} declares {size} bytes and stores {stored}, at most {_BOMB_RATIO} times "
+            "as many are read",
+            remedy="Write it with its data, or with less compression.",
+        )
+    return size
+
+
+# ---------------------------------------------------------------- reading what may be anything
 
 
 def sha256(path: str | Path) -> str:
@@ -138,7 +255,65 @@ def sha256(path: str | Path) -> str:
 
 
 def text_of(value: Any) -> str:
-    """A string from what h5py returns for one (bytes, str or a 0-d array)."""
-    if isinstance(value, np.ndarray):
-        value = value.item()
-    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+    """A string from what h5py returns for one (bytes, str or a 0-d array).
+
+    Raises:
+        FileError: it is no single string.
+    """
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.reshape(-1)[0]
+    try:
+        if isinstance(value, bytes):
+            return value.decode("utf-8")
+        if isinstance(value, str):
+            value.encode("utf-8")
+            return str(value)
+    except UnicodeError as error:
+        raise FileError(f"{value!r} is no UTF-8 text") from error
+    raise FileError(f"expected text, found {type(value).__name__}")
+
+
+def member(group: h5py.Group, name: str, kind: type[h5py.Group] | type[h5py.Dataset]) -> Any:
+    """A group or dataset of a group.
+
+    Raises:
+        FileError: it is missing, or something else.
+    """
+    found = group.get(name)
+    if not isinstance(found, kind):
+        what = "missing" if found is None else f"a {type(found).__name__}, expected a {kind.__name__}"
+        raise FileError(f"{group.name.rstrip('/')}/{name} is {what}")
+    return found
+
+
+def numbers(dataset: Any, kinds: str = "biuf") -> NDArray[Any]:
+    """The array a dataset holds; `kinds` are numpy's letters for boolean, signed, unsigned and float.
+
+    Raises:
+        FileError: no dataset, or one without data or of another type.
+    """
+    if not isinstance(dataset, h5py.Dataset):
+        raise FileError(f"{getattr(dataset, 'name', '?')} is a {type(dataset).__name__}, expected numbers")
+    if dataset.shape is None or dataset.dtype.kind not in kinds:
+        what = "nothing" if dataset.shape is None else f"{dataset.dtype}"
+        raise FileError(f"{dataset.name} holds {what}, expected numbers")
+    return np.asarray(dataset[()])
+
+
+def attribute(item: h5py.HLObject, name: str, kind: type[T]) -> T:
+    """One attribute as str, int or float.
+
+    Raises:
+        FileError: it is missing or of another type.
+    """
+    value = item.attrs.get(name)
+    if kind is str:
+        try:
+            return kind(text_of(value))
+        except FileError as error:
+            raise FileError(f"attribute {name!r} of {item.name}: {error}") from error
+    number = np.asarray(value)
+    if number.shape == () and number.dtype.kind in ("biu" if kind is int else "biuf"):
+        return kind(number.item())
+    found = "missing" if value is None else f"{value!r}"[:80]
+    raise FileError(f"attribute {name!r} of {item.name} is {found}, expected {kind.__name__}")

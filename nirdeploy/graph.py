@@ -6,12 +6,13 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 import nir
 import numpy as np
 
-from nirdeploy.errors import GraphError
+from nirdeploy.errors import GraphError, UnsupportedError
 from nirdeploy.nodes import (
     Edge,
     declared_shape,
@@ -32,6 +33,7 @@ __all__ = [
     "Population",
     "Shapes",
     "Skeleton",
+    "check_finite",
     "conv1d_options",
     "conv2d_options",
     "copy_graph",
@@ -329,21 +331,80 @@ class Population:
     paths: tuple[Path, ...]
 
 
+_MOST_PATHS = 256  # into one population; their number doubles with every pair of parallel nodes
+
+
 def populations(graph: nir.NIRGraph) -> list[Population]:
-    """Neuron nodes, then Outputs, in execution order, each with the stateless chains that feed it."""
-    sources = predecessors(graph)
+    """Neuron nodes, then Outputs, in execution order, each with the stateless chains that feed it.
 
-    def chains(target: str) -> Iterator[Path]:
-        for source in sources[target]:
-            node = graph.nodes[source]
-            if isinstance(node, nir.Input) or is_neuron(node):
-                yield Path(source, ())
-            else:
-                yield from (Path(path.source, (*path.nodes, source)) for path in chains(source))
+    Raises:
+        UnsupportedError: a subgraph, a cycle without a neuron, or more than 256 chains into one node.
+    """
+    for name, node in graph.nodes.items():
+        if isinstance(node, nir.NIRGraph):
+            raise UnsupportedError("a subgraph among populations", node=name, remedy="Dissolve it.")
+    sources, ordered = predecessors(graph), order(graph)
+    ends = [n for n in ordered if is_neuron(graph.nodes[n])]
+    ends += [n for n in ordered if isinstance(graph.nodes[n], nir.Output)]
+    counts = _path_counts(graph, sources)
+    for name in ends:
+        if counts[name] > _MOST_PATHS:
+            raise UnsupportedError(
+                f"{counts[name]} paths lead here from other populations, at most {_MOST_PATHS} are possible",
+                node=name,
+                remedy="Put populations between its layers, or join parallel layers into one.",
+            )
+    return [Population(name, tuple(_chains(graph, name, sources))) for name in ends]
 
-    ends = [n for n in order(graph) if is_neuron(graph.nodes[n])]
-    ends += [n for n in order(graph) if isinstance(graph.nodes[n], nir.Output)]
-    return [Population(name, tuple(chains(name))) for name in ends]
+
+def _is_source(node: nir.NIRNode) -> bool:
+    return isinstance(node, nir.Input) or is_neuron(node)
+
+
+def _path_counts(graph: nir.NIRGraph, sources: Mapping[str, list[str]]) -> dict[str, int]:
+    """How many chains end in each node, counted without following them; a million stands for all beyond."""
+    inner = {name: [s for s in found if not _is_source(graph.nodes[s])] for name, found in sources.items()}
+    counts: dict[str, int] = {}
+    try:
+        for name in TopologicalSorter(inner).static_order():
+            own = len(sources[name]) - len(inner[name])
+            counts[name] = min(own + sum(counts[source] for source in inner[name]), 10**6)
+    except CycleError as error:
+        raise UnsupportedError("closes a cycle without a neuron", node=error.args[1][0]) from error
+    return counts
+
+
+def _chains(graph: nir.NIRGraph, target: str, sources: Mapping[str, list[str]]) -> Iterator[Path]:
+    waiting: list[tuple[str, tuple[str, ...]]] = [(s, ()) for s in reversed(sources[target])]
+    while waiting:
+        name, behind = waiting.pop()
+        if _is_source(graph.nodes[name]):
+            yield Path(name, behind)
+        else:
+            waiting.extend((source, (name, *behind)) for source in reversed(sources[name]))
+
+
+# ---------------------------------------------------------------- values
+
+
+def check_finite(graph: nir.NIRGraph) -> None:
+    """Refuse parameters that are no finite real numbers.
+
+    Raises:
+        GraphError: naming node and field.
+    """
+    for name, node in graph.nodes.items():
+        if isinstance(node, nir.NIRGraph):
+            check_finite(node)
+            continue
+        for field, value in parameters(node).items():
+            array = np.asarray(value)
+            if isinstance(value, str | bytes) or value is None:
+                continue
+            if array.dtype.kind not in "biuf":
+                raise GraphError(f"{type_name(node)}.{field} has dtype {array.dtype}, expected real numbers", node=name)
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise GraphError(f"{type_name(node)}.{field} holds NaN or infinity", node=name)
 
 
 # ---------------------------------------------------------------- hash

@@ -45,12 +45,12 @@ def type_name(node: nir.NIRNode) -> str:
 
 
 @cache
-def _accepted(kind: type[nir.NIRNode]) -> frozenset[str]:
+def _accepted(kind: Any) -> frozenset[str]:
     return frozenset(inspect.signature(kind).parameters)
 
 
 @cache
-def node_fields(kind: type[nir.NIRNode]) -> tuple[str, ...]:
+def node_fields(kind: Any) -> tuple[str, ...]:
     """Names of a primitive's own parameters in declaration order (no types, no metadata)."""
     return tuple(f.name for f in dataclasses.fields(kind) if f.name not in _DERIVED)
 
@@ -99,12 +99,20 @@ def stored_shape(node: nir.NIRNode, port: str) -> np.ndarray | None:
     """What a node says of its 'input' or 'output' shape; None where it says nothing."""
     types = node.input_type if port == "input" else node.output_type
     value = types.get(port) if isinstance(types, Mapping) else types
-    return None if value is None else np.asarray(value).astype(int)
+    if value is None:
+        return None
+    array = np.atleast_1d(np.asarray(value))
+    if array.dtype.kind not in "iuf" or not np.array_equal(array, np.rint(array)) or (array.size and array.min() < 1):
+        raise GraphError(f"{type_name(node)} declares the shape {value!r}, expected whole numbers from 1 on")
+    return array.astype(int)
 
 
 def declared_shape(name: str, node: nir.NIRNode, port: str) -> Shape:
     """The shape an Input or Output declares; a GraphError naming it where it declares none."""
-    stored = stored_shape(node, port)
+    try:
+        stored = stored_shape(node, port)
+    except GraphError as error:
+        raise GraphError(str(error), node=name) from error
     if stored is None:
         raise GraphError(f"{type_name(node)} declares no shape", node=name, remedy="Give it one.")
     return tuple(int(v) for v in np.atleast_1d(stored))

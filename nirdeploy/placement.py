@@ -2,12 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-__all__ = ["Placement", "Usage"]
+from nirdeploy.errors import PlacementError
+
+__all__ = ["Placement", "Usage", "core_number", "core_numbers", "require_options"]
+
+
+def require_options(options: Mapping[str, Any], known: Mapping[str, str]) -> None:
+    """Refuse placement options that a backend does not have.
+
+    Args:
+        options: what was given.
+        known: option -> what it expects.
+
+    Raises:
+        PlacementError: naming the option, its value and all that are known.
+    """
+    for name in sorted(set(options) - set(known)):
+        listed = ", ".join(f"{option}={expected}" for option, expected in known.items())
+        raise PlacementError(f"unknown placement option {name!r} ({options[name]!r})", remedy=f"Possible: {listed}.")
+
+
+def core_number(value: Any, count: int, *, option: str, node: str | None = None) -> int:
+    """One core of a chip with `count` cores; booleans, floats and text are no core numbers.
+
+    Raises:
+        PlacementError: naming option, value and what is expected.
+    """
+    try:
+        core = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        core = None
+    if core is None:
+        raise PlacementError(f"{option} has {value!r}, expected core numbers from 0 to {count - 1}", node=node)
+    if not 0 <= core < count:
+        raise PlacementError(f"core {core} does not exist, the chip has 0 to {count - 1}", node=node)
+    return core
+
+
+def core_numbers(values: Any, count: int, *, option: str, node: str | None = None) -> tuple[int, ...]:
+    """Cores of a chip with `count` cores, each as `core_number`.
+
+    Raises:
+        PlacementError: naming option, value and what is expected.
+    """
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+        raise PlacementError(f"{option} is {values!r}, expected a list of core numbers", node=node)
+    return tuple(core_number(value, count, option=option, node=node) for value in values)
 
 
 @dataclass(frozen=True)

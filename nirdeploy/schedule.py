@@ -98,6 +98,8 @@ def _dissolve(graph: nir.NIRGraph) -> tuple[dict[NodePath, nir.NIRNode], list[Pa
             ]
         return resolved[wire]
 
+    for wire in sorted(wires):
+        behind(wire, ())  # also those that lead nowhere: a loop of wires is refused wherever it is
     flat = [
         (node, target)
         for source, target in edges
@@ -139,7 +141,8 @@ def _only(graph: nir.NIRGraph, kind: type[nir.NIRNode], path: NodePath) -> str:
             node=dotted(path),
             remedy="Give it exactly one.",
         )
-    return found[0]
+    only: str = found[0]
+    return only
 
 
 # ---------------------------------------------------------------- feedback and order

@@ -27,9 +27,29 @@ class Shapes:
 
 
 def pair(value: Any) -> tuple[int, int]:
-    """(height, width) from an int, a pair or an array of one or two values."""
-    flat = np.atleast_1d(np.asarray(value)).astype(int).tolist()
-    return (flat[0], flat[0]) if len(flat) == 1 else (flat[0], flat[1])
+    """(height, width) from an int, a pair or an array of one or two whole numbers.
+
+    Raises:
+        GraphError: anything else.
+    """
+    flat = np.asarray(value).reshape(-1)
+    if flat.dtype.kind not in "biuf" or flat.size not in (1, 2) or not np.array_equal(flat, np.rint(flat)):
+        raise GraphError(f"{value!r} is not one or two whole numbers")
+    first, last = int(flat[0]), int(flat[-1])
+    return (first, last)
+
+
+def _options(node: Any, name: str, **least: int) -> dict[str, tuple[int, int]]:
+    """Options of a node as pairs, each at least what is given."""
+    found = {}
+    for key, low in least.items():
+        try:
+            found[key] = pair(getattr(node, key))
+        except GraphError as error:
+            raise GraphError(f"{type_name(node)}.{key}: {error}", node=name) from error
+        if min(found[key]) < low:
+            raise GraphError(f"{type_name(node)}.{key} is {found[key]}, at least {low} is possible", node=name)
+    return found
 
 
 def conv2d_options(node: nir.Conv2d, name: str) -> dict[str, Any]:
@@ -38,15 +58,32 @@ def conv2d_options(node: nir.Conv2d, name: str) -> dict[str, Any]:
     Raises:
         GraphError: 'same' with a stride, or with a kernel that needs unequal padding at the two ends.
     """
-    stride, dilation = pair(node.stride), pair(node.dilation)
-    kernel = node.weight.shape[2:]
-    padding = _resolved(node.padding, stride, dilation, kernel, name)
+    _check_kernel(node, name, 4)
+    plain = _options(node, name, stride=1, dilation=1, groups=1)
+    padding = _resolved(node.padding, plain["stride"], plain["dilation"], node.weight.shape[2:], name)
+    if isinstance(padding, tuple):
+        resolved = (int(padding[0]), int(padding[-1]))
+    else:
+        resolved = _options(node, name, padding=0)["padding"]
     return {
-        "stride": stride,
-        "padding": pair(padding),
-        "dilation": dilation,
-        "groups": int(np.asarray(node.groups)),
+        "stride": plain["stride"],
+        "padding": resolved,
+        "dilation": plain["dilation"],
+        "groups": plain["groups"][0],
     }
+
+
+def _check_kernel(node: Any, name: str, rank: int) -> None:
+    weight = np.asarray(node.weight)
+    if weight.ndim != rank or weight.size == 0:
+        raise GraphError(
+            f"{type_name(node)} with a weight of shape {weight.shape}, expected {rank} axes, none empty", node=name
+        )
+    bias = np.asarray(node.bias)
+    if bias.shape not in ((weight.shape[0],), (1,), ()):
+        raise GraphError(
+            f"{type_name(node)} with a bias of shape {bias.shape} for {weight.shape[0]} outputs", node=name
+        )
 
 
 def _window(size: int, kernel: int, stride: int, padding: int, dilation: int = 1) -> int:
@@ -55,9 +92,11 @@ def _window(size: int, kernel: int, stride: int, padding: int, dilation: int = 1
 
 def conv1d_options(node: nir.Conv1d, name: str) -> dict[str, Any]:
     """stride, padding, dilation and groups as ints; 'same' and 'valid' resolved as in `conv2d_options`."""
-    plain = {key: int(np.asarray(getattr(node, key)).reshape(-1)[0]) for key in ("stride", "dilation", "groups")}
+    _check_kernel(node, name, 3)
+    plain = {key: value[0] for key, value in _options(node, name, stride=1, dilation=1, groups=1).items()}
     padding = _resolved(node.padding, (plain["stride"],), (plain["dilation"],), node.weight.shape[2:], name)
-    return {**plain, "padding": padding[0] if isinstance(padding, tuple) else int(np.asarray(padding).reshape(-1)[0])}
+    own = padding[0] if isinstance(padding, tuple) else _options(node, name, padding=0)["padding"][0]
+    return {**plain, "padding": own}
 
 
 def _resolved(padding: Any, stride: Any, dilation: Any, kernel: Any, name: str) -> Any:
@@ -65,7 +104,7 @@ def _resolved(padding: Any, stride: Any, dilation: Any, kernel: Any, name: str) 
     if isinstance(padding, bytes | np.bytes_):
         padding = padding.decode()
     if not isinstance(padding, str):
-        return padding
+        return None  # numbers: read with the other options
     if padding == "valid":
         return (0,) * len(kernel)
     if any(s != 1 for s in stride):
@@ -81,8 +120,8 @@ def _resolved(padding: Any, stride: Any, dilation: Any, kernel: Any, name: str) 
 
 
 def _conv1d_shape(name: str, node: Any, given: Shape) -> Shape:
-    out, per_group, kernel = node.weight.shape
     options = conv1d_options(node, name)
+    out, per_group, kernel = node.weight.shape
     channels = per_group * options["groups"]
     if len(given) != 2 or given[0] != channels:
         raise GraphError(
@@ -97,8 +136,8 @@ def _conv1d_shape(name: str, node: Any, given: Shape) -> Shape:
 
 
 def _conv2d_shape(name: str, node: Any, given: Shape) -> Shape:
-    out, per_group, *kernel = node.weight.shape
     options = conv2d_options(node, name)
+    out, per_group, *kernel = node.weight.shape
     if len(given) != 3 or given[0] != per_group * options["groups"]:
         raise GraphError(
             f"Conv2d with weight {tuple(node.weight.shape)} and groups {options['groups']} expects "
@@ -115,7 +154,8 @@ def _conv2d_shape(name: str, node: Any, given: Shape) -> Shape:
 
 
 def _pool_shape(name: str, node: Any, given: Shape) -> Shape:
-    kernel, stride, padding = pair(node.kernel_size), pair(node.stride), pair(node.padding)
+    found = _options(node, name, kernel_size=1, stride=1, padding=0)
+    kernel, stride, padding = found["kernel_size"], found["stride"], found["padding"]
     if len(given) != 3:
         raise GraphError(f"{type_name(node)} expects (channel, height, width), got {given}", node=name)
     size = tuple(_window(given[i + 1], kernel[i], stride[i], padding[i]) for i in (0, 1))
@@ -125,7 +165,14 @@ def _pool_shape(name: str, node: Any, given: Shape) -> Shape:
 
 
 def _matrix_shape(name: str, node: Any, given: Shape) -> Shape:
-    weight = node.weight
+    weight = np.asarray(node.weight)
+    if weight.ndim == 2 and weight.size == 0:
+        raise GraphError(f"{type_name(node)} with an empty weight {weight.shape}", node=name)
+    bias = np.asarray(getattr(node, "bias", 0.0))
+    if weight.ndim == 2 and bias.shape not in ((weight.shape[0],), (1,), ()):
+        raise GraphError(
+            f"{type_name(node)} with a bias of shape {bias.shape} for {weight.shape[0]} outputs", node=name
+        )
     if weight.ndim != 2:
         raise UnsupportedError(
             f"{type_name(node)} with a weight of {weight.ndim} dimensions", node=name, remedy="Use 2."
@@ -149,15 +196,15 @@ def _flatten_shape(name: str, node: Any, given: Shape) -> Shape:
 
 def neuron_shape(node: nir.NIRNode) -> Shape:
     """The shape of a neuron node's parameters."""
-    first = next(iter(parameters(node).values()))
-    return tuple(int(v) for v in np.asarray(first).shape)
+    found = [np.shape(value) for value in parameters(node).values()]
+    return tuple(int(v) for v in max(found, key=len))
 
 
 def _elementwise_shape(name: str, node: Any, given: Shape) -> Shape:
-    own = neuron_shape(node)
-    size = int(np.prod(own)) if own else 1
-    if own != given and size != 1:
-        raise GraphError(f"{type_name(node)} has parameters of shape {own}, its input is {given}", node=name)
+    for field, value in parameters(node).items():
+        own = np.shape(value)
+        if own not in (given, (1,), ()):
+            raise GraphError(f"{type_name(node)} has {field} of shape {own}, its input is {given}", node=name)
     return given
 
 

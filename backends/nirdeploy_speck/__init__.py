@@ -73,11 +73,12 @@ class SpeckBackend:
         mode: str | None,
         record: tuple[str, ...],
         nodes: tuple[str, ...] | None,
+        **options: Any,
     ) -> Trajectory:
-        """Run a raster on the emulator."""
+        """Run a raster on the emulator, which has no options of its own."""
         from nirdeploy_speck import emulator
 
-        return emulator.run(quantized, raster, on=on, mode=mode, record=record, nodes=nodes)
+        return emulator.run(quantized, raster, on=on, mode=mode, record=record, nodes=nodes, options=options)
 
     def chip_configuration(self, quantized: Quantized, placement: Placement) -> dict[str, Any]:
         """Every field the chip is given."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from nirdeploy import exact
 from nirdeploy import graph as graphs
-from nirdeploy.errors import UnavailableError, UnsupportedError
+from nirdeploy.errors import QuantizationError, UnavailableError, UnsupportedError
 from nirdeploy.names import suggest
 from nirdeploy.quantization import Quantized
 from nirdeploy.raster import check_raster
@@ -82,8 +82,8 @@ def _scan(
     v_min: int,
     subtract: bool,
     many: bool,
-    spikes: NDArray[np.int32],
-    v_mem: NDArray[np.int32],
+    spikes: NDArray[Any],
+    v_mem: NDArray[Any],
 ) -> tuple[int, int]:
     """Neurons [step, cell] through time; returns how often v passed 16 bits and how often v_min held it."""
     steps, cells = currents.shape
@@ -110,7 +110,11 @@ def _scan(
 
 
 def layer_input(layer: Layer, produced: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-    """Events at the core's input [step, batch, channel, y, x]: sources pooled by summing, then added."""
+    """Events at the core's input [step, batch, channel, y, x]: sources pooled by summing, then added.
+
+    Raises:
+        QuantizationError: a source whose map is not the one the core is configured for.
+    """
     total: NDArray[Any] | None = None
     for feed in layer.feeds:
         x = produced[feed.source]
@@ -119,15 +123,22 @@ def layer_input(layer: Layer, produced: Mapping[str, NDArray[Any]]) -> NDArray[A
         if feed.pool > 1:
             side = (feed.pool, feed.pool)
             flat = exact.sum_pool2d(flat, side, side)
+        if flat.shape[1:] != layer.input_shape:
+            problem = f"events of {feed.source!r} come as {flat.shape[1:]}, the core expects {layer.input_shape}"
+            raise QuantizationError(problem, node=layer.name)
         pooled = flat.reshape(steps, batch, *layer.input_shape)
-        total = pooled if total is None else total + pooled
+        total = pooled if total is None else total.astype(np.int64) + pooled
     if total is None:
         raise UnsupportedError("a layer without inputs", node=layer.name)
     return total
 
 
 def run_layer(layer: Layer, core: Core, x: NDArray[Any]) -> LayerRun:
-    """One layer over a whole raster: convolutions of all steps at once, then the neurons through time."""
+    """One layer over a whole raster: convolutions of all steps at once, then the neurons through time.
+
+    Raises:
+        QuantizationError: a sum, a count or v beyond 32 bits; naming the population and the value.
+    """
     steps, batch = x.shape[:2]
     flat = x.reshape(steps * batch, *layer.input_shape)
     if core.weight.shape[2:] == layer.input_shape[1:] and layer.padding == (0, 0):
@@ -137,7 +148,11 @@ def run_layer(layer: Layer, core: Core, x: NDArray[Any]) -> LayerRun:
         currents = exact.conv2d(flat, core.weight, stride=layer.stride, padding=layer.padding)
     if core.bias is not None:
         currents = currents + core.bias[:, None, None]
-    spikes = np.empty((steps, batch, *layer.output_shape), dtype=np.int32)
+    # no count and no v is larger than all that has come in; only where that may pass 32 bits the states are wider
+    most = steps * max(abs(int(currents.max())), abs(int(currents.min()))) + abs(core.v_min)
+    if most >= 1 << 62:
+        raise QuantizationError(f"v can reach {most}, which 64 bits do not hold", node=layer.name)
+    spikes = np.empty((steps, batch, *layer.output_shape), dtype=np.int32 if most < 1 << 31 else np.int64)
     v_mem = np.empty_like(spikes)
     saturations, clamps = _scan(
         currents.reshape(steps, -1),
@@ -148,6 +163,7 @@ def run_layer(layer: Layer, core: Core, x: NDArray[Any]) -> LayerRun:
         spikes.reshape(steps, -1),
         v_mem.reshape(steps, -1),
     )
+    spikes, v_mem = exact.narrow(spikes, "its spike count", layer.name), exact.narrow(v_mem, "v", layer.name)
     counters = {
         "saturations": int(saturations),
         "clamps": int(clamps),
@@ -165,21 +181,23 @@ def run(
     mode: str | None,
     record: tuple[str, ...],
     nodes: tuple[str, ...] | None,
+    options: Mapping[str, Any] | None = None,
 ) -> Trajectory:
     """Run a raster of counts through the emulator.
 
     Raises:
         UnavailableError: on 'simulator' or 'chip'.
-        UnsupportedError: a mode other than 'step'.
+        UnsupportedError: a mode other than 'step', an unknown option, or a variable the chip does not have.
         RasterError: wrong shape, negative, NaN or fractional counts.
+        QuantizationError: counts or voltages beyond 32 bits.
     """
-    _refuse(on, mode)
+    _refuse(on, mode, record, options or {})
     network = lowered(quantized)
     data, batched = check_raster(raster, network.input_shape, integer=True)
     shapes = graphs.shapes(quantized.graph)
     if nodes is not None:
         _check_nodes(nodes, network)
-    produced: dict[str, NDArray[Any]] = {network.input_name: data}
+    produced: dict[str, NDArray[Any]] = {network.input_name: network.events(data)}
     records: dict[tuple[str, str], Record] = {}
     counters: dict[str, Mapping[str, int]] = {}
     for layer in network.layers:
@@ -220,12 +238,13 @@ def _record(
             continue
         data = array.reshape(*array.shape[:2], *layer.node_shape)
         voltage = variable == "v_mem"
+        by_gain = voltage and layer.convention.v_unit == "gain"
         records[layer.name, variable] = Record(
             layer.name,
             variable,
             data if batched else data[:, 0],
-            scale=core.scale if voltage else 1.0,
-            units="model" if voltage else "count",
+            scale=(core.scale / layer.gain if by_gain else core.scale) if voltage else 1.0,
+            units=("input gain" if by_gain else "model") if voltage else "count",
             threshold=core.threshold if voltage else None,
             batched=batched,
         )
@@ -235,10 +254,10 @@ def _check_nodes(nodes: tuple[str, ...], network: Network) -> None:
     known = [layer.name for layer in network.layers]
     for name in nodes:
         if name not in known:
-            raise UnsupportedError(f"no population {name!r} to record", remedy=suggest(name, known))
+            raise UnsupportedError(f"no population {name!r} to record", remedy=suggest(str(name), known))
 
 
-def _refuse(on: str, mode: str | None) -> None:
+def _refuse(on: str, mode: str | None, record: tuple[str, ...], options: Mapping[str, Any]) -> None:
     if on == "chip":
         raise UnavailableError(
             "running on a Speck needs samna and a device; this version has no samna runner yet",
@@ -249,6 +268,15 @@ def _refuse(on: str, mode: str | None) -> None:
             "running sinabs as a simulator is not supported yet", remedy="Use on='emulator', which equals it."
         )
     if on != "emulator":
-        raise UnsupportedError(f"on={on!r}", remedy=suggest(on, ("emulator", "simulator", "chip")))
+        raise UnsupportedError(f"on={on!r} is unknown", remedy=suggest(str(on), ("emulator", "simulator", "chip")))
     if mode not in (None, "step"):
         raise UnsupportedError(f"mode {mode!r} is not supported yet", remedy="Use mode='step'.")
+    for name in sorted(options):
+        raise UnsupportedError(
+            f"the Speck emulator has no option {name!r} (given {options[name]!r})", remedy="Leave it out."
+        )
+    if "i_syn" in record:
+        raise UnsupportedError(
+            "'i_syn' does not exist on this chip: its neurons have no synaptic state",
+            remedy="Record 'spikes', 'v_mem' or 'output'.",
+        )

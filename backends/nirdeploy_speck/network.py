@@ -11,6 +11,7 @@ import nir
 import numpy as np
 from numpy.typing import NDArray
 
+from nirdeploy import exact
 from nirdeploy import graph as graphs
 from nirdeploy.errors import ConversionError, NirdeployError, QuantizationError
 from nirdeploy.graph import Path, Population
@@ -22,6 +23,10 @@ __all__ = ["Feed", "Layer", "Network", "log2_ceil", "lower", "lowered"]
 
 _WEIGHTS = (nir.Conv2d, nir.Affine, nir.Linear)
 _POOLS = (nir.SumPool2d, nir.AvgPool2d)
+_MOST_WEIGHTS = 1 << 24  # 1024 features to and from with a kernel of 4 by 4, far beyond any core
+_LARGEST = float(np.finfo(np.float32).max)
+
+Map = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -51,11 +56,12 @@ class Layer:
         weight: float32 [out, in, y, x], input gain and rescaling applied; a matrix is a full-size kernel.
         bias: float32 [out], input gain applied, or None where all are zero.
         stride, padding: (y, x).
-        input_shape: (channel, y, x) at the core's input, after pooling.
+        input_shape: (channel, y, x) of the events that reach the core: the source core's map, pooled.
         output_shape: (channel, y, x) of the population on the core.
         node_shape: shape of the population in the graph.
         threshold: firing threshold, model units.
         v_min: lower bound of v, model units, or None.
+        gain: input gain of the neuron, already in `weight` and `bias`.
         convention: what holds at this population.
         feeds: where events come from.
     """
@@ -66,11 +72,12 @@ class Layer:
     bias: NDArray[np.float32] | None
     stride: tuple[int, int]
     padding: tuple[int, int]
-    input_shape: tuple[int, int, int]
-    output_shape: tuple[int, int, int]
+    input_shape: Map
+    output_shape: Map
     node_shape: tuple[int, ...]
     threshold: np.float32
     v_min: np.float32 | None
+    gain: float
     convention: Convention
     feeds: tuple[Feed, ...]
 
@@ -88,12 +95,25 @@ class Layer:
 
 @dataclass(frozen=True)
 class Network:
-    """Layers in execution order, and where the Outputs read."""
+    """Layers in execution order, and where the Outputs read.
+
+    Attributes:
+        layers: one a core.
+        outputs: Output -> the population it reads.
+        input_name: the Input.
+        input_shape: its shape in the graph.
+        input_map: its shape on the chip.
+    """
 
     layers: tuple[Layer, ...]
     outputs: Mapping[str, str]
     input_name: str
     input_shape: tuple[int, ...]
+    input_map: Map
+
+    def events(self, raster: NDArray[Any]) -> NDArray[Any]:
+        """A raster [step, batch, ...] in the Input's shape as one in the shape it has on the chip."""
+        return raster.reshape(*raster.shape[:2], *self.input_map)
 
 
 @dataclass
@@ -102,6 +122,13 @@ class _Findings:
 
     def add(self, code: str, node: str, problem: str, remedy: str, **more: Any) -> None:
         self.found.append(Finding(code, node, problem, remedy, **more))
+
+    def refuse(self, code: str, error: NirdeployError) -> None:
+        """An error of this package as a finding."""
+        problem = str(error).removeprefix(f"node {error.node!r}: ")
+        if error.remedy:
+            problem = problem.removesuffix(f". {error.remedy}")
+        self.add(code, error.node or "", problem, error.remedy or "Change the graph.")
 
 
 def log2_ceil(value: int) -> int:
@@ -121,12 +148,8 @@ def lower(graph: nir.NIRGraph, convention: Convention) -> tuple[Network | None, 
         limits of a chip are `rules`.
     """
     notes = _Findings()
-    if not _types_known(graph, notes):
-        return None, notes.found
-    try:
-        shapes = graphs.shapes(graph)
-    except NirdeployError as error:
-        notes.add("shape", error.node or "", str(error), "Correct the shapes of the graph.")
+    shapes = _shapes(graph, notes) if _types_known(graph, notes) and _values_known(graph, notes) else None
+    if shapes is None:
         return None, notes.found
     for source, target in graphs.feedback_edges(graph):
         notes.add("recurrence", target, f"recurrent edge from {source!r}", "Remove the loop: not supported yet.")
@@ -135,22 +158,51 @@ def lower(graph: nir.NIRGraph, convention: Convention) -> tuple[Network | None, 
         notes.add("inputs", inputs[1], f"{len(inputs)} Inputs, at most 1", "Merge the inputs into one.")
     if any(f.severity == "error" for f in notes.found):
         return None, notes.found
+    try:
+        populations = graphs.populations(graph)
+    except NirdeployError as error:
+        notes.refuse("paths", error)
+        return None, notes.found
+    network = _layers(graph, populations, shapes, convention, notes)
+    return (None if any(f.severity == "error" for f in notes.found) else network), notes.found
+
+
+def _shapes(graph: nir.NIRGraph, notes: _Findings) -> Mapping[str, graphs.Shapes] | None:
+    try:
+        return graphs.shapes(graph)
+    except NirdeployError as error:
+        notes.refuse("shape", error)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        problem = f"the shapes cannot be told: {type(error).__name__}: {error}"
+        notes.add("shape", "", problem, "Check options and parameters of every node.")
+    return None
+
+
+def _layers(
+    graph: nir.NIRGraph,
+    populations: list[Population],
+    shapes: Mapping[str, graphs.Shapes],
+    convention: Convention,
+    notes: _Findings,
+) -> Network:
+    (source,) = graphs.input_names(graph)
+    shape = shapes[source].output
+    maps: dict[str, Map] = {source: shape if len(shape) == 3 else (math.prod(shape), 1, 1)}
     layers: list[Layer] = []
     outputs: dict[str, str] = {}
-    for population in graphs.populations(graph):
+    for population in populations:
         if isinstance(graph.nodes[population.name], nir.Output):
             read = _output(graph, population, notes)
             if read is not None:
                 outputs[population.name] = read
             continue
-        layer = _layer(graph, population, shapes, convention, notes)
+        layer = _layer(graph, population, shapes, maps, convention, notes)
         if layer is not None:
             layers.append(layer)
+            maps[layer.name] = layer.output_shape
     if not layers:
         notes.add("empty", "", "no population to place", "Add a convolution or matrix and an IF population.")
-    if any(f.severity == "error" for f in notes.found):
-        return None, notes.found
-    return Network(tuple(layers), outputs, inputs[0], shapes[inputs[0]].output), notes.found
+    return Network(tuple(layers), outputs, source, shape, maps[source])
 
 
 def _types_known(graph: nir.NIRGraph, notes: _Findings) -> bool:
@@ -164,6 +216,30 @@ def _types_known(graph: nir.NIRGraph, notes: _Findings) -> bool:
             "Use Conv2d, Affine, Linear, SumPool2d, AvgPool2d, Flatten and IF.",
         )
     return not bad
+
+
+def _values_known(graph: nir.NIRGraph, notes: _Findings) -> bool:
+    """Whether all weights and neuron parameters are real, finite numbers that 32-bit floats hold."""
+    before = len(notes.found)
+    for name, node in graph.nodes.items():
+        if not isinstance(node, (*_WEIGHTS, nir.IF, nir.LIF)):
+            continue
+        for field_name, value in graphs.parameters(node).items():
+            if isinstance(node, _WEIGHTS) and field_name not in ("weight", "bias"):
+                continue
+            size = np.size(value)
+            if size > _MOST_WEIGHTS:
+                problem = f"{field_name} has {size} values, at most {_MOST_WEIGHTS} are possible"
+                notes.add("size", name, problem, "Use a smaller layer.", value=size, limit=_MOST_WEIGHTS)
+            elif found := exact.fault(value):
+                notes.add(found[0], name, f"{field_name} {found[1]}", "Check the training.", value=found[2], limit=0)
+            elif isinstance(node, _WEIGHTS) and not isinstance(value, np.ndarray):
+                problem = f"{field_name} is a {type(value).__name__}, expected an array"
+                notes.add("dtype", name, problem, "Use a NumPy array.")
+            elif size and (worst := float(np.abs(np.asarray(value, np.float64)).max())) > _LARGEST:
+                problem = f"{field_name} reaches {worst:.4g}, the quantiser's 32-bit floats hold {_LARGEST:.4g}"
+                notes.add("finite", name, problem, "Rescale the network.", value=worst, limit=_LARGEST)
+    return len(notes.found) == before
 
 
 def _output(graph: nir.NIRGraph, population: Population, notes: _Findings) -> str | None:
@@ -191,6 +267,7 @@ def _layer(
     graph: nir.NIRGraph,
     population: Population,
     shapes: Mapping[str, graphs.Shapes],
+    maps: Mapping[str, Map],
     convention: Convention,
     notes: _Findings,
 ) -> Layer | None:
@@ -218,7 +295,49 @@ def _layer(
             "Pool all inputs of a merge alike.",
         )
         return None
-    return _assemble(graph, name, weight_node, known, shapes, convention, notes)
+    before = _merged(graph, weight_node, known, shapes, maps, notes)
+    if before is None:
+        return None
+    return _assemble(graph, name, weight_node, known, before, shapes, convention, notes)
+
+
+def _merged(
+    graph: nir.NIRGraph,
+    weight_node: str,
+    feeds: tuple[Feed, ...],
+    shapes: Mapping[str, graphs.Shapes],
+    maps: Mapping[str, Map],
+    notes: _Findings,
+) -> Map | None:
+    """The map all feeds bring to a core; None, with a finding, where they differ or the graph reshapes it."""
+    if any(feed.source not in maps for feed in feeds):
+        return None  # that layer has findings of its own
+    found = [(feed.source, _pooled(maps[feed.source], feed.pool)) for feed in feeds]
+    source, before = found[0]
+    if any(other != before for _, other in found):
+        listed = ", ".join(f"{name!r} {size[0]}x{size[1]}x{size[2]}" for name, size in found)
+        notes.add(
+            "merge_shape",
+            weight_node,
+            f"its inputs arrive as different maps (channel, y, x): {listed}; events carry their source's coordinates",
+            "Give the merged populations maps of one shape.",
+        )
+        return None
+    given = shapes[weight_node].input
+    expected = before if isinstance(graph.nodes[weight_node], nir.Conv2d) else (math.prod(before),)
+    if given != expected:
+        notes.add(
+            "reshape",
+            weight_node,
+            f"expects {given} where {source!r} sends a map {before} (channel, y, x); cores cannot reshape",
+            "Use a matrix after Flatten, or a convolution over the map as it is.",
+        )
+        return None
+    return before
+
+
+def _pooled(size: Map, pool: int) -> Map:
+    return (size[0], size[1] // pool, size[2] // pool)
 
 
 def _feed(graph: nir.NIRGraph, path: Path, weight_node: str, notes: _Findings) -> Feed | None:
@@ -297,45 +416,53 @@ def _assemble(
     name: str,
     weight_node: str,
     feeds: tuple[Feed, ...],
+    before: Map,
     shapes: Mapping[str, graphs.Shapes],
     convention: Convention,
     notes: _Findings,
 ) -> Layer | None:
     node, neuron = graph.nodes[weight_node], graph.nodes[name]
     here = convention.for_node(name, "IF")
-    gain = np.float32(_gain(neuron, here))
-    if gain == 0 or not math.isfinite(gain):
-        notes.add("gain", name, f"input gain r is {gain}", "Use a finite r other than 0.")
-        return None
+    gain = _gain(neuron, here)
     try:
-        kernel, stride, padding = _kernel(graph, weight_node, feeds, shapes)
+        kernel, stride, padding = _kernel(node, weight_node, before)
     except NirdeployError as error:
-        notes.add("structure", weight_node, str(error), "Change the layer.")
+        notes.refuse("structure", error)
         return None
-    weight = kernel.astype(np.float32) * np.float32(feeds[0].rescale)
-    bias = np.asarray(getattr(node, "bias", 0.0), dtype=np.float32) * np.ones(kernel.shape[0], np.float32)
-    if gain != 1:
-        weight, bias = weight * gain, bias * gain
-    out = shapes[weight_node].output
-    output_shape = (out[0], 1, 1) if len(out) == 1 else (out[0], out[1], out[2])
-    before = _core_input(weight_node, node, feeds, shapes)
     threshold = np.float32(np.asarray(neuron.v_threshold).flat[0])
-    v_min = None if here.v_min is None else -threshold if here.v_min == "-threshold" else np.float32(here.v_min)
+    with np.errstate(over="ignore", invalid="ignore"):
+        v_min = None if here.v_min is None else -threshold if here.v_min == "-threshold" else np.float32(here.v_min)
+        weight = kernel.astype(np.float32) * np.float32(feeds[0].rescale)
+        bias = np.asarray(getattr(node, "bias", 0.0), dtype=np.float32) * np.ones(kernel.shape[0], np.float32)
+        if gain != 1:
+            weight, bias = weight * np.float32(gain), bias * np.float32(gain)
+    if np.float32(gain) == 0 or not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+        notes.add("gain", name, f"input gain is {gain:.4g}: inputs vanish or overflow", "Use an r nearer to 1.")
+        return None
+    if threshold <= 0:
+        notes.add("threshold", name, f"v_threshold is {threshold} in 32-bit floats", "Rescale the network.")
+        return None
     return Layer(
-        name,
-        weight_node,
-        weight,
-        bias if np.any(bias) else None,
-        stride,
-        padding,
-        before,
-        output_shape,
-        shapes[name].output,
-        threshold,
-        v_min,
-        here,
-        feeds,
+        name=name,
+        weight_node=weight_node,
+        weight=weight,
+        bias=bias if np.any(bias) else None,
+        stride=stride,
+        padding=padding,
+        input_shape=before,
+        output_shape=_map_of(shapes[weight_node].output),
+        node_shape=shapes[name].output,
+        threshold=threshold,
+        v_min=v_min,
+        gain=gain,
+        convention=here,
+        feeds=feeds,
     )
+
+
+def _map_of(shape: tuple[int, ...]) -> Map:
+    """Map on the core of a convolution's or a matrix's output."""
+    return (shape[0], 1, 1) if len(shape) == 1 else (shape[0], shape[1], shape[2])
 
 
 def _gain(node: nir.IF, here: Convention) -> float:
@@ -345,41 +472,18 @@ def _gain(node: nir.IF, here: Convention) -> float:
     return r if here.if_gain == "r" else r * float(here.dt or 0.0)
 
 
-def _core_input(
-    weight_node: str, node: nir.NIRNode, feeds: tuple[Feed, ...], shapes: Mapping[str, graphs.Shapes]
-) -> tuple[int, int, int]:
-    """Shape of the events that reach the core: the source's map after pooling, before any Flatten."""
-    shape: tuple[int, ...] = shapes[weight_node].input
+def _kernel(node: nir.NIRNode, weight_node: str, before: Map) -> tuple[NDArray[Any], tuple[int, int], tuple[int, int]]:
+    """[out, in, y, x], stride and padding; a matrix over a map (row-major C, y, x) is a kernel of the map's size."""
+    weight = np.asarray(node.weight)
     if not isinstance(node, nir.Conv2d):
-        for feed in feeds:
-            source = shapes[feed.source].output
-            if len(source) == 3:
-                shape = (source[0], source[1] // feed.pool, source[2] // feed.pool)
-    return (shape[0], 1, 1) if len(shape) == 1 else (shape[0], shape[1], shape[2])
-
-
-def _kernel(
-    graph: nir.NIRGraph, weight_node: str, feeds: tuple[Feed, ...], shapes: Mapping[str, graphs.Shapes]
-) -> tuple[NDArray[Any], tuple[int, int], tuple[int, int]]:
-    """[out, in, y, x], stride and padding; a matrix over a map is a kernel of the map's size."""
-    node = graph.nodes[weight_node]
-    if isinstance(node, nir.Conv2d):
-        options = graphs.conv2d_options(node, weight_node)
-        if options["dilation"] != (1, 1) or options["groups"] != 1:
-            raise ConversionError(
-                f"dilation {options['dilation']} and groups {options['groups']}; the chip has neither",
-                node=weight_node,
-            )
-        if any(isinstance(graph.nodes[n], nir.Flatten) for feed in feeds for n in feed.nodes):
-            raise ConversionError("a Flatten before a convolution", node=weight_node)
-        return node.weight, options["stride"], options["padding"]
-    channel, height, width = _core_input(weight_node, node, feeds, shapes)
-    outputs, inputs = node.weight.shape
-    if channel * height * width != inputs:
+        return weight.reshape(weight.shape[0], *before), (1, 1), (0, 0)
+    options = graphs.conv2d_options(node, weight_node)
+    if options["dilation"] != (1, 1) or options["groups"] != 1:
         raise ConversionError(
-            f"a matrix over {inputs} inputs after a map of {channel}x{height}x{width}", node=weight_node
+            f"dilation {options['dilation']} and groups {options['groups']}; the chip has neither",
+            node=weight_node,
         )
-    return node.weight.reshape(outputs, channel, height, width), (1, 1), (0, 0)
+    return weight, options["stride"], options["padding"]
 
 
 def lowered(quantized: Quantized) -> Network:

@@ -2,38 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from nirdeploy.errors import PlacementError
 from nirdeploy.names import suggest
-from nirdeploy.placement import Placement, Usage
+from nirdeploy.placement import Placement, Usage, core_number, core_numbers, require_options
 from nirdeploy.quantization import Quantized
 from nirdeploy.target import Target
 from nirdeploy_speck.network import Layer, lowered
 
 __all__ = ["place"]
 
+_OPTIONS = {"avoid_cores": "[core, ...]", "cores": "{layer: core}"}
 
-def place(
-    quantized: Quantized,
-    *,
-    avoid_cores: Iterable[int] | None = None,
-    cores: Mapping[str, int] | None = None,
-) -> Placement:
+
+def place(quantized: Quantized, **options: Any) -> Placement:
     """A core for every layer.
 
     Args:
         quantized: a quantised graph.
-        avoid_cores: cores to leave free; None: the chip's stochastic ones, 0 and 1.
-        cores: layers fixed to a core, by weight node or population.
+        **options: `avoid_cores`, cores to leave free (None: the chip's stochastic ones, 0 and 1), and `cores`,
+            layers fixed to a core, by weight node or population.
 
     Raises:
-        PlacementError: says per layer which memory of which core is too small, or which cores are short.
+        PlacementError: says per layer which memory of which core is too small, or which cores are short; or an
+            option that is unknown or of the wrong type.
     """
+    require_options(options, _OPTIONS)
     network = lowered(quantized)
     available = _memories(quantized.target)
-    avoided = set(quantized.target.table["cores"]["stochastic"] if avoid_cores is None else avoid_cores)
-    fixed = _fixed(network.layers, cores or {}, available)
+    avoided = set(quantized.target.table["cores"]["stochastic"])
+    if options.get("avoid_cores") is not None:
+        avoided = set(core_numbers(options["avoid_cores"], len(available), option="avoid_cores"))
+    fixed = _fixed(network.layers, options.get("cores"), available)
     allowed = {
         layer.name: [fixed[layer.name]]
         if layer.name in fixed
@@ -87,15 +89,18 @@ def _why(layer: Layer, available: list[dict[str, int]], avoided: set[int]) -> st
     return f"fits no core ({'; '.join(lines)})"
 
 
-def _fixed(layers: tuple[Layer, ...], cores: Mapping[str, int], available: list[dict[str, int]]) -> dict[str, int]:
+def _fixed(layers: tuple[Layer, ...], cores: Any, available: list[dict[str, int]]) -> dict[str, int]:
+    if not isinstance(cores, Mapping | None):
+        raise PlacementError(f"cores is {cores!r}, expected {{layer: core}}")
     by_name = {key: layer for layer in layers for key in (layer.weight_node, layer.name)}
     fixed: dict[str, int] = {}
-    for key, core in cores.items():
+    for key, value in (cores or {}).items():
         if key not in by_name:
-            raise PlacementError(f"cores names {key!r}, which is no layer", remedy=suggest(key, by_name))
+            raise PlacementError(f"cores names {key!r}, which is no layer", remedy=suggest(str(key), by_name))
         layer = by_name[key]
-        if not 0 <= core < len(available):
-            raise PlacementError(f"core {core} does not exist, the chip has {len(available)}", node=layer.name)
+        core = core_number(value, len(available), option=f"cores[{key!r}]", node=layer.name)
+        if layer.name in fixed:
+            raise PlacementError(f"cores names it twice, as {layer.weight_node!r} and as itself", node=layer.name)
         if lacking := _lacking(layer, available[core]):
             raise PlacementError(f"does not fit core {core}: {', '.join(lacking)}", node=layer.name)
         if core in fixed.values():

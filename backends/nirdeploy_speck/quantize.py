@@ -51,11 +51,23 @@ def quantize(
     if quantizer == "max":
         chosen = {layer.name: sinabs_integers(layer, notes) for layer in network.layers}
     else:
-        chosen = _calibrated(graph, network, convention, calibration, notes)
+        chosen = _calibrated(graph, network, convention, network.events(calibration), calibration, notes)
+        notes.extend(_bound_notes(network, chosen))
     layers: dict[str, QuantizedWeight | QuantizedNeuron] = {}
     for layer in network.layers:
         layers.update(_as_layers(graph, layer, chosen[layer.name]))
     return Quantized(graph, target, convention, quantizer, layers, tuple(notes))
+
+
+def _bound_notes(network: Network, chosen: Mapping[str, Core]) -> Iterator[str]:
+    """What became of lower bounds that round to 0, which the chip must not be given (DS 3.2.4.6.3)."""
+    for layer in network.layers:
+        core = chosen[layer.name]
+        if layer.v_min is not None and float(layer.v_min) / core.scale >= -0.5:
+            yield (
+                f"{layer.name}: v_min {float(layer.v_min):.4g} rounds to 0, the chip needs <= -1: it becomes -1, "
+                f"which is {-core.scale:.4g}"
+            )
 
 
 def _as_layers(graph: nir.NIRGraph, layer: Layer, core: Core) -> dict[str, QuantizedWeight | QuantizedNeuron]:
@@ -145,7 +157,12 @@ def _core(
 
 
 def _calibrated(
-    graph: nir.NIRGraph, network: Network, convention: Convention, raster: NDArray[Any], notes: list[str]
+    graph: nir.NIRGraph,
+    network: Network,
+    convention: Convention,
+    raster: NDArray[Any],
+    given: NDArray[Any],
+    notes: list[str],
 ) -> dict[str, Core]:
     """Layer by layer the integers whose spikes differ least from the reference's on the calibration data.
 
@@ -153,7 +170,7 @@ def _calibrated(
     """
     from nirdeploy.reference.executor import run
 
-    reference = run(graph, raster, convention=convention, record=("spikes",))
+    reference = run(graph, given, convention=convention, record=("spikes",))
     wanted = {
         layer.name: np.asarray(reference[layer.name, "spikes"].data).reshape(*raster.shape[:2], *layer.output_shape)
         for layer in network.layers

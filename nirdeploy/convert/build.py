@@ -16,7 +16,7 @@ from nirdeploy import graph as graphs
 from nirdeploy import io
 from nirdeploy.convert.primitives import PRIMITIVES, BuildContext, find, row_for_node
 from nirdeploy.errors import ConventionError, ConversionError, RasterError, UnsupportedError
-from nirdeploy.names import escape
+from nirdeploy.names import escape, suggest
 from nirdeploy.nodes import type_name
 from nirdeploy.reference.convention import Convention
 from nirdeploy.reference.neurons import Stateful
@@ -94,6 +94,8 @@ class GraphModule(Scope):
             )
             for path in plan.order
         )
+        self._state_keys = {step.path[0] for step in self._steps if step.stateful}
+        self._state_keys |= {key for step in self._steps for _, key in step.sources if key is not None}
         for path, module in modules.items():
             scope: Scope = self
             for name in path[:-1]:
@@ -150,18 +152,26 @@ class GraphModule(Scope):
             state = positional.pop(0)
         if positional or set(given) != set(names):
             raise RasterError(f"inputs {sorted(given)} given, the graph has the Inputs {names}")
-        if state is not None and not isinstance(state, Mapping):
-            raise ConventionError(f"the state is a {type(state).__name__}, expected a dict by node name")
+        self._check_state(state)
         found = {path: given[dotted(path)] for path in self.plan.inputs}
         for path, value in found.items():
             shape = self.shapes[path].input
             rank = len(shape)
             if tuple(value.shape[value.ndim - rank :]) != shape or value.ndim not in (rank, rank + 1):
                 raise RasterError(
-                    f"an input of shape {tuple(value.shape)}, expected {shape} or (batch, {', '.join(map(str, shape))})",
+                    f"an input of shape {tuple(value.shape)}, expected {shape}, with a batch axis before it or without",
                     node=dotted(path),
                 )
         return found, state
+
+    def _check_state(self, state: Any) -> None:
+        if state is None:
+            return
+        if not isinstance(state, Mapping):
+            raise ConventionError(f"the state is a {type(state).__name__}, expected a dict by node name")
+        for key in state:
+            if key not in self._state_keys:
+                raise ConventionError(f"the state has an entry {key!r}", remedy=suggest(str(key), self._state_keys))
 
     def step(self, inputs: Mapping[NodePath, Tensor], state: Mapping[str, Any]) -> tuple[dict[NodePath, Tensor], State]:
         """One step, returning what every node emits, by path, and the new state."""
@@ -303,6 +313,7 @@ def nir_to_torch(
     graphs.validate(node)
     used = _convention(node, convention, dt)
     plan = schedule(node, used.feedback_edges)
+    _check_overrides(plan, used)
     shapes = graphs.scheduled_shapes(plan)
     modules = {}
     for path in plan.order:
@@ -314,6 +325,15 @@ def nir_to_torch(
             modules[path] = _build(context, inner, *maps)
     module = GraphModule(graphs.skeleton(node), plan, shapes, modules, used)
     return module.to(device=device, dtype=dtype)
+
+
+def _check_overrides(plan: Schedule, convention: Convention) -> None:
+    known = {dotted(path) for path in plan.order} | {row.node.__name__ for row in PRIMITIVES}
+    for key in convention.overrides:
+        if key not in known:
+            raise ConventionError(
+                f"overrides names {key!r}, which is no node of this graph and no type", remedy=suggest(key, known)
+            )
 
 
 def _convention(graph: nir.NIRGraph | None, given: Convention | None, dt: float | None) -> Convention:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 from nirdeploy import graph as graphs
 from nirdeploy.errors import ConversionError, GraphError
 from nirdeploy.nodes import make_node, parameters
-from nirdeploy.reference.convention import Convention
+from nirdeploy.reference.convention import PER_NODE, Convention
 
 __all__ = ["Draft", "Shape", "Signal"]
 
@@ -38,14 +39,14 @@ class Draft:
         edges: source -> target.
         inputs: shape of each Input, None while unknown.
         paths: module path of each node that has one.
-        conventions: of the modules of our own that were met.
+        conventions: of the nodes that come from modules of our own.
     """
 
     nodes: dict[str, nir.NIRNode] = field(default_factory=dict)
     edges: list[tuple[str, str]] = field(default_factory=list)
     inputs: dict[str, Shape | None] = field(default_factory=dict)
     paths: dict[str, str] = field(default_factory=dict)
-    conventions: list[Convention] = field(default_factory=list)
+    conventions: dict[str, Convention] = field(default_factory=dict)
 
     def unique(self, name: str) -> str:
         """`name`, or `name_1`, `name_2`, ... where it is taken."""
@@ -212,11 +213,33 @@ class Draft:
         nodes = {name: node for name, node in nodes.items() if name in keep}
         graph = graphs.make_graph(nodes, [(a, b) for a, b in edges if a in keep and b in keep])
         paths = {name: path for name, path in self.paths.items() if name in keep}
-        first = self.conventions[0] if self.conventions else None
-        same = first is not None and all(other == first for other in self.conventions)
-        return graphs.with_metadata(
-            graph, torch_paths=paths or None, convention=first.to_dict() if first and same else None
-        )
+        found = self._convention(keep)
+        return graphs.with_metadata(graph, torch_paths=paths or None, convention=found.to_dict() if found else None)
+
+    def _convention(self, keep: set[str]) -> Convention | None:
+        """One convention for all: the first node's, with what differs at other nodes as overrides.
+
+        Raises:
+            ConversionError: nodes differ in something that holds for a whole graph, such as dt.
+        """
+        given = {name: convention for name, convention in self.conventions.items() if name in keep}
+        if not given:
+            return None
+        first_name, first = next(iter(given.items()))
+        overrides: dict[str, dict[str, Any]] = {}
+        for name, other in given.items():
+            for key in (f.name for f in dataclasses.fields(Convention) if f.compare):
+                if getattr(other, key) == getattr(first, key):
+                    continue
+                if key not in PER_NODE:
+                    raise ConversionError(
+                        f"its convention has {key}={getattr(other, key)!r}, that of {first_name!r} "
+                        f"{getattr(first, key)!r}, and a graph has one",
+                        node=name,
+                        remedy=f"Build all neurons with one {key}.",
+                    )
+                overrides.setdefault(name, {})[key] = getattr(other, key)
+        return dataclasses.replace(first, overrides={**first.overrides, **overrides}) if overrides else first
 
     @staticmethod
     def _reaching_output(nodes: Mapping[str, nir.NIRNode], edges: list[tuple[str, str]]) -> set[str]:

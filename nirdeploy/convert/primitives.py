@@ -102,6 +102,10 @@ def _fill(module: nn.Module, context: BuildContext, **values: Any) -> nn.Module:
     """Set parameters from arrays, copied unless they belong to nobody else."""
     for name, value in values.items():
         array = np.asarray(value)
+        if array.dtype.kind not in "biuf":
+            raise ConversionError(f"{name} has dtype {array.dtype}, expected real numbers", node=context.name)
+        if not array.dtype.isnative or array.dtype.itemsize > 8:
+            array = array.astype(np.float64)
         if context.shared and array.flags.writeable and array.dtype.isnative:
             tensor = torch.from_numpy(array).to(context.dtype)
         else:

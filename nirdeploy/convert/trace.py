@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Mapping
+import operator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import nir
@@ -26,13 +28,46 @@ _STATE_NAMES = ("state", "states", "hidden", "hx", "mem")
 _NOT_SYMBOLIC = (fx.proxy.TraceError, TypeError, AttributeError, KeyError, ValueError)
 
 
+class _Proxy(fx.Proxy):
+    """A traced value whose `+=` and kin are recorded as what they are: changes in place."""
+
+    def _augmented(self, function: Callable[..., Any], other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    def __iadd__(self, other: Any) -> Any:
+        return self._augmented(operator.iadd, other)
+
+    def __isub__(self, other: Any) -> Any:
+        return self._augmented(operator.isub, other)
+
+    def __imul__(self, other: Any) -> Any:
+        return self._augmented(operator.imul, other)
+
+    def __itruediv__(self, other: Any) -> Any:
+        return self._augmented(operator.itruediv, other)
+
+
 class _Tracer(fx.Tracer):
     """Keeps mapped modules and torch's own layers whole."""
+
+    proxy_buffer_attributes = True  # so that an operation on a buffer is seen, not run
 
     def __init__(self, mapped: Callable[[nn.Module], bool]) -> None:
         super().__init__()
         self.record_stack_traces = True
         self._mapped = mapped
+        self.constants: dict[str, torch.Tensor] = {}
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def create_arg(self, a: Any) -> Any:
+        # fx would hang the tensors it meets onto the user's module
+        if isinstance(a, torch.Tensor) and not isinstance(a, nn.Parameter):
+            name = f"constant {len(self.constants)}"
+            self.constants[name] = a
+            return self.create_node("get_attr", name, (), {})
+        return super().create_arg(a)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return self._mapped(m) or super().is_leaf_module(m, module_qualified_name)
@@ -99,23 +134,70 @@ def _converted(
     if states:
         try:
             symbolic = _trace(module, walk().is_mapped, concrete)
+        except ConversionError:
+            raise
         except _NOT_SYMBOLIC:
             symbolic = None
         if symbolic is not None:
-            return walk().run(symbolic, states)
+            return walk().run(*symbolic, states)
     fixed = {**concrete, **dict.fromkeys(states)}
     try:
         traced = _trace(module, walk().is_mapped, fixed)
+    except ConversionError:
+        raise
     except fx.proxy.TraceError as error:
         raise ConversionError(
             f"forward of {type(module).__name__} depends on its data: {error}",
             remedy="Move the condition out of forward, or fix its argument with concrete_args.",
         ) from error
-    return walk().run(traced, [])
+    except (TypeError, ValueError, RuntimeError, AttributeError, LookupError, NotImplementedError) as error:
+        # tracing runs the user's forward, which may raise anything of these on symbolic values
+        raise ConversionError(
+            f"forward of {type(module).__name__} cannot be traced: {type(error).__name__}: {error}",
+            remedy="Put what needs real values into a module of its own and map that with module_map.",
+        ) from error
+    return walk().run(*traced, [])
 
 
-def _trace(module: nn.Module, mapped: Callable[[nn.Module], bool], concrete: dict[str, Any]) -> fx.Graph:
-    return _Tracer(mapped).trace(module, concrete_args=concrete or None)
+def _trace(
+    module: nn.Module, mapped: Callable[[nn.Module], bool], concrete: dict[str, Any]
+) -> tuple[fx.Graph, dict[str, torch.Tensor]]:
+    """The traced operations, and the tensors that appear in them by name."""
+    if module._forward_hooks or module._forward_pre_hooks:
+        raise ConversionError(
+            f"{type(module).__name__} has forward hooks, which NIR cannot hold", remedy="Remove them."
+        )
+    tracer = _Tracer(mapped)
+    with _unchanged(module):
+        return tracer.trace(module, concrete_args=concrete or None), tracer.constants
+
+
+@contextmanager
+def _unchanged(module: nn.Module) -> Iterator[None]:
+    """Put back attributes that forward sets while it is traced, and refuse: they are memory that NIR cannot hold.
+
+    Raises:
+        ConversionError: naming module and attribute.
+    """
+    before = {path: (part, dict(vars(part))) for path, part in module.named_modules()}
+    versions = [(tensor, tensor._version) for tensor in (*module.parameters(), *module.buffers())]
+    try:
+        yield
+    finally:
+        changed: list[str] = []
+        for path, (part, attributes) in before.items():
+            now = vars(part)
+            names = [n for n in {**attributes, **now} if n not in attributes or now.get(n) is not attributes[n]]
+            changed.extend(f"{path}.{name}".lstrip(".") for name in names)
+            for name in names:
+                now.pop(name, None)
+            now.update(attributes)
+        changed.extend("a parameter or buffer" for tensor, version in versions if tensor._version != version)
+    if changed:
+        raise ConversionError(
+            f"forward changes {', '.join(sorted(set(changed)))} of {type(module).__name__}: memory outside its state",
+            remedy="Pass it in and out of forward as state.",
+        )
 
 
 def _shape_of(sample_input: Any, input_shape: Any) -> Shape | Mapping[str, Shape] | list[Shape] | None:
@@ -149,7 +231,12 @@ def _from_graph_module(module: GraphModule, user_map: ModuleMap) -> nir.NIRGraph
             nodes[name] = level(inner, path) if inner is not None else _restored(module, user_map, path, sketch)
         return graphs.make_graph(nodes, list(skeleton.edges), skeleton.metadata)
 
-    return level(module.skeleton, ())
+    graph = level(module.skeleton, ())
+    stored = graphs.metadata(graph).get("convention")
+    if stored is not None and stored != module.convention.to_dict():
+        # the module was built with another convention than the graph carried
+        graph = graphs.with_metadata(graph, convention=module.convention.to_dict())
+    return graph
 
 
 def _restored(module: GraphModule, user_map: ModuleMap, path: NodePath, sketch: Any) -> nir.NIRNode:

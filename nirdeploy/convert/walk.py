@@ -6,7 +6,8 @@ import dataclasses
 import inspect
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,13 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from nirdeploy import graph as graphs
 from nirdeploy.convert.draft import Draft, Shape, Signal
 from nirdeploy.convert.primitives import BYPASSED, MODULES, TraceContext, find, flatten_node
 from nirdeploy.errors import ConversionError, NirdeployError
 from nirdeploy.nodes import keeps_state, make_node
 from nirdeploy.reference.neurons import Stateful
 from nirdeploy.schedule import schedule
+from nirdeploy.shapes import own_input_shape
 
 __all__ = ["ModuleMap", "Walk"]
 
@@ -78,6 +79,8 @@ class Walk:
         self.called: set[str] = set()
         self.uses: dict[tuple[Any, ...], str] = {}  # part of the state argument -> module it was passed to
         self.returned: Any = None
+        self.constants: dict[str, torch.Tensor] = {}
+        self._keys_of: dict[str, tuple[Any, ...]] = {}  # placeholder of a previous output -> its keys in the state
         self.parameters: set[Any] = set()  # traced values that are Parameters: kept as nodes of their own
 
     # ------------------------------------------------------------ maps
@@ -110,13 +113,31 @@ class Walk:
             return _with_arrays(node)
         row = find(MODULES, type(module))
         _refuse_altered(module, row.modules, context.path)
-        converted: nir.NIRNode = row.to_nir(module, context)
+        try:
+            with _frozen_parametrizations(module):
+                converted: nir.NIRNode = row.to_nir(module, context)
+        except NirdeployError:
+            raise
+        except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+            # lazy and meta parameters have no values yet
+            raise ConversionError(
+                f"{type(module).__name__} has parameters that cannot be read: {error}",
+                node=context.path,
+                remedy="Run the module once, so that its parameters exist.",
+            ) from error
         return converted
 
     # ------------------------------------------------------------ walk
 
-    def run(self, traced: fx.Graph, states: list[str]) -> nir.NIRGraph:
-        """Draft the graph of a traced forward; `states` are its symbolic state arguments."""
+    def run(self, traced: fx.Graph, constants: Mapping[str, torch.Tensor], states: list[str]) -> nir.NIRGraph:
+        """Draft the graph of a traced forward.
+
+        Args:
+            traced: the operations.
+            constants: tensors in them, by name.
+            states: the symbolic state arguments.
+        """
+        self.constants = dict(constants)
         signals = [n for n in traced.nodes if n.op == "placeholder" and self._is_signal(n, states)]
         for node in traced.nodes:
             try:
@@ -149,12 +170,27 @@ class Walk:
             return self._call_module(node)
         if node.op == "get_attr":
             return self._attribute(node)
+        if _in_place(node) and self._seen_again(node):
+            raise self.refuse(node, "changes a value in place that is used again, which a graph cannot express")
         handler = _HANDLERS.get(node.target)
         if handler is not None:
             return handler(self, node)
-        if "assert" in str(node.target) or not node.users:
+        if _is_check(node) or not (node.users or _in_place(node)):
             return None  # fx's own checks of fixed arguments, and values nobody uses
         raise self.refuse(node)
+
+    def _seen_again(self, node: fx.Node) -> bool:
+        """Whether anything but this operation sees the value it changes, or a value that shares its memory."""
+        value = node.args[0] if node.args else node.kwargs.get("input")
+        while isinstance(value, fx.Node):
+            if any(user is not node and user not in _aliases(node) for user in value.users):
+                return True
+            if value.op == "get_attr":
+                return True
+            if value.target not in _VIEWS:
+                return False
+            node, value = value, value.args[0] if value.args else value.kwargs.get("input")
+        return False
 
     def refuse(self, node: fx.Node, why: str = "does not exist in NIR") -> ConversionError:
         """The error for an operation, with module and source line."""
@@ -272,18 +308,37 @@ class Walk:
         lost = [leaf for leaf in _leaves(self.returned) if isinstance(self.env.get(leaf), Signal)]
         if lost and not any(name.startswith(_PREVIOUS) for name in self._sources()):
             raise ConversionError(
-                "the returned state holds an output, and forward hides how it is used (it asks whether there is a state)",
+                "the returned state holds an output, and forward hides how it is used (it asks if there is a state)",
                 remedy="Read it as state['key'] under `if state is not None`, or do not return it as state.",
             )
 
     def _check_feedback(self, graph: nir.NIRGraph, wanted: set[tuple[str, str]]) -> None:
+        """The delays of forward are those of the graph, but for moves through nodes without state.
+
+        Delaying what goes into a stateless node is delaying what comes out of it. So each such node may be `early` by
+        some steps, all others by none, and for every edge early(target) - early(source) must be the difference of the
+        delays (retiming, Leiserson and Saxe 1991).
+        """
         found = {(".".join(a), ".".join(b)) for a, b in schedule(graph).feedback}
-        if found != wanted:
-            raise ConversionError(
-                f"recurrence through the state delays {sorted(wanted)}, but in a NIR graph of this form the delayed "
-                f"edges are {sorted(found)}",
-                remedy="Feed the earlier output into the layer that the input enters first.",
-            )
+        early = {name: 0 for name, node in graph.nodes.items() if _anchored(node)}
+        neighbours: dict[str, list[tuple[str, int]]] = {}
+        for source, target in graph.edges:
+            moved = ((source, target) in found) - ((source, target) in wanted)
+            neighbours.setdefault(source, []).append((target, moved))
+            neighbours.setdefault(target, []).append((source, -moved))
+        waiting = list(early)
+        while waiting:
+            name = waiting.pop()
+            for other, moved in neighbours.get(name, []):
+                if other not in early:
+                    early[other] = early[name] + moved
+                    waiting.append(other)
+                elif early[other] != early[name] + moved:
+                    raise ConversionError(
+                        f"recurrence through the state delays {sorted(wanted)}, but in a NIR graph of this form the "
+                        f"delayed edges are {sorted(found)}",
+                        remedy="Feed the earlier output into the layer that the input enters first.",
+                    )
 
     # ------------------------------------------------------------ values
 
@@ -300,10 +355,6 @@ class Walk:
             raise self.refuse(node, f"uses the state of {found.owner!r} as a signal, which NIR cannot tap")
         raise self.refuse(node, f"of the constant {value!r} cannot be a layer's input")
 
-    @property
-    def _keys_of(self) -> dict[str, tuple[Any, ...]]:
-        return self.__dict__.setdefault("_previous_keys", {})
-
     def constant(self, value: Any) -> np.ndarray | None:
         """A number or tensor known while tracing; None for anything else."""
         if isinstance(value, fx.Node):
@@ -314,6 +365,8 @@ class Walk:
         return np.asarray(value) if isinstance(value, int | float) else None
 
     def _attribute(self, node: fx.Node) -> np.ndarray:
+        if node.target in self.constants:
+            return _array(self.constants[str(node.target)])
         found: Any = self.root
         for part in str(node.target).split("."):
             found = getattr(found, part)
@@ -328,7 +381,7 @@ class Walk:
     def _call_module(self, node: fx.Node) -> Signal:
         path = str(node.target)
         module = self.root.get_submodule(path)
-        arguments = [*node.args, *node.kwargs.values()]
+        arguments = self._arguments(module, node)
         signal = self.signal(arguments[0] if arguments else None, node)
         function = self._function(module)
         if function is None and isinstance(module, BYPASSED):
@@ -361,8 +414,22 @@ class Walk:
         emitted = self.draft.add(path, created, signal, path)
         self._take_state(node, emitted.sources[0], arguments[1:])
         if isinstance(module, Stateful):
-            self.draft.conventions.append(module.convention)
+            self.draft.conventions[emitted.sources[0]] = module.convention
         return emitted
+
+    @staticmethod
+    def _arguments(module: nn.Module, node: fx.Node) -> list[Any]:
+        """What a module is called with, in the order of its forward's own arguments."""
+        try:
+            bound = inspect.signature(module.forward).bind(*node.args, **node.kwargs)
+        except TypeError as error:
+            raise ConversionError(f"{type(module).__name__} is called with the wrong arguments: {error}") from error
+        found: list[Any] = []
+        for name, value in bound.arguments.items():
+            kind = bound.signature.parameters[name].kind
+            many = {inspect.Parameter.VAR_POSITIONAL: list, inspect.Parameter.VAR_KEYWORD: lambda v: v.values()}
+            found.extend(many[kind](value) if kind in many else [value])
+        return found
 
     def _take_state(self, node: fx.Node, owner: str, extra: list[Any]) -> None:
         for value in extra:
@@ -392,6 +459,29 @@ class Walk:
 # ---------------------------------------------------------------- operations
 
 
+def _in_place(node: fx.Node) -> bool:
+    """Whether an operation changes its first argument (relu_, +=, inplace=True, out=)."""
+    if node.op not in ("call_function", "call_method"):
+        return False
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    marked = bool(node.kwargs.get("inplace")) or node.kwargs.get("out") is not None
+    plain = name.endswith("_") and not name.endswith("__")
+    return marked or plain or node.target in _AUGMENTED or name in ("__iadd__", "__isub__", "__imul__", "setitem")
+
+
+def _aliases(node: fx.Node) -> set[fx.Node]:
+    return {node}
+
+
+def _is_check(node: fx.Node) -> bool:
+    """Whether fx itself put the operation there, to check an argument that is fixed to a value."""
+    return node.target is torch._assert or getattr(node.target, "__name__", "") == "_assert_is_none"
+
+
+def _first(node: fx.Node) -> Any:
+    return node.args[0] if node.args else node.kwargs.get("input")
+
+
 def _operands(walk: Walk, node: fx.Node) -> tuple[Any, Any]:
     named = [node.kwargs[key] for key in ("input", "other") if key in node.kwargs]
     left, right = [*node.args, *named][:2]
@@ -411,14 +501,21 @@ def _sum(walk: Walk, node: fx.Node, left: Any, right: Any, sign: float) -> _Valu
     return walk.draft.merge(walk.signal(left, node), walk.draft.scale(walk.signal(right, node), np.asarray(sign)))
 
 
+def _alpha(walk: Walk, node: fx.Node) -> float:
+    alpha = node.kwargs.get("alpha", 1)
+    if not isinstance(alpha, int | float):
+        raise walk.refuse(node, f"with alpha={alpha!r}")
+    return float(alpha)
+
+
 def _add(walk: Walk, node: fx.Node) -> _Value:
     left, right = _operands(walk, node)
-    return _sum(walk, node, left, right, float(node.kwargs.get("alpha", 1)))
+    return _sum(walk, node, left, right, _alpha(walk, node))
 
 
 def _subtract(walk: Walk, node: fx.Node) -> _Value:
     left, right = _operands(walk, node)
-    return _sum(walk, node, left, right, -float(node.kwargs.get("alpha", 1)))
+    return _sum(walk, node, left, right, -_alpha(walk, node))
 
 
 def _multiply(walk: Walk, node: fx.Node) -> _Value:
@@ -443,14 +540,13 @@ def _divide(walk: Walk, node: fx.Node) -> _Value:
 
 
 def _negate(walk: Walk, node: fx.Node) -> _Value:
-    constant = walk.constant(node.args[0])
-    return -constant if constant is not None else walk.draft.scale(walk.signal(node.args[0], node), np.asarray(-1.0))
+    constant = walk.constant(_first(node))
+    return -constant if constant is not None else walk.draft.scale(walk.signal(_first(node), node), np.asarray(-1.0))
 
 
 def _pass(walk: Walk, node: fx.Node) -> _Value:
-    value = node.args[0] if node.args else node.kwargs.get("input")
-    constant = walk.constant(value)
-    return constant if constant is not None else walk.signal(value, node)
+    constant = walk.constant(_first(node))
+    return constant if constant is not None else walk.signal(_first(node), node)
 
 
 def _item(walk: Walk, node: fx.Node) -> _Value:
@@ -499,7 +595,7 @@ def _flatten(walk: Walk, node: fx.Node) -> _Value:
 
 
 def _flattened(walk: Walk, node: fx.Node, start: int, end: int) -> Signal:
-    signal = walk.signal(node.args[0], node)
+    signal = walk.signal(_first(node), node)
     return walk.draft.add("flatten", flatten_node(start, end, TraceContext("flatten", signal.shape)), signal)
 
 
@@ -520,12 +616,16 @@ def _view(walk: Walk, node: fx.Node) -> _Value:
 
 def _average(walk: Walk, node: fx.Node) -> _Value:
     names = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
-    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    given: dict[str, Any] = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
     signal = walk.signal(given.pop("input"), node)
     pool = nn.AvgPool2d(**given)
     row = find(MODULES, nn.AvgPool2d)
     return walk.draft.add("avg_pool2d", row.to_nir(pool, TraceContext("avg_pool2d", signal.shape)), signal)
 
+
+# results that share their argument's memory
+_VIEWS = {torch.flatten, "flatten", "view", "reshape", torch.reshape, "contiguous", "detach"}
+_AUGMENTED = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
 
 _HANDLERS: dict[Any, Callable[[Walk, fx.Node], _Value]] = {
     **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_", "__add__", "__iadd__", "__radd__"), _add),
@@ -549,10 +649,27 @@ _HANDLERS: dict[Any, Callable[[Walk, fx.Node], _Value]] = {
 # ---------------------------------------------------------------- small helpers
 
 
+def _anchored(node: nir.NIRNode) -> bool:
+    return keeps_state(node) or isinstance(node, nir.Input | nir.Output)
+
+
 def _array(tensor: torch.Tensor) -> np.ndarray:
     detached = tensor.detach().cpu()
     half = detached.dtype in (torch.bfloat16, torch.float16)
     return np.array((detached.float() if half else detached).numpy(), copy=True)
+
+
+@contextmanager
+def _frozen_parametrizations(module: nn.Module) -> Iterator[None]:
+    """Read parametrised weights without their own steps in training (spectral_norm iterates at each access)."""
+    training = [part for part in getattr(module, "parametrizations", nn.Module()).modules() if part.training]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 def _with_arrays(node: nir.NIRNode | None) -> nir.NIRNode | None:
@@ -566,7 +683,7 @@ def _with_arrays(node: nir.NIRNode | None) -> nir.NIRNode | None:
 
 def _own_shape(node: nir.NIRNode) -> Shape | None:
     try:
-        return graphs.own_input_shape("", node)
+        return own_input_shape("", node)
     except NirdeployError:
         return None
 
@@ -574,6 +691,12 @@ def _own_shape(node: nir.NIRNode) -> Shape | None:
 def _refuse_altered(module: nn.Module, known: tuple[type[nn.Module], ...], path: str) -> None:
     """Refuse a subclass that computes something else, and hooks, which no NIR node can hold."""
     base = next(kind for kind in known if isinstance(module, kind))
+    if isinstance(module, Stateful) and type(module) is not base:
+        raise ConversionError(
+            f"{type(module).__name__} is a subclass of {base.__name__} that may step differently",
+            node=path,
+            remedy=f"Map it with module_map={{{type(module).__name__}: ...}}.",
+        )
     if getattr(type(module), "forward", None) is not base.forward or "forward" in vars(module):
         raise ConversionError(
             f"{type(module).__name__} has a forward of its own, so it is no plain {base.__name__}",

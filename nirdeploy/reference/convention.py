@@ -16,7 +16,7 @@ from typing import Any, Literal
 from nirdeploy.errors import ConventionError
 from nirdeploy.names import suggest
 
-__all__ = ["PRESETS", "Convention", "Preset", "convention"]
+__all__ = ["PER_NODE", "PRESETS", "Convention", "Preset", "convention"]
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "integrator": ("euler", "exponential", "exact"),
@@ -32,7 +32,21 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "if_gain": ("r", "r_dt"),
     "v_unit": ("model", "gain"),
 }
-_PER_NODE = frozenset(_CHOICES) - {"population_delay", "feedback_start"} | {"v_min"}
+
+
+class _Frozen(dict[str, Any]):
+    """A dict that cannot be changed, so that a Convention stays what it was written as."""
+
+    def __reduce__(self) -> Any:
+        return (_Frozen, (dict(self),))
+
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("a Convention cannot be changed; make another with dataclasses.replace")
+
+    __setitem__ = __delitem__ = clear = pop = popitem = setdefault = update = __ior__ = _refuse
+
+
+PER_NODE = frozenset(_CHOICES) - {"population_delay", "feedback_start"} | {"v_min"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,18 +97,17 @@ class Convention:
         for name in _CHOICES:
             _check_choice(name, getattr(self, name))
         _check_v_min(self.v_min)
-        if self.feedback_edges is not None:
-            object.__setattr__(self, "feedback_edges", tuple((a, b) for a, b in self.feedback_edges))
-        plain = {str(key): dict(value) for key, value in self.overrides.items()}
+        object.__setattr__(self, "feedback_edges", _edges(self.feedback_edges))
+        plain = _overrides(self.overrides)
         for key, values in plain.items():
             for name, value in values.items():
-                if name not in _PER_NODE:
+                if name not in PER_NODE:
                     raise ConventionError(
                         f"overrides[{key!r}] sets {name!r}, which is not per node",
-                        remedy=suggest(name, _PER_NODE),
+                        remedy=suggest(name, PER_NODE),
                     )
                 _check_v_min(value) if name == "v_min" else _check_choice(name, value)
-        object.__setattr__(self, "overrides", plain)
+        object.__setattr__(self, "overrides", _Frozen({key: _Frozen(value) for key, value in plain.items()}))
 
     def for_node(self, name: str, kind: str) -> Convention:
         """The convention at one node: overrides for its type, then for its name, applied."""
@@ -103,7 +116,8 @@ class Convention:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data; `from_dict` is its inverse."""
-        values = dataclasses.asdict(self)
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        values["overrides"] = {key: dict(value) for key, value in self.overrides.items()}
         if self.feedback_edges is not None:
             values["feedback_edges"] = [list(edge) for edge in self.feedback_edges]
         return values
@@ -115,15 +129,27 @@ class Convention:
         for name in values:
             if name not in known:
                 raise ConventionError(f"unknown convention field {name!r}", remedy=suggest(name, known))
-        edges = values.get("feedback_edges")
-        plain = dict(values)
-        if edges is not None:
-            plain["feedback_edges"] = tuple((str(a), str(b)) for a, b in edges)
-        return cls(**plain)
+        return cls(**values)
 
     def to_json(self) -> str:
         """JSON text with sorted keys."""
         return json.dumps(self.to_dict(), sort_keys=True)
+
+
+def _edges(value: Any) -> tuple[tuple[str, str], ...] | None:
+    if value is None:
+        return None
+    listed = list(value) if isinstance(value, list | tuple) else [value]
+    for edge in listed:
+        if not (isinstance(edge, list | tuple) and len(edge) == 2 and all(isinstance(end, str) for end in edge)):
+            raise ConventionError(f"feedback_edges holds {edge!r}, expected pairs of node names")
+    return tuple((a, b) for a, b in listed)
+
+
+def _overrides(value: Any) -> dict[str, dict[str, Any]]:
+    if not isinstance(value, Mapping) or not all(isinstance(v, Mapping) for v in value.values()):
+        raise ConventionError(f"overrides is {value!r}, expected {{node name or type: {{field: value}}}}")
+    return {str(key): dict(fields) for key, fields in value.items()}
 
 
 def _is_number(value: Any) -> bool:
@@ -188,6 +214,9 @@ def convention(preset: str = "nir", dt: float | None = None, **fields: Any) -> C
     Raises:
         ConventionError: an unknown preset, field or value; the message suggests the nearest name.
     """
-    if preset not in PRESETS:
-        raise ConventionError(f"unknown convention preset {preset!r}", remedy=suggest(preset, PRESETS))
+    if not isinstance(preset, str) or preset not in PRESETS:
+        raise ConventionError(f"unknown convention preset {preset!r}", remedy=suggest(str(preset), PRESETS))
+    for name in ("preset", "dt"):
+        if name in fields:
+            raise ConventionError(f"{name!r} is no field to change", remedy="Give preset and dt by themselves.")
     return Convention.from_dict({**PRESETS[preset].fields, **fields, "dt": dt, "preset": preset})

@@ -63,9 +63,12 @@ def run(
     (entry,) = module.plan.inputs
     shape = module.shapes[entry].input
     data, batched = check_raster(raster, shape, integer=False)
+    like = next((p for p in module.parameters()), torch.zeros(1))
+    exact = 2 ** (53 if like.dtype == torch.float64 else 24)
+    if data.max() > exact:
+        raise RasterError(f"the raster holds {data.max()}, beyond {exact}, up to which {like.dtype} counts exactly")
     chosen = _chosen(module, nodes)
     traces: dict[tuple[NodePath, str], list[Tensor]] = {}
-    like = next((p for p in module.parameters()), torch.zeros(1))
     with torch.no_grad():
         current: dict[str, Any] = dict(state or {})
         for step in range(data.shape[0]):
@@ -85,12 +88,24 @@ def _as_module(given: Any, raster: Any, convention: Convention | None) -> GraphM
         return given
     if isinstance(given, nn.Module):
         given = _traced(given, np.shape(raster))
+        own = graphs.metadata(given).get("convention")
+        if convention is not None and own is not None and Convention.from_dict(own) != convention:
+            raise ConventionError(
+                "the module's neurons were built with another convention than the one given to run",
+                remedy="Leave convention out, or build the module with it.",
+            )
     if not isinstance(given, nir.NIRGraph):
         raise RasterError(f"expected a NIRGraph or a torch module, got {type(given).__name__}")
+    graphs.check_finite(given)
     module = nir_to_torch(given, convention=resolve_convention(given, convention))
     if not isinstance(module, GraphModule):
         raise UnsupportedError(f"a run of a {type(module).__name__}")
     return module
+
+
+def _unit(node: nn.Module | None, variable: str) -> str:
+    gain = variable == "v_mem" and isinstance(node, Membrane) and node.convention.v_unit == "gain"
+    return "input gain" if gain else "model"
 
 
 def _digest(given: Any, module: GraphModule) -> str:
@@ -136,10 +151,12 @@ def resolve_convention(graph: nir.NIRGraph, convention: Convention | None) -> Co
 
 def check_record(record: Iterable[str]) -> tuple[str, ...]:
     """Variable names, validated."""
+    if not isinstance(record, Iterable):
+        raise RasterError(f"record is {record!r}, expected names", remedy=f"Choose from {', '.join(VARIABLES)}.")
     wanted = (record,) if isinstance(record, str) else tuple(record)
     for name in wanted:
         if name not in VARIABLES:
-            raise RasterError(f"cannot record {name!r}", remedy=suggest(name, VARIABLES))
+            raise RasterError(f"cannot record {name!r}", remedy=suggest(str(name), VARIABLES))
     return wanted
 
 
@@ -148,9 +165,9 @@ def _chosen(module: GraphModule, nodes: Iterable[str] | None) -> set[str]:
     if nodes is None:
         return set(known)
     chosen = {nodes} if isinstance(nodes, str) else set(nodes)
-    for name in sorted(chosen):
+    for name in sorted(chosen, key=str):
         if name not in known:
-            raise RasterError(f"no node {name!r} to record", remedy=suggest(name, known))
+            raise RasterError(f"no node {name!r} to record", remedy=suggest(str(name), known))
     return chosen
 
 
@@ -191,13 +208,15 @@ def _trajectory(
         if not batched:
             data = data[:, 0]
         spikes = variable == "spikes"
+        if spikes and data.size and not data.max() < 2**31:
+            raise RasterError(f"{data.max()} spikes in a step do not fit 32 bits", node=name)
         node = module.get(path)
         threshold = node.threshold_values() if variable == "v_mem" and isinstance(node, Neuron) else None
         records[name, variable] = Record(
             name,
             variable,
             data.astype(np.int32) if spikes else data,
-            units="count" if spikes else "model",
+            units="count" if spikes else _unit(node, variable),
             threshold=threshold,
             batched=batched,
         )

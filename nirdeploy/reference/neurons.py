@@ -208,6 +208,14 @@ class Membrane(Stateful):
         """Raise now what the first step would raise, naming the node."""
         self._membrane(node)
         self._synapse(node)
+        threshold = getattr(self, "v_threshold", None)
+        many = self.convention.spikes_per_step == "many"
+        if many and threshold is not None and not bool((threshold > 0).all()):
+            raise ConventionError(
+                f"v_threshold {float(threshold.min())} with spikes_per_step='many' would fire without end",
+                node=node,
+                remedy="Use a positive threshold.",
+            )
 
     def integrate(self, x: Tensor, state: Any) -> tuple[Tensor, Tensor | None]:
         """One step of synapse, where there is one, and membrane: v before any reset, and i_syn."""
@@ -276,7 +284,7 @@ class Neuron(Membrane):
     """
 
     kind = "IF"
-    fields = ("r", "v_threshold", "v_reset")
+    fields: tuple[str, ...] = ("r", "v_threshold", "v_reset")
     v_threshold: Tensor
     v_reset: Tensor
 

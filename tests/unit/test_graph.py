@@ -94,7 +94,7 @@ def test_same_padding_is_resolved_or_refused():
         (pool_node(nir.SumPool2d, 9), (1, 8, 8), "window leaves nothing"),
         (pool_node(nir.SumPool2d, 2), (8,), r"expects \(channel, height, width\)"),
         (linear_node(np.zeros((5, 3))), (4,), r"expects \(3,\), got \(4,\)"),
-        (if_node((3,)), (4,), r"parameters of shape \(3,\), its input is \(4,\)"),
+        (if_node((3,)), (4,), r"IF has r of shape \(3,\), its input is \(4,\)"),
     ],
 )
 def test_shapes_that_do_not_fit_name_node_and_shapes(node, given, words):
