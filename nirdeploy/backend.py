@@ -5,7 +5,8 @@ A backend is an object under the entry-point group 'nirdeploy.backends'; anybody
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol
@@ -21,9 +22,10 @@ from nirdeploy.rules import Finding
 from nirdeploy.target import Target
 from nirdeploy.trajectory import Trajectory
 
-__all__ = ["Backend", "backend_of", "find_target", "listed_backends", "targets"]
+__all__ = ["Backend", "backend_of", "find_target", "known_options", "listed_backends", "targets"]
 
 GROUP = "nirdeploy.backends"
+_CONTRACT = ("on", "mode", "record", "nodes")  # keywords every backend's `run` takes
 
 
 class Backend(Protocol):
@@ -117,15 +119,23 @@ def targets() -> dict[str, Target]:
     return dict(sorted(found.items()))
 
 
+def known_options(function: Callable[..., Any]) -> tuple[str, ...] | None:
+    """Options that a backend's `place` or `run` takes beyond the contract; None where it takes any name."""
+    given = inspect.signature(function).parameters.values()
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in given):
+        return None
+    return tuple(p.name for p in given if p.kind is inspect.Parameter.KEYWORD_ONLY and p.name not in _CONTRACT)
+
+
 def find_target(name: str | Target) -> Target:
     """A target by name.
 
     Raises:
-        TargetError: unknown; the message suggests the nearest name.
+        TargetError: unknown, or no name; the message suggests the nearest name.
     """
     if isinstance(name, Target):
         return name
     known = targets()
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise TargetError(f"unknown target {name!r}", remedy=suggest(str(name), known))
     return known[name]

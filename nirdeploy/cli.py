@@ -5,16 +5,24 @@ Exit codes: 0 fine, 1 findings or a mismatch, 2 wrong usage or something that is
 
 from __future__ import annotations
 
-import json
-import os
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+try:
+    import atexit
+    import json
+    import os
+    import signal
+    from pathlib import Path
+    from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-from nirdeploy.errors import CheckError, ConfigurationError, NirdeployError, PlacementError
-from nirdeploy.version import __version__
+    import typer
+
+    from nirdeploy.errors import CheckError, ConfigurationError, NirdeployError, PlacementError, RasterError
+    from nirdeploy.version import __version__
+except KeyboardInterrupt:  # Ctrl-C while the imports run
+    if sys.stderr is not None:
+        sys.stderr.write("nirdeploy: interrupted\n")
+    raise SystemExit(130) from None
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -23,6 +31,7 @@ if TYPE_CHECKING:
     from nirdeploy.pipeline import Deployment
     from nirdeploy.reference.convention import Convention
     from nirdeploy.rules import Report
+    from nirdeploy.trajectory import Trajectory
 
 __all__ = ["app", "main"]
 
@@ -94,6 +103,7 @@ def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any
 def _convention(preset: str | None, dt: float | None, fields: list[str] | None) -> Convention | None:
     if preset is None and dt is None and not fields:
         return None
+    from nirdeploy.configuration import refuse_separate
     from nirdeploy.reference.convention import convention
 
     values: dict[str, Any] = {}
@@ -103,8 +113,9 @@ def _convention(preset: str | None, dt: float | None, fields: list[str] | None) 
             raise ConfigurationError(f"--set {item!r} has no '='", remedy="Write --set reset=zero.")
         try:
             values[name] = json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             values[name] = text
+    refuse_separate(values, "fields of --set", "Use --preset and --dt.")
     return convention(preset or "nir", dt=dt, **values)
 
 
@@ -313,14 +324,13 @@ def run(
         trajectory = pipeline.load_deployment(source).run(counts, on=on, record=wanted)
     else:
         trajectory = run_reference(io.read(source), counts, convention=convention, record=wanted)
+    scored = None if labels is None else _accuracy(trajectory, labels, raster)
     if output is not None:
         trajectory.save(output)
     spikes = {n: int(r.data.sum()) for (n, variable), r in trajectory.records.items() if variable == "spikes"}
     found: dict[str, Any] = {"executor": trajectory.executor, "target": trajectory.target, "spikes": spikes}
-    if labels is not None and len(trajectory.output_names) == 1:
-        from nirdeploy.demonstration import accuracy
-
-        found["accuracy"] = accuracy(trajectory, labels)
+    if scored is not None:
+        found["accuracy"] = scored
     if as_json:
         _print_json({**found, "counters": {k: dict(v) for k, v in trajectory.counters.items()}})
         return
@@ -328,6 +338,20 @@ def run(
     _print_table(title, ("node", "spikes"), spikes.items())
     if "accuracy" in found:
         _say(f"accuracy {found['accuracy']:.4f}")
+
+
+def _accuracy(trajectory: Trajectory, labels: Any, raster: Path) -> float | None:
+    """Share of samples whose most active output is the label; None where there is not one Output of classes."""
+    from nirdeploy.demonstration import accuracy
+
+    if len(trajectory.output_names) != 1:
+        return None
+    record = trajectory.records[trajectory.output_names[0], "output"]
+    if not record.batched:
+        raise RasterError(f"{str(raster)!r} has {len(labels)} labels, and a raster without a batch axis")
+    if len(labels) != record.data.shape[1]:
+        raise RasterError(f"{str(raster)!r} has {len(labels)} labels for {record.data.shape[1]} samples")
+    return accuracy(trajectory, labels) if len(record.neuron_axes) == 1 else None
 
 
 @app.command(epilog="Example: `nirdeploy compare ref.h5 chip.h5 --html report.html`")
@@ -377,29 +401,71 @@ def doctor(as_json: Json = False) -> None:
 
 def main() -> None:
     """Entry point: every error becomes one line and an exit code."""
-    code = 2
+    _open_streams()
+    before = signal.signal(signal.SIGINT, _interrupt)
+    # once the interpreter is leaving there is nothing more to interrupt
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    try:
+        code = _code()
+    except KeyboardInterrupt:
+        code = _complain("interrupted", 130)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    sys.exit(code)
+
+
+def _code() -> int:
     try:
         code = app(standalone_mode=False) or 0
+        sys.stdout.flush()
     except CheckError as error:
         _print_report(error.report)
-        code = _complain(f"{error.report.target} cannot hold this graph", 1)
+        return _complain(f"{error.report.target} cannot hold this graph", 1)
     except PlacementError as error:
-        code = _complain(str(error), 1)
+        return _complain(str(error), 1)
     except NirdeployError as error:
-        code = _complain(str(error), 2)
+        return _complain(str(error), 2)
     except typer.Exit as leave:
-        code = leave.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        code = _complain("interrupted", 130)
+        return leave.exit_code
+    except typer.Abort:
+        return _complain("interrupted", 130)
     except BrokenPipeError:
-        # the reader of our output has left; leave nothing to flush
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 2
+        _forget_output()
+        return 2
     except Exception as error:
         if os.environ.get("NIRDEPLOY_DEBUG"):
             raise
-        code = _unexpected(error)
-    sys.exit(code)
+        return _unexpected(error)
+    return int(code)
+
+
+def _interrupt(*_: Any) -> NoReturn:
+    """Ctrl-C: unwind where a file is half written, else leave at once, as libraries swallow KeyboardInterrupt."""
+    files = sys.modules.get("nirdeploy.files")
+    if files is not None and files.UNFINISHED:
+        raise KeyboardInterrupt
+    if sys.stderr is not None:
+        os.write(2, b"nirdeploy: interrupted\n")
+    os._exit(130)
+
+
+def _open_streams() -> None:
+    """Give closed standard streams (`>&-`) the null device, before a data file gets their number."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            try:
+                os.fstat(number)
+            except OSError:
+                os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
+
+
+def _forget_output() -> None:
+    """The reader of our output has left or its disk is full: leave nothing to flush."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):  # a stream of a test, without a number
+        pass
 
 
 def _complain(text: str, code: int) -> int:
@@ -414,6 +480,7 @@ def _unexpected(error: Exception) -> int:
         show()
         return int(getattr(error, "exit_code", 2))
     if isinstance(error, OSError):
+        _forget_output()
         return _complain(str(error), 2)
     if isinstance(error, MemoryError):
         return _complain("out of memory; use a smaller raster or fewer recorded nodes", 2)

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nirdeploy.errors import ConfigurationError
+from nirdeploy.files import unreadable
 from nirdeploy.reference.convention import Convention, convention
 
-__all__ = ["PipelineConfiguration", "load_configuration"]
+__all__ = ["PipelineConfiguration", "load_configuration", "refuse_separate"]
+
+
+_MAX_BYTES = 1 << 20
+
+
+def refuse_separate(fields: Iterable[str], where: str, remedy: str) -> None:
+    """Refuse 'preset' and 'dt' among the fields that change a preset: they have places of their own.
+
+    Raises:
+        ConfigurationError: one is there.
+    """
+    for name in ("preset", "dt"):
+        if name in fields:
+            raise ConfigurationError(f"{name!r} among the {where}", remedy=remedy)
 
 
 class _Strict(BaseModel):
@@ -27,6 +43,7 @@ class ConventionSection(_Strict):
 
     def build(self) -> Convention:
         """The Convention."""
+        refuse_separate(self.fields, "fields of [convention]", "Write preset and dt beside fields.")
         return convention(self.preset, dt=self.dt, **self.fields)
 
 
@@ -64,11 +81,13 @@ def load_configuration(path: str | Path) -> PipelineConfiguration:
         ConfigurationError: missing, no TOML, or wrong fields; the message names each field.
     """
     source = Path(path)
+    if reason := unreadable(source):
+        raise ConfigurationError(f"{str(source)!r} {reason}, expected a configuration")
+    if source.stat().st_size > _MAX_BYTES:
+        raise ConfigurationError(f"{str(source)!r} is larger than {_MAX_BYTES} bytes")
     try:
         values = tomllib.loads(source.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigurationError(f"{str(source)!r} does not exist") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # TOML and UTF-8 errors are ValueErrors
         raise ConfigurationError(f"{str(source)!r} is no readable TOML: {error}") from error
     try:
         found = PipelineConfiguration.model_validate(values)

@@ -216,12 +216,14 @@ def guard(file: h5py.File, label: str, max_bytes: int = MAX_BYTES) -> None:
             if isinstance(item, h5py.Group):
                 stack.append((item, depth + 1))
             elif isinstance(item, h5py.Dataset):
-                total += _declared_bytes(item, label)
+                size = _declared_bytes(item, label)
+                total += size
                 if total > max_bytes:
                     raise FileError(
                         f"{label!r} declares more than {max_bytes} bytes (at {item.name}, shape {item.shape})",
                         remedy="Raise max_bytes if you trust the file.",
                     )
+                _refuse_bomb(item, size, label)
 
 
 def _declared_bytes(dataset: h5py.Dataset, label: str) -> int:
@@ -232,14 +234,17 @@ def _declared_bytes(dataset: h5py.Dataset, label: str) -> int:
     size = int(np.dtype(dataset.dtype).itemsize)
     for length in dataset.shape:
         size *= int(length)
-    stored = int(dataset.id.get_storage_size())
-    if _BOMB_BYTES < size <= MAX_BYTES * 16 and size > _BOMB_RATIO * stored:
-        raise FileError(
-            f"{label!r}: {dataset.name} declares {size} bytes and stores {stored}, at most {_BOMB_RATIO} times "
-            "as many are read",
-            remedy="Write it with its data, or with less compression.",
-        )
     return size
+
+
+def _refuse_bomb(dataset: h5py.Dataset, size: int, label: str) -> None:
+    stored = int(dataset.id.get_storage_size())
+    if size > _BOMB_BYTES and size > _BOMB_RATIO * stored:
+        raise FileError(
+            f"{label!r}: {dataset.name} declares {size} bytes and stores {stored}; at most {_BOMB_RATIO} times "
+            "as many are read",
+            remedy="Write it with less compression.",
+        )
 
 
 # ---------------------------------------------------------------- reading what may be anything

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,19 @@ import nir
 import numpy as np
 
 from nirdeploy import files
-from nirdeploy.errors import FileError, GraphError
-from nirdeploy.graph import make_graph, make_node, node_fields, parameters, with_metadata
+from nirdeploy.errors import ConventionError, FileError, GraphError
+from nirdeploy.graph import make_graph, make_node, metadata, node_fields, parameters, with_metadata
 from nirdeploy.graph import validate as validate_graph
-from nirdeploy.names import escape, suggest, unescape
+from nirdeploy.names import escape, suggest, unescape, unstorable
 from nirdeploy.reference.convention import Convention
 
 __all__ = ["load_graph", "read", "store_graph", "write"]
 
 _OPTIONAL = {"input_shape", "v_reset", "w_in"}
 _STRINGS = {"padding"}
+_MAX_ELEMENTS = 1 << 28  # of one sample: everything behind a declared shape allocates by it
+_MAX_AXES = 32
+_SEPARATOR = "/"  # between the names of a subgraph and its node in `rename`
 
 
 def read(
@@ -31,6 +35,7 @@ def read(
     Args:
         path: the file.
         rename: node names to replace in edges and nodes, old -> new, for files whose edges name nodes wrongly.
+            A name inside a subgraph is written with its path: {"sub/old": "sub/new"}.
         max_bytes: most bytes that the file's arrays together may declare.
 
     Returns:
@@ -41,14 +46,43 @@ def read(
         GraphError: nodes or edges that make no graph; the message names them.
     """
     with files.open_hdf5(path, "a NIR graph", max_bytes=max_bytes) as file:
-        if "node" not in file or not isinstance(file["node"], h5py.Group):
+        root = file.get("node")
+        if not isinstance(root, h5py.Group):
             raise FileError(f"{str(path)!r} is HDF5 but not a NIR graph: it has no group 'node'")
-        root = file["node"]
-        if "type" not in root or files.text_of(root["type"][()]) != "NIRGraph":
+        if _text(root, "type") != "NIRGraph":
             raise FileError(f"{str(path)!r} holds a single node, not a NIRGraph")
         graph = load_graph(root, rename or {})
-    validate_graph(graph)
+    _validate(graph)
+    _check_convention(graph, str(path))
     return graph
+
+
+def _validate(graph: nir.NIRGraph, prefix: str = "") -> None:
+    """`graph.validate` of a graph and of its subgraphs, whose path the message then names."""
+    try:
+        validate_graph(graph)
+    except GraphError as error:
+        if not prefix:
+            raise
+        raise GraphError(
+            f"in subgraph {prefix.rstrip(_SEPARATOR)!r}: {error}",
+            remedy=f"Read it with rename={{'{prefix}OLD': '{prefix}NEW'}} if a name is wrong.",
+        ) from error
+    for name, node in graph.nodes.items():
+        if isinstance(node, nir.NIRGraph):
+            _validate(node, f"{prefix}{name}{_SEPARATOR}")
+
+
+def _check_convention(graph: nir.NIRGraph, label: str) -> None:
+    stored = metadata(graph).get("convention")
+    if stored is None:
+        return
+    try:
+        Convention.from_dict(stored)
+    except ConventionError:
+        return  # one to be replaced by the caller's; the run says so
+    except (TypeError, ValueError, AttributeError) as error:
+        raise FileError(f"{label!r} carries a convention that is damaged: {error}") from error
 
 
 def write(path: str | Path, graph: nir.NIRGraph, convention: Convention | None = None) -> None:
@@ -61,10 +95,15 @@ def write(path: str | Path, graph: nir.NIRGraph, convention: Convention | None =
 
     Raises:
         FileError: the folder cannot be written.
-        GraphError: the graph is not well formed.
+        GraphError: the graph is not well formed, or holds a name or value that a file cannot.
     """
     validate_graph(graph)
     if convention is not None:
+        if not isinstance(convention, Convention):
+            raise ConventionError(
+                f"convention is {convention!r}, expected a Convention",
+                remedy="Pass nd.convention('nir', dt=...), or another preset.",
+            )
         graph = with_metadata(graph, convention=convention.to_dict())
     with files.atomic(path) as temporary, h5py.File(temporary, "w") as file:
         file.create_dataset("version", data=nir.version, dtype=h5py.string_dtype())
@@ -79,63 +118,69 @@ def store_graph(group: h5py.Group, graph: nir.NIRGraph) -> None:
     group.create_dataset("type", data="NIRGraph", dtype=h5py.string_dtype())
     nodes = group.create_group("nodes")
     for name, node in graph.nodes.items():
-        _store_node(nodes.create_group(_stored_name(name)), node)
+        _store_node(nodes.create_group(_stored_name(name)), name, node)
     edges = np.array([[_stored_name(a), _stored_name(b)] for a, b in graph.edges], dtype=object)
     group.create_dataset("edges", data=edges.reshape(-1, 2), dtype=h5py.string_dtype())
     meta = graph.metadata if isinstance(graph.metadata, Mapping) else {}
-    _store_metadata(group, meta)
+    _store_metadata(group, meta, None)
 
 
 def _stored_name(name: str) -> str:
     # '/' would make a nested group, which no nir version reads back
+    if reason := unstorable(name):
+        raise GraphError(f"the name {reason}; a file cannot hold it", node=name, remedy="Rename the node.")
     return escape(name)
 
 
-def _store_node(group: h5py.Group, node: nir.NIRNode) -> None:
+def _store_node(group: h5py.Group, name: str, node: nir.NIRNode) -> None:
     if isinstance(node, nir.NIRGraph):
         store_graph(group, node)
         return
     group.create_dataset("type", data=type(node).__name__, dtype=h5py.string_dtype())
     if isinstance(node, nir.Input):
-        group.create_dataset("shape", data=np.asarray(node.input_type["input"]))
+        _store_value(group, "shape", node.input_type["input"], name)
     elif isinstance(node, nir.Output):
-        group.create_dataset("shape", data=np.asarray(node.output_type["output"]))
+        _store_value(group, "shape", node.output_type["output"], name)
     else:
-        for name, value in parameters(node).items():
-            _store_value(group, name, value)
-        if isinstance(node, nir.Flatten) and node.input_type["input"] is not None:
-            group.create_dataset("input_type", data=np.asarray(node.input_type["input"]))
-    _store_metadata(group, getattr(node, "metadata", None) or {})
+        for field, value in parameters(node).items():
+            _store_value(group, field, value, name)
+        if isinstance(node, nir.Flatten):
+            _store_value(group, "input_type", node.input_type["input"], name)
+    meta = getattr(node, "metadata", None)
+    _store_metadata(group, meta if isinstance(meta, Mapping) else {}, name)
 
 
-def _store_metadata(group: h5py.Group, meta: Mapping[str, Any]) -> None:
+def _store_metadata(group: h5py.Group, meta: Mapping[str, Any], node: str | None) -> None:
     if not meta:
         return
     inner = group.create_group("metadata")
-    for key, value in meta.items():
-        if isinstance(value, Mapping):
-            _store_mapping(inner.create_group(str(key)), value)
-        else:
-            _store_value(inner, str(key), value)
+    try:
+        _store_mapping(inner, meta, node)
+    except (TypeError, ValueError) as error:  # what h5py raises for a key or value it cannot hold
+        if isinstance(error, GraphError):
+            raise
+        raise GraphError(f"metadata that a file cannot hold: {error}", node=node, remedy="Remove it.") from error
 
 
-def _store_mapping(group: h5py.Group, values: Mapping[str, Any]) -> None:
+def _store_mapping(group: h5py.Group, values: Mapping[str, Any], node: str | None) -> None:
     for key, value in values.items():
         if isinstance(value, Mapping):
-            _store_mapping(group.create_group(str(key)), value)
+            _store_mapping(group.create_group(str(key)), value, node)
         else:
-            _store_value(group, str(key), value)
+            _store_value(group, str(key), value, node)
 
 
-def _store_value(group: h5py.Group, name: str, value: Any) -> None:
+def _store_value(group: h5py.Group, name: str, value: Any, node: str | None) -> None:
     if value is None:
         return
     if isinstance(value, str | bytes):
+        if reason := unstorable(value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value):
+            raise GraphError(f"{name!r} {reason}; a file cannot hold it", node=node)
         group.create_dataset(name, data=value, dtype=h5py.string_dtype())
         return
     array = np.asarray(value)
-    if array.dtype == object:
-        raise GraphError(f"parameter {name!r} is a {type(value).__name__}, which a file cannot hold")
+    if array.dtype.kind not in "biuf":
+        raise GraphError(f"{name!r} is a {type(value).__name__} ({array.dtype}), which a file cannot hold", node=node)
     large = array.ndim > 0 and array.size > 64
     group.create_dataset(name, data=array, compression="gzip" if large else None)
 
@@ -143,32 +188,77 @@ def _store_value(group: h5py.Group, name: str, value: Any) -> None:
 # ---------------------------------------------------------------- reading
 
 
-def load_graph(group: h5py.Group, rename: Mapping[str, str] | None = None) -> nir.NIRGraph:
-    """Read a graph from an HDF5 group in NIR's layout."""
+def load_graph(group: h5py.Group, rename: Mapping[str, str] | None = None, prefix: str = "") -> nir.NIRGraph:
+    """Read a graph from an HDF5 group in NIR's layout.
+
+    Args:
+        group: where it is.
+        rename: as in `read`.
+        prefix: path of the subgraph with a '/' behind it, '' for the whole graph.
+
+    Raises:
+        FileError: a part is missing, damaged or of another type.
+        GraphError: a rename that has no meaning.
+    """
     renamed = dict(rename or {})
     for part, kind in (("nodes", h5py.Group), ("edges", h5py.Dataset)):
-        if part not in group or not isinstance(group[part], kind):
+        if not isinstance(group.get(part), kind):
             raise FileError(f"{group.name}: a NIRGraph without {part!r}")
-
-    def named(text: str) -> str:
-        name = unescape(text) if "%" in text else text
-        return renamed.get(name, name)
-
     nodes: dict[str, nir.NIRNode] = {}
     for stored in group["nodes"]:
-        name = named(stored)
-        nodes[name] = _load_node(group["nodes"][stored], name, renamed)
-    table = group["edges"][()]
-    if table.size and (table.ndim != 2 or table.shape[1] != 2):
-        raise FileError(f"{group.name}/edges has shape {table.shape}, expected (n, 2)")
-    edges = [(named(files.text_of(a)), named(files.text_of(b))) for a, b in table.reshape(-1, 2)]
+        old = _plain_name(stored)
+        name = _renamed(old, renamed, prefix)
+        if name in nodes:
+            raise GraphError("two nodes have this name", node=name, remedy="Rename one of them.")
+        nodes[name] = _load_node(group["nodes"][stored], old, renamed, prefix)
+    edges = [
+        (_renamed(_plain_name(a), renamed, prefix), _renamed(_plain_name(b), renamed, prefix))
+        for a, b in _edge_table(group["edges"])
+    ]
     return make_graph(nodes, edges, _load_metadata(group))
 
 
+def _plain_name(stored: str) -> str:
+    name = unescape(stored) if "%" in stored else stored
+    if reason := unstorable(name):
+        raise FileError(f"the name {name!r} {reason}")
+    return name
+
+
+def _renamed(name: str, rename: Mapping[str, str], prefix: str) -> str:
+    """The new name of a node; a name inside a subgraph has to stay in it."""
+    new = rename.get(prefix + name)
+    if new is None:
+        return name
+    if not isinstance(new, str) or not new.startswith(prefix) or new == prefix:
+        raise GraphError(
+            f"rename gives {prefix + name!r} the name {new!r}, which is not in the same graph",
+            remedy=f"Write {{{prefix + name!r}: '{prefix}NEW'}}.",
+        )
+    return new.removeprefix(prefix)
+
+
+def _edge_table(dataset: h5py.Dataset) -> list[tuple[str, str]]:
+    if dataset.shape is None or not (dataset.size == 0 or dataset.shape[1:] == (2,)):
+        raise FileError(f"{dataset.name} has shape {dataset.shape}, expected (n, 2)")
+    if dataset.size == 0:
+        return []
+    return [(files.text_of(a), files.text_of(b)) for a, b in dataset[()]]
+
+
+def _text(group: h5py.Group, name: str) -> str:
+    """A string of a group, '' where there is none."""
+    found = group.get(name)
+    return files.text_of(found[()]) if isinstance(found, h5py.Dataset) and found.shape is not None else ""
+
+
 def _load_metadata(group: h5py.Group) -> dict[str, Any]:
-    if "metadata" not in group:
+    found = group.get("metadata")
+    if found is None:
         return {}
-    return _load_mapping(group["metadata"])
+    if not isinstance(found, h5py.Group):
+        raise FileError(f"{group.name}/metadata is no group")
+    return _load_mapping(found)
 
 
 def _load_mapping(group: h5py.Group) -> dict[str, Any]:
@@ -176,9 +266,11 @@ def _load_mapping(group: h5py.Group) -> dict[str, Any]:
     for key, item in group.items():
         if isinstance(item, h5py.Group):
             found[key] = _load_mapping(item)
-        else:
+        elif isinstance(item, h5py.Dataset) and item.shape is not None:
             value = item[()]
             found[key] = value.decode("utf-8") if isinstance(value, bytes) else value
+        else:
+            raise FileError(f"{group.name}/{key} holds nothing")
     return found
 
 
@@ -190,50 +282,81 @@ def _kinds() -> dict[str, type[nir.NIRNode]]:
     return {name: getattr(nir, name) for name in names.split() if hasattr(nir, name)}
 
 
-def _load_node(group: Any, name: str, rename: Mapping[str, str]) -> nir.NIRNode:
+def _load_node(group: Any, name: str, rename: Mapping[str, str], prefix: str) -> nir.NIRNode:
     if not isinstance(group, h5py.Group) or "type" not in group:
         raise FileError("has no type", node=name)
-    kind = files.text_of(group["type"][()])
+    kind = _text(group, "type")
     if kind == "NIRGraph":
-        return load_graph(group, rename)
+        return load_graph(group, rename, f"{prefix}{name}{_SEPARATOR}")
     known = _kinds()
     if kind not in known:
         raise FileError(f"unknown NIR type {kind!r}", node=name, remedy=suggest(kind, known))
     values = _load_values(group, known[kind], name)
+    meta = _load_metadata(group)
     try:
-        return make_node(known[kind], metadata=_load_metadata(group), **values)
-    except (AssertionError, TypeError, ValueError, IndexError, AttributeError) as error:
-        if isinstance(error, GraphError):
-            raise
+        return make_node(known[kind], metadata=meta, **values)
+    except GraphError as error:
+        raise GraphError(str(error), node=name) from error
+    # nir checks with asserts, and with whatever its own arithmetic on wrong shapes raises
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, TypeError, ValueError) as error:
         raise FileError(f"{kind} with inconsistent parameters: {error}", node=name) from error
 
 
 def _load_values(group: h5py.Group, kind: type[nir.NIRNode], name: str) -> dict[str, Any]:
     if kind in (nir.Input, nir.Output):
-        if "shape" not in group:
-            raise FileError(f"{kind.__name__} without 'shape'", node=name)
         port = "input" if kind is nir.Input else "output"
-        return {f"{port}_type": {port: np.asarray(group["shape"][()])}}
+        shape = _load_shape(group, "shape", name)
+        if shape is None:
+            raise FileError(f"{kind.__name__} without 'shape'", node=name)
+        return {f"{port}_type": {port: shape}}
     values: dict[str, Any] = {}
     for field in node_fields(kind):
         if field in group:
-            value = group[field][()]
-            if isinstance(value, bytes) or (
-                field in _STRINGS and isinstance(value, np.ndarray) and value.dtype == object
-            ):
-                value = files.text_of(value)
-            elif np.asarray(value).dtype.kind not in "biuf":
-                raise FileError(f"{kind.__name__}.{field} is not a number", node=name)
-            elif not np.all(np.isfinite(value)):
-                raise FileError(f"{kind.__name__}.{field} holds NaN or infinity", node=name)
-            values[field] = value
+            values[field] = _load_field(group[field], field, f"{kind.__name__}.{field}", name)
         elif field == "v_reset":
-            values[field] = np.zeros_like(group["v_threshold"][()]) if "v_threshold" in group else None
+            values[field] = np.zeros_like(values["v_threshold"]) if "v_threshold" in values else None
         elif field == "input_shape":
             values[field] = None
         elif field not in _OPTIONAL:
             raise FileError(f"{kind.__name__} without {field!r}", node=name)
     if kind is nir.Flatten:
-        stored = group["input_type"][()] if "input_type" in group else None
-        values["input_type"] = {"input": stored}
+        values["input_type"] = {"input": _load_shape(group, "input_type", name)}
     return values
+
+
+def _load_field(item: Any, field: str, label: str, name: str) -> Any:
+    if not isinstance(item, h5py.Dataset) or item.shape is None:
+        raise FileError(f"{label} holds no data", node=name)
+    if field in _STRINGS and item.dtype.kind in "OS":
+        return files.text_of(item[()])
+    if item.dtype.kind not in "biuf":
+        raise FileError(f"{label} is not a number", node=name)
+    value = item[()]
+    if not np.all(np.isfinite(value)):
+        raise FileError(f"{label} holds NaN or infinity", node=name)
+    return value
+
+
+def _load_shape(group: h5py.Group, field: str, name: str) -> Any:
+    """A declared shape, held against what a sample may have; None where there is none."""
+    if field not in group:
+        return None
+    item = group[field]
+    if (
+        not isinstance(item, h5py.Dataset)
+        or item.shape is None
+        or item.dtype.kind not in "iuf"
+        or item.size > _MAX_AXES
+    ):
+        raise FileError(f"{field!r} is no shape", node=name)
+    values = item[()]
+    whole = [int(v) for v in np.ravel(values) if np.isfinite(v) and v == int(v) and v > 0]
+    if len(whole) != item.size:
+        raise FileError(f"{field!r} is {np.ravel(values).tolist()}, expected whole numbers from 1 on", node=name)
+    if math.prod(whole) > _MAX_ELEMENTS:
+        raise FileError(
+            f"{field!r} is {whole}, {math.prod(whole)} elements a sample; at most {_MAX_ELEMENTS} are possible",
+            node=name,
+            remedy="Use a smaller network.",
+        )
+    return np.asarray(values)

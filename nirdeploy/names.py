@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from urllib.parse import unquote
 
-__all__ = ["escape", "suggest", "unescape"]
+__all__ = ["escape", "suggest", "unescape", "unstorable"]
 
 
 def escape(name: str, reserved: str = "/") -> str:
@@ -33,3 +33,16 @@ def suggest(name: str, known: Iterable[str]) -> str:
     options = sorted(known)
     near = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
     return f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(options) or 'none'}."
+
+
+def unstorable(name: object) -> str:
+    """Why HDF5 cannot hold a name, e.g. 'holds a NUL character'; '' where it can."""
+    if not isinstance(name, str):
+        return f"is a {type(name).__name__}, expected text"
+    if "\x00" in name:
+        return "holds a NUL character"
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return "holds a lone surrogate, which is no Unicode text"
+    return ""

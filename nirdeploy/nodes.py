@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Any
 
 import nir
@@ -44,13 +43,16 @@ def type_name(node: nir.NIRNode) -> str:
     return type(node).__name__
 
 
-@cache
-def _accepted(kind: Any) -> frozenset[str]:
-    return frozenset(inspect.signature(kind).parameters)
+_ACCEPTED: dict[Any, frozenset[str]] = {}  # of each type, once: inspecting a signature takes long
 
 
-@cache
-def node_fields(kind: Any) -> tuple[str, ...]:
+def _accepted(kind: type[nir.NIRNode]) -> frozenset[str]:
+    if kind not in _ACCEPTED:
+        _ACCEPTED[kind] = frozenset(inspect.signature(kind).parameters)
+    return _ACCEPTED[kind]
+
+
+def node_fields(kind: type[nir.NIRNode]) -> tuple[str, ...]:
     """Names of a primitive's own parameters in declaration order (no types, no metadata)."""
     return tuple(f.name for f in dataclasses.fields(kind) if f.name not in _DERIVED)
 
@@ -99,6 +101,8 @@ def stored_shape(node: nir.NIRNode, port: str) -> np.ndarray | None:
     """What a node says of its 'input' or 'output' shape; None where it says nothing."""
     types = node.input_type if port == "input" else node.output_type
     value = types.get(port) if isinstance(types, Mapping) else types
+    if isinstance(value, Mapping) and len(value) == 1:
+        (value,) = value.values()  # nir 1.0.4 nests the type of a subgraph's port
     if value is None:
         return None
     array = np.atleast_1d(np.asarray(value))

@@ -24,6 +24,16 @@ QUANTIZERS = ("calibrated", "max")
 T = TypeVar("T")
 
 
+def _seal(layer: Any, *fields: str) -> None:
+    """Replace arrays by read-only views; the caller's own stay writable."""
+    for name in fields:
+        value = getattr(layer, name)
+        if value is not None:
+            view = np.asarray(value).view()
+            view.setflags(write=False)
+            object.__setattr__(layer, name, view)
+
+
 @dataclass(frozen=True)
 class QuantizedWeight:
     """Integers of one weight node.
@@ -39,6 +49,9 @@ class QuantizedWeight:
     bias: NDArray[np.int64] | None
     scale: float
     bias_exponent: int = 0
+
+    def __post_init__(self) -> None:
+        _seal(self, "weight", "bias")
 
 
 @dataclass(frozen=True)
@@ -69,6 +82,9 @@ class QuantizedNeuron:
     mantissa: int | None = None
     exponent: int = 0
     many: bool = False
+
+    def __post_init__(self) -> None:
+        _seal(self, "bias")
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import lzma
 import math
+import struct
+import tokenize
 import zipfile
+import zlib
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,10 +16,28 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from nirdeploy.errors import FileError, RasterError
-from nirdeploy.files import MAX_BYTES, atomic
+from nirdeploy.files import MAX_BYTES, atomic, unreadable
 from nirdeploy.names import suggest
 
 __all__ = ["check_raster", "load_raster", "save_raster"]
+
+# what zipfile, zlib, lzma and numpy raise for damaged, encrypted or foreign files; RuntimeError is 'encrypted'
+_DAMAGE = (
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    lzma.LZMAError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def load_raster(path: str | Path, *, max_bytes: int = MAX_BYTES) -> tuple[NDArray[Any], NDArray[Any] | None]:
@@ -26,43 +48,54 @@ def load_raster(path: str | Path, *, max_bytes: int = MAX_BYTES) -> tuple[NDArra
         max_bytes: most bytes the array may take.
 
     Raises:
-        FileError: missing, another format, pickled objects, no 'raster', or too large.
+        FileError: missing, another format, damaged, encrypted, pickled objects, no 'raster', too large, or
+            labels that are no whole numbers in one row.
     """
     source = Path(path)
-    if not source.is_file():
-        raise FileError(f"{str(source)!r} does not exist or is no file")
+    if reason := unreadable(source):
+        raise FileError(f"{str(source)!r} {reason}, expected a raster (.npz or .npy)")
     try:
         if zipfile.is_zipfile(source):
             return _load_npz(source, max_bytes)
         with source.open("rb") as stream:
             return _load_array(stream, source.name, max_bytes), None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
-        if isinstance(error, FileError):
-            raise
+    except FileError:
+        raise
+    except _DAMAGE as error:
         raise FileError(f"{str(source)!r} is no .npz or .npy raster: {error}") from error
 
 
 def _load_npz(source: Path, max_bytes: int) -> tuple[NDArray[Any], NDArray[Any] | None]:
     found: dict[str, NDArray[Any]] = {}
     with zipfile.ZipFile(source) as archive:
-        names = [name.removesuffix(".npy") for name in archive.namelist()]
+        names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
         if "raster" not in names:
             raise FileError(f"{str(source)!r} has no array 'raster'", remedy=suggest("raster", names))
         for name in ("raster", "labels"):
             if name in names:
                 with archive.open(f"{name}.npy") as stream:
                     found[name] = _load_array(stream, f"{source.name}:{name}", max_bytes)
-    return found["raster"], found.get("labels")
+    labels = found.get("labels")
+    if labels is not None and (labels.ndim != 1 or labels.dtype.kind not in "iu"):
+        raise FileError(
+            f"{source.name + ':labels'!r} has shape {labels.shape} and dtype {labels.dtype}, expected one whole "
+            "number a sample"
+        )
+    return found["raster"], labels
 
 
 def _load_array(stream: IO[bytes], label: str, max_bytes: int) -> NDArray[Any]:
     """Read one array after its header has been held against the limit."""
     version = npy.read_magic(stream)
+    if version not in ((1, 0), (2, 0), (3, 0)):
+        raise FileError(f"{label!r} has .npy version {version}, expected 1 to 3")
     read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
     shape, fortran, dtype = read_header(stream)
-    size = math.prod(shape) * dtype.itemsize
     if dtype.hasobject:
         raise FileError(f"{label!r} holds Python objects, expected numbers")
+    if any(n < 0 for n in shape):
+        raise FileError(f"{label!r} declares the shape {shape}")
+    size = math.prod(shape) * dtype.itemsize
     if size > max_bytes:
         raise FileError(f"{label!r} declares {size} bytes (shape {shape}), at most {max_bytes}")
     data = stream.read(size)
@@ -95,9 +128,7 @@ def check_raster(
     Raises:
         RasterError: wrong rank or shape, no steps, negative, NaN, infinite, fractional or too large counts.
     """
-    array = np.asarray(raster.detach().cpu() if hasattr(raster, "detach") else raster)
-    if array.dtype.kind not in "biuf":
-        raise RasterError(f"the raster has dtype {array.dtype}, expected counts")
+    array = _plain(_array(raster))
     wanted = f"[step{_text(shape)}] or [step, batch{_text(shape)}]"
     rank = len(shape)
     batched = array.ndim == rank + 2
@@ -105,8 +136,6 @@ def check_raster(
         raise RasterError(f"the raster has shape {tuple(array.shape)}, expected {wanted}")
     if 0 in array.shape:
         raise RasterError(f"the raster is empty: shape {tuple(array.shape)}, expected {wanted}")
-    if array.dtype.kind == "b":
-        array = array.astype(np.int32)
     floating = array.dtype.kind == "f"
     _refuse(array, ~np.isfinite(array) if floating else None, "expected finite counts")
     _refuse(array, array < 0, "a negative count")
@@ -114,9 +143,59 @@ def check_raster(
         _refuse(array, array != np.rint(array), "expected whole counts")
     limit = np.iinfo(np.int32).max if maximum is None else maximum
     if integer:
-        _refuse(array, array > limit, f"at most {limit} a step is possible here; use a shorter time bin")
+        # in Python's numbers: float32 would round the limit itself up
+        if array.max().item() > limit:
+            too_large = array.astype(np.float64) > limit
+            _refuse(array, too_large, f"at most {limit} a step is possible here; use a shorter time bin")
         array = array.astype(np.int32)  # also of bytes: sums of uint8 would wrap
     return (array if batched else array[:, None]), batched
+
+
+def _array(raster: Any) -> NDArray[Any]:
+    """A numpy array of what may be a tensor, a list or an array."""
+    if isinstance(raster, np.ma.MaskedArray) and np.ma.is_masked(raster):
+        raise RasterError("the raster has masked values", remedy="Fill them: raster.filled(0).")
+    try:
+        if hasattr(raster, "detach"):
+            tensor = raster.detach().cpu()
+            tensor = tensor.to_dense() if tensor.layout != _strided() else tensor
+            # numpy has no bfloat16; float32 holds each of its values
+            return np.asarray(tensor.float() if tensor.is_floating_point() and tensor.element_size() < 4 else tensor)
+        array = np.asarray(raster)
+        return np.asarray(array.tolist()) if array.dtype.kind == "O" else array
+    # ragged lists, quantised tensors, objects whose own conversion fails
+    except (TypeError, ValueError, RuntimeError, OverflowError, AttributeError) as error:
+        raise RasterError(f"the raster is no array of counts: {error}") from error
+
+
+def _strided() -> Any:
+    import torch
+
+    return torch.strided
+
+
+def _plain(array: NDArray[Any]) -> NDArray[Any]:
+    """The same counts in the machine's byte order, contiguous, in a type that torch has.
+
+    Raises:
+        RasterError: no numbers, or numbers that would change.
+    """
+    kind, size = array.dtype.kind, array.dtype.itemsize
+    if kind not in "biuf":
+        raise RasterError(f"the raster has dtype {array.dtype}, expected counts")
+    wanted: Any = array.dtype.newbyteorder("=")
+    if kind == "b":
+        wanted = np.int32
+    elif kind == "u" and size > 1:
+        wanted = np.int64
+        if array.size and array.max() > np.iinfo(np.int64).max:
+            raise RasterError(f"the raster holds {array.max()}: more than 64 bits with a sign can count")
+    elif kind == "f" and size > 8:
+        wanted = np.float64
+        with np.errstate(over="ignore"):
+            same = array.astype(wanted) == array
+        _refuse(array, ~(same | np.isnan(array)), "more digits than float64 has")
+    return np.ascontiguousarray(array, dtype=wanted).reshape(array.shape)
 
 
 def _text(shape: tuple[int, ...]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,13 +16,15 @@ from numpy.typing import NDArray
 
 from nirdeploy import files
 from nirdeploy.errors import FileError
-from nirdeploy.names import escape, suggest, unescape
+from nirdeploy.names import escape, suggest, unescape, unstorable
 from nirdeploy.reference.convention import Convention
 
 __all__ = ["VARIABLES", "Record", "Trajectory", "load_trajectory"]
 
 FORMAT = "nirdeploy-trajectory"
 FORMAT_VERSION = 1
+_SPIKES_RATIO = 256  # gzip, level 1, of spikes that never come: measured 228
+_MOST_BYTES = 16 * files.MAX_BYTES
 VARIABLES = ("spikes", "v_mem", "i_syn", "output")
 
 
@@ -60,7 +63,10 @@ class Record:
             raise ValueError(f"unknown variable {self.variable!r}; expected one of {VARIABLES}")
         if not self.source:
             object.__setattr__(self, "source", self.node)
-        self.data.setflags(write=False)
+        # a view: the caller's own array stays writable
+        data = np.asarray(self.data).view()
+        data.setflags(write=False)
+        object.__setattr__(self, "data", data)
 
     @property
     def values(self) -> NDArray[Any]:
@@ -146,8 +152,12 @@ class Trajectory:
         """Write an HDF5 file that `load_trajectory` and `xarray.open_datatree(engine='h5netcdf')` read.
 
         Raises:
-            FileError: the folder cannot be written.
+            FileError: the folder cannot be written, or a name is there that a file cannot hold.
         """
+        for record in self.records.values():
+            for name in (record.node, record.source, record.variable):
+                if reason := unstorable(name):
+                    raise FileError(f"the name {reason}; a file cannot hold it", node=name, remedy="Rename the node.")
         with files.atomic(path) as temporary, h5py.File(temporary, "w") as file:
             _store(file, self)
 
@@ -213,16 +223,25 @@ def _attach_axes(group: h5py.Group, dataset: h5py.Dataset, names: tuple[str, ...
         dataset.dims[axis].attach_scale(group[label])
 
 
-def load_trajectory(path: str | Path, *, max_bytes: int = 16 * files.MAX_BYTES) -> Trajectory:
+def load_trajectory(path: str | Path, *, max_bytes: int | None = None) -> Trajectory:
     """Read a trajectory file written by `Trajectory.save`.
 
+    Args:
+        path: the file.
+        max_bytes: most bytes that the records together may take; None: 1 GiB, or 256 times the file's own size
+            (what silent spikes compress by), whichever is more.
+
     Raises:
-        FileError: not HDF5, damaged, another format or a newer version.
+        FileError: not HDF5, damaged, another format or a newer version, or too large.
     """
-    with files.open_hdf5(path, "a trajectory", max_bytes=max_bytes) as file:
+    source = Path(path)
+    if max_bytes is None:
+        size = 0 if files.unreadable(source) else source.stat().st_size
+        max_bytes = max(files.MAX_BYTES, min(_SPIKES_RATIO * size, _MOST_BYTES))
+    with files.open_hdf5(source, "a trajectory", max_bytes=max_bytes) as file:
         if file.attrs.get("format") != FORMAT:
             raise FileError(f"{str(path)!r} is HDF5 but not a trajectory")
-        version = int(file.attrs.get("version", 0))
+        version = files.attribute(file, "version", int)
         if version > FORMAT_VERSION:
             raise FileError(
                 f"{str(path)!r} has trajectory format {version}, this nirdeploy reads up to {FORMAT_VERSION}",
@@ -230,47 +249,85 @@ def load_trajectory(path: str | Path, *, max_bytes: int = 16 * files.MAX_BYTES) 
             )
         try:
             return _load(file)
-        except (KeyError, TypeError, ValueError) as error:
+        # FileErrors are ValueErrors; the rest is what wrong types and damaged bytes raise
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise FileError(f"{str(path)!r} is a damaged trajectory: {error}") from error
 
 
 def _load(file: h5py.File) -> Trajectory:
     records: dict[tuple[str, str], Record] = {}
-    stored = {unescape(name): group for name, group in file["nodes"].items()}
-    for node, variable in json.loads(file.attrs["order"]):
-        group = stored[node]
-        dataset = group[variable]
-        details = dataset.attrs
-        extra: dict[str, Any] = {}
-        for name in ("index_map", "threshold"):
-            if f"{variable}.{name}" in group:
-                extra[name] = group[f"{variable}.{name}"][()]
-            elif name in details:
-                extra[name] = details[name].item()
-        data = dataset[()]
-        if isinstance(extra.get("threshold"), np.ndarray):
-            rank = 2 if details["batched"] else 1
-            extra["threshold"] = extra["threshold"].reshape(data.shape[rank:])
-        records[node, variable] = Record(
-            node,
-            variable,
-            data,
-            scale=float(details["scale"]),
-            units=str(details["units"]),
-            source=str(details["source"]),
-            lag=int(details["lag"]),
-            view=str(details["view"]) or None,
-            batched=bool(details["batched"]),
-            **extra,
-        )
-    text = file.attrs["convention"]
+    nodes = files.member(file, "nodes", h5py.Group)
+    stored = {unescape(name): name for name in nodes}
+    for node, variable in json.loads(files.attribute(file, "order", str)):
+        group = files.member(nodes, stored[node], h5py.Group)
+        records[node, variable] = _load_record(group, node, variable)
+    outputs = tuple(json.loads(files.attribute(file, "outputs", str)))
+    for name in outputs:
+        if (name, "output") not in records:
+            raise FileError(f"no output record of {name!r}")
+    text = files.attribute(file, "convention", str)
     return Trajectory(
         records,
-        output_names=tuple(json.loads(file.attrs["outputs"])),
-        target=str(file.attrs["target"]),
-        executor=str(file.attrs["executor"]),
+        output_names=outputs,
+        target=files.attribute(file, "target", str),
+        executor=files.attribute(file, "executor", str),
         convention=Convention.from_dict(json.loads(text)) if text else None,
-        graph_sha256=str(file.attrs["graph_sha256"]),
-        counters=json.loads(file.attrs["counters"]),
-        producer=str(file.attrs["producer"]),
+        graph_sha256=files.attribute(file, "graph_sha256", str),
+        counters=_counters(json.loads(files.attribute(file, "counters", str))),
+        producer=files.attribute(file, "producer", str),
     )
+
+
+def _counters(values: Any) -> dict[str, dict[str, int]]:
+    for found in values.values():
+        for name, count in found.items():
+            if not isinstance(count, int):
+                raise FileError(f"counter {name!r} is {count!r}, expected a whole number")
+    return {str(node): dict(found) for node, found in values.items()}
+
+
+def _load_record(group: h5py.Group, node: str, variable: str) -> Record:
+    dataset = files.member(group, variable, h5py.Dataset)
+    data = files.numbers(dataset)
+    batched = bool(files.attribute(dataset, "batched", int))
+    rank = 2 if batched else 1
+    if data.ndim < rank:
+        raise FileError(f"{dataset.name} has shape {data.shape}, expected at least {rank} axes")
+    scale = files.attribute(dataset, "scale", float)
+    if not (math.isfinite(scale) and scale > 0):
+        raise FileError(f"{dataset.name} has scale {scale}, expected a positive number")
+    return Record(
+        node,
+        variable,
+        data,
+        scale=scale,
+        units=files.attribute(dataset, "units", str),
+        source=files.attribute(dataset, "source", str),
+        lag=files.attribute(dataset, "lag", int),
+        view=files.attribute(dataset, "view", str) or None,
+        batched=batched,
+        index_map=_index_map(group, dataset, data.shape[rank:]),
+        threshold=_threshold(group, dataset, data.shape[rank:]),
+    )
+
+
+def _index_map(group: h5py.Group, dataset: h5py.Dataset, shape: tuple[int, ...]) -> NDArray[np.int64] | None:
+    name = f"{dataset.name.rpartition('/')[2]}.index_map"
+    if name not in group:
+        return None
+    found = files.numbers(group[name], "iu")
+    if found.shape != (math.prod(shape),) or (found.size and not 0 <= found.min() <= found.max() < 1 << 31):
+        raise FileError(f"{group.name}/{name} does not fit {dataset.name}: shape {found.shape}")
+    return found.astype(np.int64, copy=False)
+
+
+def _threshold(group: h5py.Group, dataset: h5py.Dataset, shape: tuple[int, ...]) -> float | NDArray[Any] | None:
+    name = f"{dataset.name.rpartition('/')[2]}.threshold"
+    if name in group:
+        return files.numbers(group[name]).reshape(shape)
+    if "threshold" not in dataset.attrs:
+        return None
+    value = dataset.attrs["threshold"]
+    files.attribute(dataset, "threshold", float)
+    number: float = np.asarray(value).item()
+    return number

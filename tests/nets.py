@@ -27,8 +27,13 @@ def shared(*parts: str) -> Path:
 
 def vendor_python(name: str) -> Path:
     """The interpreter of a vendor's environment; skipped where it is missing, failed where it is required."""
-    path = ROOT / name / "bin" / "python"
-    if not path.exists():
+    return vendor_folder(name, "bin/python") / "bin" / "python"
+
+
+def vendor_folder(name: str, holds: str) -> Path:
+    """The folder of a vendor's environment, which must hold a path; skipped or failed likewise."""
+    path = ROOT / name
+    if not (path / holds).exists():
         text = f"{name} is not built; `make oracles` builds it"
         if os.environ.get("NIRDEPLOY_REQUIRE_ORACLES") == "1":
             pytest.fail(text)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any, cast
 
 import nir
@@ -90,9 +89,7 @@ def calibrate(
 def _reference(graph: nir.NIRGraph, convention: Convention, data: NDArray[Any]) -> Mapping[str, Ints]:
     from nirdeploy.reference.executor import run
 
-    # the chip's delays are taken out by the lag of each population
-    plain = replace(convention, population_delay=0)
-    trajectory = run(graph, data, convention=plain, record=("spikes",))
+    trajectory = run(graph, data, convention=convention, record=("spikes",))
     return {n: np.asarray(r.data, dtype=np.int32) for (n, v), r in trajectory.records.items() if v == "spikes"}
 
 

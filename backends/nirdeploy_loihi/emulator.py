@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from nirdeploy import exact
 from nirdeploy import graph as graphs
 from nirdeploy.errors import RasterError, UnavailableError, UnsupportedError
 from nirdeploy.names import suggest
@@ -15,6 +16,7 @@ from nirdeploy.quantization import Quantized, QuantizedNeuron, QuantizedWeight
 from nirdeploy.raster import check_raster
 from nirdeploy.trajectory import Record, Trajectory
 from nirdeploy.version import __version__
+from nirdeploy_loihi.dynamics import dynamics
 from nirdeploy_loihi.linear import fan_out, integer_apply
 from nirdeploy_loihi.network import Layer, Network, lower
 from nirdeploy_loihi.registers import States, scan
@@ -37,14 +39,16 @@ def require_emulator(on: str, mode: str | None, options: Mapping[str, Any]) -> N
         UnavailableError: `on` is 'simulator' or 'chip'.
         UnsupportedError: another `on`, a mode, or an unknown option.
     """
-    if on in _MISSING:
+    if isinstance(on, str) and on in _MISSING:
         raise UnavailableError(f"on={on!r} needs {_MISSING[on]}", remedy="Use on='emulator'.")
     if on != "emulator":
         raise UnsupportedError(f"on={on!r} is unknown", remedy="Use 'emulator', 'simulator' or 'chip'.")
     if mode is not None:
         raise UnsupportedError(f"the Loihi emulator has no mode {mode!r}", remedy="Use mode=None.")
     for name in sorted(options):
-        raise UnsupportedError(f"the Loihi emulator has no option {name!r}", remedy="Leave it out.")
+        raise UnsupportedError(
+            f"the Loihi emulator has no option {name!r} (given {options[name]!r})", remedy="Leave it out."
+        )
 
 
 def emulate(quantized: Quantized, raster: Any, *, record: tuple[str, ...], nodes: tuple[str, ...] | None) -> Trajectory:
@@ -90,7 +94,7 @@ def _chosen(network: Network, nodes: tuple[str, ...] | None) -> set[str]:
     outputs = [readout.name for readout in network.readouts]
     for name in nodes or ():
         if name not in known and name not in outputs:
-            raise RasterError(f"no population {name!r} to record", remedy=suggest(name, [*known, *outputs]))
+            raise RasterError(f"no population {name!r} to record", remedy=suggest(str(name), [*known, *outputs]))
     return set(known if nodes is None else nodes)
 
 
@@ -98,6 +102,9 @@ def drive(layer: Layer, layers: Layers, spikes: Mapping[str, Ints]) -> Ints:
     """Synaptic sums of a population, [step, batch, ...], one step after the spikes that cause them.
 
     Sums of a convolution are wrapped to signed 24 bits each, as in Lava's conv/models.py.
+
+    Raises:
+        QuantizationError: a sum beyond 32 bits; naming the population and the value.
     """
     steps, batch = next(iter(spikes.values())).shape[:2]
     total = np.zeros((steps, batch, *layer.shape), dtype=np.int64)
@@ -109,7 +116,7 @@ def drive(layer: Layer, layers: Layers, spikes: Mapping[str, Ints]) -> Ints:
             if connection.kind == "conv":
                 found = (found + (1 << 23)) % (1 << 24) - (1 << 23)
             total[1:] += found.reshape(steps - 1, batch, *layer.shape)
-    return total.astype(np.int32)
+    return exact.narrow(total, "a synaptic sum", layer.name)
 
 
 def _run_part(
@@ -161,6 +168,14 @@ def _count(
         before[name] += count
 
 
+def _unit_gain(quantized: Quantized, name: str) -> float | None:
+    """The input gain that v of a population is divided by under v_unit='gain'; None: v is in model units."""
+    node = quantized.graph.nodes[name]
+    if quantized.convention.for_node(name, graphs.type_name(node)).v_unit == "model":
+        return None
+    return dynamics(name, node, quantized.convention).gain
+
+
 def _records(
     network: Network, quantized: Quantized, traces: Mapping[tuple[str, str], list[Ints]], batched: bool
 ) -> dict[tuple[str, str], Record]:
@@ -170,12 +185,13 @@ def _records(
     for (name, variable), parts in traces.items():
         data = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
         counts = variable in ("spikes", "output")
+        gain = _unit_gain(quantized, name) if variable == "v_mem" else None
         records[name, variable] = Record(
             name,
             variable,
             data if batched else data[:, 0],
-            scale=1.0 if counts else quantized[name].scale,
-            units="count" if counts else "model",
+            scale=1.0 if counts else quantized[name].scale / (gain or 1.0),
+            units="count" if counts else "model" if gain is None else "input gain",
             lag=lags[name],
             threshold=quantized[name].threshold if variable == "v_mem" else None,
             batched=batched,

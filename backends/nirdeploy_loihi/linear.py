@@ -15,11 +15,18 @@ from nirdeploy import exact
 from nirdeploy.errors import UnsupportedError
 from nirdeploy_loihi.network import Connection, Stage
 
-__all__ = ["MATRIX_LIMIT", "fan_out", "float_stage", "float_weight", "integer_apply", "pattern"]
+__all__ = ["MATRIX_LIMIT", "bias_of", "fan_out", "float_stage", "float_weight", "integer_apply", "pattern"]
 
 Floats = NDArray[np.float64]
 MATRIX_LIMIT = 1 << 24  # entries of a composed matrix: 128 MB in float64
 _CHUNK = 1 << 22  # values of an identity pushed through a chain at once
+
+
+def bias_of(node: nir.NIRNode) -> Floats | None:
+    """Bias of a weight node, one number an output; None where the type has none."""
+    if (bias := getattr(node, "bias", None)) is None:
+        return None
+    return np.array(np.broadcast_to(np.asarray(bias, dtype=np.float64), (len(node.weight),)))
 
 
 def float_stage(stage: Stage, node: nir.NIRNode, x: Floats, *, bias: bool) -> Floats:
@@ -27,22 +34,27 @@ def float_stage(stage: Stage, node: nir.NIRNode, x: Floats, *, bias: bool) -> Fl
 
     Zero padding counts towards the average of AvgPool2d, as in torch's default.
     """
-    values = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float64))
+    values = _tensor(x)
     options: Mapping[str, Any] = stage.options or {}
     if stage.kind == "reshape":
         out = values.reshape(len(x), *stage.shape)
     elif stage.kind == "pool":
         out = _sum_pool(stage, values) * stage.factor
     else:
-        weight = torch.from_numpy(np.asarray(node.weight, dtype=np.float64))
-        offset = getattr(node, "bias", None) if bias else None
-        added = None if offset is None else torch.from_numpy(np.asarray(offset, dtype=np.float64))
+        weight = _tensor(node.weight)
+        offset = bias_of(node) if bias else None
+        added = None if offset is None else torch.from_numpy(offset)
         if stage.kind == "conv":
             out = functional.conv2d(values, weight, added, **options)
         else:
             out = functional.linear(values, weight, added)
     result: Floats = out.numpy()
     return result
+
+
+def _tensor(values: Any) -> torch.Tensor:
+    # of another byte order, reversed or read-only arrays torch makes no tensor
+    return torch.from_numpy(np.require(values, np.float64, ["C", "W"]))
 
 
 def _sum_pool(stage: Stage, x: torch.Tensor) -> torch.Tensor:
@@ -73,7 +85,8 @@ def float_weight(graph: nir.NIRGraph, connection: Connection) -> Floats:
         )
     size, out = int(np.prod(connection.source_shape)), int(np.prod(connection.target_shape))
     matrix = np.empty((out, size))
-    step = max(1, _CHUNK // max(size, out))
+    # maps between the stages may be larger than both ends
+    step = max(1, _CHUNK // max(size, out, *(int(np.prod(stage.shape)) for stage in connection.stages)))
     for first in range(0, size, step):
         last = min(first + step, size)
         unit = np.zeros((last - first, size))

@@ -159,7 +159,7 @@ def lower(graph: nir.NIRGraph) -> Network:
     lags: dict[str, tuple[int, int]] = {inputs[0]: (0, 0)}
     layers: list[Layer] = []
     readouts: list[Readout] = []
-    rest: dict[str, NDArray[np.float64]] = {}
+    rest = _at_rest(graph, shapes)
     for population in graphs.populations(graph):
         if isinstance(graph.nodes[population.name], nir.Output):
             readouts.append(_readout(graph, population, shapes, lags))
@@ -171,7 +171,7 @@ def lower(graph: nir.NIRGraph) -> Network:
                 name=population.name,
                 shape=shapes[population.name].output,
                 connections=tuple(_connection(graph, population.name, p, shapes) for p in population.paths),
-                bias=_at_rest(graph, population.name, shapes, rest),
+                bias=rest[population.name],
                 earliest=lags[population.name][0],
                 lag=lags[population.name][1],
             )
@@ -257,24 +257,32 @@ def _named(layers: list[Layer]) -> tuple[Layer, ...]:
     return tuple(replace(layer, connections=tuple(map(renamed, layer.connections))) for layer in layers)
 
 
-def _at_rest(
-    graph: nir.NIRGraph,
-    name: str,
-    shapes: Mapping[str, graphs.Shapes],
-    known: dict[str, NDArray[np.float64]],
-) -> NDArray[np.float64]:
-    """Sum of what the stateless nodes before `name` give while populations and Inputs are silent."""
-    from nirdeploy_loihi.linear import float_stage
+def _at_rest(graph: nir.NIRGraph, shapes: Mapping[str, graphs.Shapes]) -> dict[str, NDArray[np.float64]]:
+    """What the biases of stateless nodes bring to each population while populations and Inputs are silent."""
+    sources = graphs.predecessors(graph)
+    given: dict[str, NDArray[np.float64] | None] = {}  # None: zeros, for which nothing is computed or allocated
+    found: dict[str, NDArray[np.float64]] = {}
+    for name in graphs.order(graph):
+        node, total = graph.nodes[name], None
+        for value in (given[source] for source in sources[name]):
+            if value is not None:
+                total = value if total is None else total + value
+        if graphs.is_neuron(node):
+            found[name] = np.broadcast_to(0.0, shapes[name].input) if total is None else total
+            if not np.isfinite(found[name]).all():
+                raise GraphError("its biases add up to a value that is not finite", node=name)
+        passed = graphs.is_neuron(node) or isinstance(node, nir.Input | nir.Output)
+        given[name] = None if passed else _stage_at_rest(_stage(graph, name, shapes[name]), node, total)
+    return found
 
-    total = np.zeros(shapes[name].input)
-    for source in graphs.predecessors(graph)[name]:
-        node = graph.nodes[source]
-        if isinstance(node, nir.Input) or graphs.is_neuron(node):
-            continue
-        if source not in known:
-            given = _at_rest(graph, source, shapes, known)
-            known[source] = float_stage(_stage(graph, source, shapes[source]), node, given[None], bias=True)[0]
-        total = total + known[source]
-    if not np.isfinite(total).all():
-        raise GraphError("its biases add up to a value that is not finite", node=name)
-    return total
+
+def _stage_at_rest(stage: Stage, node: nir.NIRNode, x: NDArray[np.float64] | None) -> NDArray[np.float64] | None:
+    from nirdeploy_loihi.linear import bias_of, float_stage
+
+    if x is not None:
+        return float_stage(stage, node, x[None], bias=True)[0]
+    bias = bias_of(node) if stage.kind in ("conv", "dense") else None
+    if bias is None or not bias.any():
+        return None
+    found: NDArray[np.float64] = np.broadcast_to(bias.reshape(-1, *[1] * (len(stage.shape) - 1)), stage.shape)
+    return found

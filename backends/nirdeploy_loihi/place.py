@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from nirdeploy.errors import PlacementError
 from nirdeploy.names import suggest
-from nirdeploy.placement import Placement, Usage
+from nirdeploy.placement import Placement, Usage, core_numbers, require_options
 from nirdeploy.quantization import Quantized
 from nirdeploy_loihi.linear import pattern
 from nirdeploy_loihi.network import Layer, Network, lower
@@ -46,12 +46,11 @@ def place_network(quantized: Quantized, **options: Any) -> Placement:
     Raises:
         PlacementError: a population that does not fit, too few cores, or cores that cannot be used.
     """
-    for name in sorted(set(options) - {"cores"}):
-        raise PlacementError(f"unknown placement option {name!r}", remedy="Loihi takes cores={population: [...]}.")
+    require_options(options, {"cores": "{population: [core, ...]}"})
     network = lower(quantized.graph)
     table = quantized.target.table
     limit = int(table["cores"]["count"])
-    given = _given_cores(options.get("cores") or {}, network, limit)
+    given = _given_cores({} if options.get("cores") is None else options["cores"], network, limit)
     free = [core for core in range(limit) if core not in {c for cores in given.values() for c in cores}]
     loads = _split(network, quantized, given, max(1, len(free)))
     needed = sum(len(found) for name, found in loads.items() if name not in given)
@@ -89,22 +88,17 @@ def _usage(
 
 def _given_cores(given: Any, network: Network, limit: int) -> dict[str, tuple[int, ...]]:
     if not isinstance(given, Mapping):
-        raise PlacementError(f"cores is a {type(given).__name__}, expected {{population: [core, ...]}}")
+        raise PlacementError(f"cores is {given!r}, expected {{population: [core, ...]}}")
     known = {layer.name: int(np.prod(layer.shape)) for layer in network.layers}
     taken: dict[int, str] = {}
     found: dict[str, tuple[int, ...]] = {}
     for name, values in given.items():
         if name not in known:
             raise PlacementError(f"cores names {name!r}, which is no population", remedy=suggest(str(name), known))
-        try:
-            cores = tuple(int(core) for core in values)
-        except (TypeError, ValueError) as error:
-            raise PlacementError(f"cores are {values!r}, expected a list of core numbers", node=name) from error
+        cores = core_numbers(values, limit, option=f"cores[{name!r}]", node=name)
         if not 1 <= len(cores) <= known[name]:
             raise PlacementError(f"{len(cores)} cores for {known[name]} neurons", node=name)
         for core in cores:
-            if not 0 <= core < limit:
-                raise PlacementError(f"core {core} does not exist, the chip has 0 to {limit - 1}", node=name)
             if core in taken:
                 raise PlacementError(f"core {core} is already taken by {taken[core]!r}", node=name)
             taken[core] = name

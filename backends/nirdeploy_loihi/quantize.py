@@ -26,7 +26,7 @@ from nirdeploy.quantization import Quantized, QuantizedNeuron, QuantizedWeight, 
 from nirdeploy.reference.convention import Convention
 from nirdeploy.target import Target
 from nirdeploy_loihi.dynamics import Dynamics, dynamics
-from nirdeploy_loihi.linear import float_weight, integer_apply
+from nirdeploy_loihi.linear import bias_of, float_weight, integer_apply
 from nirdeploy_loihi.network import Layer, lower
 from nirdeploy_loihi.weights import round_weights
 
@@ -120,9 +120,9 @@ def problem_of(graph: nir.NIRGraph, layer: Layer, convention: Convention, target
         weights.append(weight)
     biases: dict[str, Floats] = {}
     for connection in layer.connections:
-        own = getattr(graph.nodes.get(connection.name), "bias", None)
+        own = bias_of(graph.nodes[connection.name]) if connection.name in graph.nodes else None
         if connection.kernel is not None and connection.kernel.node == connection.name and own is not None:
-            biases[connection.name] = step.gain * np.asarray(own, dtype=np.float64)
+            biases[connection.name] = step.gain * own
         elif connection.kernel is None and len(layer.connections) == 1:
             biases[connection.name] = step.gain * layer.bias.reshape(-1)
     used = convention.for_node(layer.name, graphs.type_name(node))

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import nir
 import numpy as np
 
+from nirdeploy import exact
 from nirdeploy import graph as graphs
 from nirdeploy.errors import NirdeployError
+from nirdeploy.names import suggest
 from nirdeploy.reference.convention import Convention
 from nirdeploy.rules import Finding
 from nirdeploy.target import Target
 from nirdeploy_loihi.dynamics import DECAY_UNITY, dynamics, needs_dt
 from nirdeploy_loihi.linear import MATRIX_LIMIT, float_weight
-from nirdeploy_loihi.network import LINEAR, Network, lower
+from nirdeploy_loihi.network import LINEAR, Connection, Network, lower
 
-__all__ = ["findings"]
+__all__ = ["MAP_LIMIT", "WEIGHT_LIMIT", "findings", "unused_fields"]
+
+MAP_LIMIT = 1 << 22  # cells of one map: 32 MB in float64, four times the neurons of a chip
+WEIGHT_LIMIT = 1 << 25  # values of one parameter: 256 MB in float64, more than all synapses of a chip
 
 _SUPPORTED = ("IF", "Input", "LIF", "Output", *LINEAR)
 # field -> (values the pipeline of the chip has, why the others are not possible, remedy)
@@ -36,6 +42,11 @@ _CONVENTION: dict[str, tuple[tuple[Any, ...], str, str]] = {
         "Use integrator='euler' or 'exponential'.",
     ),
     "fires": (("after_update",), "the chip compares after the update", "Use fires='after_update'."),
+    "population_delay": (
+        (0,),
+        "not supported yet; the chip's own delay of a step a connection is in the records' lag",
+        "Use population_delay=0.",
+    ),
     "reset_time": (("same_step",), "the chip resets in the step of the spike", "Use reset_time='same_step'."),
 }
 
@@ -43,20 +54,82 @@ _CONVENTION: dict[str, tuple[tuple[Any, ...], str, str]] = {
 def findings(graph: nir.NIRGraph, target: Target, convention: Convention) -> list[Finding]:
     """Every finding on a graph, in execution order of the nodes; never raises for what it finds."""
     found = list(_structure(graph))
+    found.extend(unused_fields(graph, convention))
+    values = list(_value_rules(graph))
+    found.extend(values)
+    bad = {f.node for f in values}
     for name in _neurons(graph):
         found.extend(_convention_rules(graph, name, convention))
-        found.extend(_parameter_rules(graph, name, convention))
-    found.extend(_weight_rules(graph))
-    if not any(f.code in ("type", "cycle", "input") for f in found):
-        try:
-            network = lower(graph)
-        except NirdeployError as error:
-            code = "output" if isinstance(graph.nodes.get(error.node or ""), nir.Output) else "graph"
-            found.append(Finding(code, error.node or "", _sentence(error), error.remedy or "Change the graph."))
-        else:
-            found.extend(_network_rules(graph, network, target))
+        if name not in bad:
+            found.extend(_parameter_rules(graph, name, convention))
+    if not bad and not any(f.code in ("type", "cycle", "input") for f in found):
+        found.extend(_lowered_rules(graph, target))
     paths = {name: graphs.torch_path(graph, name) for name in graph.nodes}
     return [replace(f, torch_path=paths.get(f.node)) for f in found]
+
+
+def _lowered_rules(graph: nir.NIRGraph, target: Target) -> Iterator[Finding]:
+    """Findings on shapes, then on sizes, then on the network; each only where the one before had none."""
+    try:
+        shapes = graphs.shapes(graph)
+    except NirdeployError as error:
+        yield Finding("shape", error.node or "", _sentence(error), error.remedy or "Correct the shapes of the graph.")
+        return
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        problem = f"the shapes cannot be told: {type(error).__name__}: {error}"
+        yield Finding("shape", "", problem, "Check options and parameters of every node.")
+        return
+    sizes = list(_size_rules(graph, shapes, target))
+    if sizes:
+        yield from sizes
+        return
+    try:
+        network = lower(graph)
+    except NirdeployError as error:
+        code = "output" if isinstance(graph.nodes.get(error.node or ""), nir.Output) else "graph"
+        yield Finding(code, error.node or "", _sentence(error), error.remedy or "Change the graph.")
+    else:
+        yield from _network_rules(graph, network)
+
+
+def _size_rules(graph: nir.NIRGraph, shapes: Mapping[str, graphs.Shapes], target: Target) -> Iterator[Finding]:
+    """Maps and populations far beyond a chip, found before anything of their size is allocated."""
+    total = 0
+    for name in sorted(graph.nodes):
+        size = math.prod(shapes[name].output)
+        total += size if graphs.is_neuron(graph.nodes[name]) else 0
+        if size > MAP_LIMIT:
+            problem = f"its map {shapes[name].output} has {size} cells, at most {MAP_LIMIT} are possible"
+            yield Finding("size", name, problem, "Use a smaller map.", value=size, limit=MAP_LIMIT)
+    limit = int(target.table["cores"]["count"]) * int(target.table["cores"]["neurons"])
+    if total > limit:
+        yield Finding(
+            "neurons", "", f"{total} neurons, the chip has {limit}", "Use fewer neurons.", value=total, limit=limit
+        )
+
+
+def unused_fields(graph: nir.NIRGraph, convention: Convention) -> Iterator[Finding]:
+    """Fields of the convention that name something the graph does not have, and would be passed over."""
+    if any(isinstance(node, nir.NIRGraph) for node in graph.nodes.values()):
+        return  # refused by type; names inside it are not looked up
+    for key in sorted(set(convention.overrides) - set(graph.nodes)):
+        kind = getattr(nir, key, None)
+        if not (isinstance(kind, type) and issubclass(kind, nir.NIRNode)):
+            yield Finding(
+                "convention",
+                "",
+                f"overrides names {key!r}, which is neither a node of the graph nor a primitive type",
+                suggest(key, graph.nodes),
+                value=key,
+            )
+    if convention.feedback_edges and not graphs.feedback_edges(graph):
+        listed = ", ".join(f"{a!r} -> {b!r}" for a, b in convention.feedback_edges)
+        yield Finding(
+            "convention",
+            convention.feedback_edges[0][1],
+            f"feedback_edges names {listed}, but the graph has no cycle: the chip delays no such edge",
+            "Use feedback_edges=None.",
+        )
 
 
 def _sentence(error: NirdeployError) -> str:
@@ -76,7 +149,8 @@ def _structure(graph: nir.NIRGraph) -> Iterator[Finding]:
         if kind not in _SUPPORTED:
             remedy = f"Replace it; supported are {', '.join(sorted(_SUPPORTED))}."
             yield Finding("type", name, f"type {kind} is not supported", remedy, value=kind)
-    for source, entry in graphs.feedback_edges(graph):
+    whole = not any(isinstance(node, nir.NIRGraph) for node in graph.nodes.values())
+    for source, entry in graphs.feedback_edges(graph) if whole else ():
         yield Finding(
             "cycle",
             entry,
@@ -100,17 +174,6 @@ def _convention_rules(graph: nir.NIRGraph, name: str, convention: Convention) ->
             yield Finding(
                 field, name, f"{field} is {value!r}, {limit} is possible: {why}", remedy, value=value, limit=limit
             )
-    v_reset = np.asarray(graphs.parameters(node)["v_reset"], dtype=np.float64)
-    if used.reset == "v_reset" and np.any(v_reset != 0):
-        worst = float(v_reset.flat[np.argmax(np.abs(v_reset))])
-        yield Finding(
-            "v_reset",
-            name,
-            f"v_reset is {worst}, the chip resets to 0",
-            "Shift the variables: subtract v_reset from v_threshold, v_leak and v_reset.",
-            value=worst,
-            limit=0,
-        )
     if needs_dt(node, used) and used.dt is None:
         why = "its time constant" if graphs.type_name(node) == "LIF" else "its input gain r dt"
         yield Finding("dt", name, f"{why} needs dt, and the convention has none", "Give the convention a dt.")
@@ -119,10 +182,17 @@ def _convention_rules(graph: nir.NIRGraph, name: str, convention: Convention) ->
 def _parameter_rules(graph: nir.NIRGraph, name: str, convention: Convention) -> Iterator[Finding]:
     node = graph.nodes[name]
     values = {k: np.asarray(v, dtype=np.float64) for k, v in graphs.parameters(node).items()}
-    for field, array in values.items():
-        if not np.isfinite(array).all():
-            yield Finding("finite", name, f"{field} is not finite", "Check the training.", value=field)
-            return
+    used = convention.for_node(name, graphs.type_name(node))
+    if used.reset == "v_reset" and np.any(values["v_reset"] != 0):
+        worst = float(values["v_reset"].flat[np.argmax(np.abs(values["v_reset"]))])
+        yield Finding(
+            "v_reset",
+            name,
+            f"v_reset is {worst}, the chip resets to 0",
+            "Shift the variables: subtract v_reset from v_threshold, v_leak and v_reset.",
+            value=worst,
+            limit=0,
+        )
     for field in ("tau", "r", "v_threshold"):
         distinct = len(np.unique(values[field])) if field in values else 1
         if distinct > 1:
@@ -141,7 +211,6 @@ def _parameter_rules(graph: nir.NIRGraph, name: str, convention: Convention) -> 
         low = float(values["tau"].min())
         yield Finding("tau", name, f"tau is {low} s, it must be above 0", "Raise it.", value=low, limit=0)
         return
-    used = convention.for_node(name, graphs.type_name(node))
     if used.integrator == "exact" or (needs_dt(node, used) and used.dt is None):
         return
     yield from _decay_rules(name, node, convention)
@@ -172,23 +241,39 @@ def _decay_rules(name: str, node: nir.NIRNode, convention: Convention) -> Iterat
         yield Finding("gain", name, "its input gain is 0", "Check r.", value=0.0)
 
 
-def _weight_rules(graph: nir.NIRGraph) -> Iterator[Finding]:
+def _value_rules(graph: nir.NIRGraph) -> Iterator[Finding]:
+    """Weights, biases and neuron parameters that are no finite real numbers, or too many of them."""
     for name in sorted(graph.nodes):
         node = graph.nodes[name]
-        if not isinstance(node, nir.Affine | nir.Linear | nir.Conv2d):
+        weights = isinstance(node, nir.Affine | nir.Linear | nir.Conv2d)
+        if not weights and not isinstance(node, nir.IF | nir.LIF):
             continue
-        for field in ("weight", "bias"):
-            array = np.asarray(getattr(node, field, 0.0), dtype=np.float64)
-            if not np.isfinite(array).all():
-                count = int((~np.isfinite(array)).sum())
-                problem = f"{count} values of {field} are not finite"
-                yield Finding("finite", name, problem, "Check the training.", value=count, limit=0)
+        for field, value in graphs.parameters(node).items():
+            size = np.size(value)
+            if weights and field not in ("weight", "bias"):
+                continue
+            limit = WEIGHT_LIMIT if weights else MAP_LIMIT
+            if size > limit:
+                problem = f"{field} has {size} values, at most {limit} are possible"
+                yield Finding("size", name, problem, "Use a smaller layer.", value=size, limit=limit)
+            elif found := exact.fault(value):
+                code, words, count = found
+                yield Finding(code, name, f"{field} {words}", "Check the training.", value=count, limit=0)
+            elif weights and not isinstance(value, np.ndarray):
+                problem = f"{field} is a {type(value).__name__}, expected an array"
+                yield Finding("dtype", name, problem, "Use a NumPy array.")
+            elif np.asarray(value).dtype.itemsize > 8 and exact.fault(_in_64_bits(value)):
+                problem = f"{field} is beyond 64-bit floats"
+                yield Finding("finite", name, problem, "Rescale the network.")
 
 
-def _network_rules(graph: nir.NIRGraph, network: Network, target: Target) -> Iterator[Finding]:
-    total = 0
+def _in_64_bits(value: Any) -> Any:
+    with np.errstate(over="ignore"):
+        return np.asarray(value, dtype=np.float64)
+
+
+def _network_rules(graph: nir.NIRGraph, network: Network) -> Iterator[Finding]:
     for layer in network.layers:
-        total += int(np.prod(layer.shape))
         for connection in layer.connections:
             if connection.matrix_size > MATRIX_LIMIT:
                 yield Finding(
@@ -200,7 +285,7 @@ def _network_rules(graph: nir.NIRGraph, network: Network, target: Target) -> Ite
                     value=connection.matrix_size,
                     limit=MATRIX_LIMIT,
                 )
-            elif not np.any(float_weight(graph, connection)):
+            elif not _any_weight(graph, connection):
                 yield Finding(
                     "zero_weights",
                     connection.name if connection.name in graph.nodes else layer.name,
@@ -228,11 +313,12 @@ def _network_rules(graph: nir.NIRGraph, network: Network, target: Target) -> Ite
                 value=layer.lag,
                 limit=0,
             )
-    limit = int(target.table["cores"]["count"]) * int(target.table["cores"]["neurons"])
-    if total > limit:
-        yield Finding(
-            "neurons", "", f"{total} neurons, the chip has {limit}", "Use fewer neurons.", value=total, limit=limit
-        )
+
+
+def _any_weight(graph: nir.NIRGraph, connection: Connection) -> bool:
+    if connection.kernel is not None:
+        return bool(np.any(np.asarray(graph.nodes[connection.kernel.node].weight)))
+    return bool(np.any(float_weight(graph, connection)))
 
 
 def _leaks(node: nir.NIRNode) -> bool:

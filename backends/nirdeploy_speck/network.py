@@ -236,10 +236,15 @@ def _values_known(graph: nir.NIRGraph, notes: _Findings) -> bool:
             elif isinstance(node, _WEIGHTS) and not isinstance(value, np.ndarray):
                 problem = f"{field_name} is a {type(value).__name__}, expected an array"
                 notes.add("dtype", name, problem, "Use a NumPy array.")
-            elif size and (worst := float(np.abs(np.asarray(value, np.float64)).max())) > _LARGEST:
+            elif size and (worst := _largest(value)) > _LARGEST:
                 problem = f"{field_name} reaches {worst:.4g}, the quantiser's 32-bit floats hold {_LARGEST:.4g}"
                 notes.add("finite", name, problem, "Rescale the network.", value=worst, limit=_LARGEST)
     return len(notes.found) == before
+
+
+def _largest(value: Any) -> float:
+    with np.errstate(over="ignore"):
+        return float(np.abs(np.asarray(value, dtype=np.float64)).max())
 
 
 def _output(graph: nir.NIRGraph, population: Population, notes: _Findings) -> str | None:

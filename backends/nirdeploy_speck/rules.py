@@ -6,13 +6,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import nir
+import numpy as np
 
+from nirdeploy import graph as graphs
+from nirdeploy.names import suggest
 from nirdeploy.reference.convention import Convention
 from nirdeploy.rules import Finding
 from nirdeploy.target import Target
 from nirdeploy_speck.network import Layer, Network, lower
 
-__all__ = ["RULES", "findings"]
+__all__ = ["RULES", "findings", "unused_fields"]
 
 Rule = Callable[[Layer, Network, Target], Iterator[Finding]]
 
@@ -20,12 +23,37 @@ Rule = Callable[[Layer, Network, Target], Iterator[Finding]]
 def findings(graph: nir.NIRGraph, target: Target, convention: Convention) -> list[Finding]:
     """Everything the target cannot hold or computes differently."""
     network, found = lower(graph, convention)
+    found.extend(unused_fields(graph, convention))
     if network is not None:
         for layer in network.layers:
             for rule in RULES:
                 found.extend(rule(layer, network, target))
         found.extend(_too_many(network, target))
     return found
+
+
+def unused_fields(graph: nir.NIRGraph, convention: Convention) -> Iterator[Finding]:
+    """Fields of the convention that name something the graph does not have, and would be passed over."""
+    if any(isinstance(node, nir.NIRGraph) for node in graph.nodes.values()):
+        return  # refused by type; names inside it are not looked up
+    for key in sorted(set(convention.overrides) - set(graph.nodes)):
+        kind = getattr(nir, key, None)
+        if not (isinstance(kind, type) and issubclass(kind, nir.NIRNode)):
+            yield Finding(
+                "convention",
+                "",
+                f"overrides names {key!r}, which is neither a node of the graph nor a primitive type",
+                suggest(key, graph.nodes),
+                value=key,
+            )
+    if convention.feedback_edges and not graphs.feedback_edges(graph):
+        listed = ", ".join(f"{a!r} -> {b!r}" for a, b in convention.feedback_edges)
+        yield Finding(
+            "convention",
+            convention.feedback_edges[0][1],
+            f"feedback_edges names {listed}, but the graph has no cycle: the chip delays no such edge",
+            "Use feedback_edges=None.",
+        )
 
 
 def _limit(target: Target, name: str) -> Any:
@@ -216,6 +244,38 @@ def many_spikes(layer: Layer, network: Network, target: Target) -> Iterator[Find
         )
 
 
+def lower_bound(layer: Layer, network: Network, target: Target) -> Iterator[Finding]:
+    """A lower bound of v lies below rest and threshold; the register holds -1 and less (erratum, DS 3.2.4.6.3)."""
+    if layer.v_min is None:
+        return
+    bound, threshold = float(layer.v_min), float(layer.threshold)
+    if bound > 0 or not np.isfinite(bound):
+        yield Finding(
+            "v_min",
+            layer.name,
+            f"v_min is {bound:.4g} (v_threshold {threshold:.4g}), the chip starts at v = 0 and holds negative, finite "
+            "bounds",
+            "Use v_min=None, '-threshold' or a negative bound.",
+            value=bound,
+            limit=0,
+        )
+        return
+    # integers a model unit can become at most: weights fill 8 bits, the threshold 16
+    largest = float(np.abs(layer.weight).max())
+    scale = min(128 / largest if largest else np.inf, 32767 / threshold)
+    if bound * scale >= -0.5:
+        yield Finding(
+            "v_min",
+            layer.name,
+            f"v_min {bound:.4g} rounds to 0, the chip needs <= -1 (erratum, DS 3.2.4.6.3): it becomes -1, which is "
+            f"{-1 / scale:.4g} or less here; quantizer 'max' refuses it",
+            "Use a v_min that is at least one integer below 0.",
+            severity="warning",
+            value=bound,
+            limit=-1,
+        )
+
+
 def _too_many(network: Network, target: Target) -> Iterator[Finding]:
     cores = len(target.table["cores"]["kernel_memory_ki"])
     if len(network.layers) > cores:
@@ -239,4 +299,5 @@ RULES: tuple[Rule, ...] = (
     memory,
     leak,
     many_spikes,
+    lower_bound,
 )

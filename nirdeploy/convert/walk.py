@@ -249,10 +249,11 @@ class Walk:
         if isinstance(value, Mapping):
             return [(str(key), leaf) for key, leaf in value.items()], None
         if not isinstance(value, list | tuple):
-            return [("output", value)], None
+            # a stateful module's (output, state) handed on as it is
+            return [("output", value)], value if isinstance(self._state_of(value), _State) else None
         # (output, state): the last element is the state where it holds states only, or where a state came in
         last = value[-1]
-        kinds = [self.env.get(leaf) for leaf in _leaves(last)]
+        kinds = [self._state_of(leaf) for leaf in _leaves(last)]
         from_state = bool(kinds) and all(isinstance(kind, _State | _Key) for kind in kinds)
         empty = len(value) > 1 and not kinds
         keyed = len(value) > 1 and not isinstance(last, fx.Node) and self._reads_state()
@@ -263,6 +264,15 @@ class Walk:
         if len(leaves) == 1:
             return self._split_output(leaves[0])[0], state
         return [(f"output_{index}", leaf) for index, leaf in enumerate(leaves)], state
+
+    def _state_of(self, leaf: Any) -> _Value:
+        """What a returned value is as state: a stateful module's whole result stands for its state, too."""
+        found = self.env.get(leaf) if isinstance(leaf, fx.Node) else None
+        if isinstance(found, Signal) and isinstance(leaf, fx.Node) and leaf.op == "call_module":
+            module = self.root.get_submodule(str(leaf.target))
+            if self._returns_state(module) and leaf.args[1:] + tuple(leaf.kwargs.values()):
+                return _State(found.sources[0])
+        return found
 
     def _reads_state(self) -> bool:
         return any(isinstance(value, _Key) and value.keys for value in self.env.values()) or any(
@@ -298,14 +308,13 @@ class Walk:
     def _check_states(self) -> None:
         """Each module's state is returned where it is read; no recurrence is lost."""
         for keys, owner in self.uses.items():
-            leaf = _at(self.returned, keys)
-            found = self.env.get(leaf) if isinstance(leaf, fx.Node) else None
+            found = self._state_of(_at(self.returned, keys))
             if not (isinstance(found, _State) and found.owner == owner):
                 raise ConversionError(
                     f"the state of {owner!r} is read from {_shown(keys)}, but forward returns something else there",
                     remedy="Return each module's new state under the key it is read from.",
                 )
-        lost = [leaf for leaf in _leaves(self.returned) if isinstance(self.env.get(leaf), Signal)]
+        lost = [leaf for leaf in _leaves(self.returned) if isinstance(self._state_of(leaf), Signal)]
         if lost and not any(name.startswith(_PREVIOUS) for name in self._sources()):
             raise ConversionError(
                 "the returned state holds an output, and forward hides how it is used (it asks if there is a state)",
@@ -420,6 +429,8 @@ class Walk:
     @staticmethod
     def _arguments(module: nn.Module, node: fx.Node) -> list[Any]:
         """What a module is called with, in the order of its forward's own arguments."""
+        if len(node.args) == 1 and not node.kwargs:
+            return list(node.args)
         try:
             bound = inspect.signature(module.forward).bind(*node.args, **node.kwargs)
         except TypeError as error:
@@ -662,7 +673,9 @@ def _array(tensor: torch.Tensor) -> np.ndarray:
 @contextmanager
 def _frozen_parametrizations(module: nn.Module) -> Iterator[None]:
     """Read parametrised weights without their own steps in training (spectral_norm iterates at each access)."""
-    training = [part for part in getattr(module, "parametrizations", nn.Module()).modules() if part.training]
+    parametrizations = getattr(module, "parametrizations", None)
+    parts = parametrizations.modules() if isinstance(parametrizations, nn.Module) else ()
+    training = [part for part in parts if part.training]
     for part in training:
         part.training = False
     try:

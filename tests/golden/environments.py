@@ -1,4 +1,4 @@
-"""Build the vendors' environments that the oracle tests use: .venv-lava (Python 3.10) and .venv-sinabs.
+"""Build what the oracle tests use: .venv-lava (Python 3.10), .venv-sinabs, and the oldest nir in .venv-nir104.
 
 They cannot share one interpreter with the package: Lava exists for Python 3.10 and numpy < 2 only, and sinabs pins
 an old nir. What cannot be built is said and skipped, unless NIRDEPLOY_REQUIRE_ORACLES=1.
@@ -17,6 +17,7 @@ from nirdeploy.environments import python310
 
 ROOT = Path(__file__).resolve().parents[2]
 LAVA = ("lava-nc==0.10.0", "numpy==1.26.4", "scipy==1.15.3", "networkx==2.8.7", "asteval==0.9.31", "h5py==3.14.0")
+OLD_NIR = ("nir==1.0.4",)  # what sinabs pins; a folder to put before everything else
 SINABS = ("sinabs==3.1.3", "pbr==7.1.3", "nir==1.0.4", "nirtorch==2.0.2")
 
 
@@ -43,9 +44,21 @@ def build(name: str, interpreter: str, packages: tuple[str, ...], *, share: bool
     stamp.write_text(wanted)
 
 
+def old_nir(folder: Path) -> None:
+    """The oldest supported nir in a folder of its own, unless it is there."""
+    stamp = folder / ".installed"
+    if stamp.exists() and stamp.read_text() == "\n".join(OLD_NIR):
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    subprocess.run([*command, "--target", str(folder), *OLD_NIR], check=True, timeout=300)
+    stamp.write_text("\n".join(OLD_NIR))
+
+
 def main() -> int:
     """Build both; 1 where one that is required is missing."""
     failed = False
+    old_nir(ROOT / ".venv-nir104")
     lava = python310()
     for name, interpreter, packages, share in (
         (".venv-lava", lava, LAVA, False),

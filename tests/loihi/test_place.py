@@ -113,9 +113,16 @@ def test_the_users_cores_are_kept(nets):
         ({"n": [1, 1]}, "'n': core 1 is already taken by 'n'"),
         ({"n": [128]}, "'n': core 128 does not exist, the chip has 0 to 127"),
         ({"x": [0]}, "cores names 'x', which is no population"),
-        ({"n": 4}, "'n': cores are 4"),
+        ({"n": 4}, r"'n': cores\['n'\] is 4, expected a list of core numbers"),
+        ({"n": "12"}, r"'n': cores\['n'\] is '12', expected a list of core numbers"),
+        ({"n": [2.5]}, r"'n': cores\['n'\] has 2.5, expected core numbers from 0 to 127"),
+        ({"n": [True]}, r"'n': cores\['n'\] has True, expected core numbers"),
+        ({"n": ["1"]}, r"'n': cores\['n'\] has '1', expected core numbers"),
+        ({"n": [-1]}, "'n': core -1 does not exist"),
+        ({5: [1]}, "cores names 5, which is no population"),
+        (0, "cores is 0, expected {population"),
         ({"n": []}, "'n': 0 cores for 30 neurons"),
-        ([1, 2], "cores is a list"),
+        ([1, 2], r"cores is \[1, 2\], expected {population"),
     ],
 )
 def test_cores_that_cannot_be_used_are_refused(nets, cores, message):
@@ -124,7 +131,7 @@ def test_cores_that_cannot_be_used_are_refused(nets, cores, message):
 
 
 def test_unknown_options_are_refused(nets):
-    with pytest.raises(PlacementError, match="unknown placement option 'avoid'"):
+    with pytest.raises(PlacementError, match=r"unknown placement option 'avoid' \(\[1\]\). Possible: cores="):
         place(integers(nets, two(nets)), avoid=[1])
 
 

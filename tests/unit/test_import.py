@@ -66,6 +66,7 @@ def test_leaky_integrator_by_hand():
     assert out[:, 0].tolist() == pytest.approx([first, 0.75 * first + first], abs=1e-6)
 
 
+@pytest.mark.skipif(not hasattr(nir, "CubaLI"), reason="nir 1.0.4 has no CubaLI")
 def test_synapse_and_membrane_by_hand():
     # i = 0.5 i + 3 * 0.5 x; the membrane sees the new i: v = 0.75 v + 2 * 0.25 i
     node = nir.CubaLI(f32(2e-3), f32(4e-3), f32(2), f32(0), w_in=f32(3))
@@ -365,7 +366,7 @@ def random_graphs(draw, depth=1):
             if node is None:
                 continue
             nodes[name], shapes[name] = node, nd.graph.output_shape(name, node, shapes[now])
-        if draw(st.booleans()):
+        if draw(st.booleans()) and hasattr(nodes[name], "metadata"):
             nodes[name].metadata = {"note": name}
         edges.append((now, name))
         now = name
@@ -391,12 +392,13 @@ def assert_same(a, b):
         if isinstance(node, nir.NIRGraph):
             assert_same(node, other)
             continue
-        assert dict(node.metadata) == dict(other.metadata)
+        # nir 1.0.4's Input and Output have none
+        assert dict(getattr(node, "metadata", {})) == dict(getattr(other, "metadata", {}))
         theirs = parameters(other)
         for key, value in parameters(node).items():
             assert np.array_equal(np.asarray(value), np.asarray(theirs[key])), (name, key)
         for port in ("input_type", "output_type"):
-            for key, shape in getattr(node, port).items():
+            for key, shape in (getattr(node, port) or {}).items():
                 assert np.array_equal(shape, getattr(other, port)[key]), (name, port)
 
 
