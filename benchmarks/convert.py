@@ -7,6 +7,7 @@ grows with more than the cube of the number of nodes.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import subprocess
 import sys
 import tempfile
@@ -38,7 +39,7 @@ def chain(length: int) -> nir.NIRGraph:
     nodes |= {f"n{i}": nir.Linear(np.eye(4, dtype=np.float32)) for i in range(length)}
     nodes["output"] = nir.Output(np.array([4]))
     names = list(nodes)
-    return make_graph(nodes, list(zip(names, names[1:], strict=False)))
+    return make_graph(nodes, list(itertools.pairwise(names)))
 
 
 def import_seconds(statement: str) -> float:
