@@ -9,6 +9,7 @@ import sys
 
 try:
     import atexit
+    import contextlib
     import json
     import os
     import signal
@@ -462,10 +463,8 @@ def _open_streams() -> None:
 
 def _forget_output() -> None:
     """The reader of our output has left or its disk is full: leave nothing to flush."""
-    try:
+    with contextlib.suppress(OSError, ValueError):  # a stream of a test has no number
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError):  # a stream of a test, without a number
-        pass
 
 
 def _complain(text: str, code: int) -> int:

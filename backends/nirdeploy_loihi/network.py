@@ -280,7 +280,8 @@ def _stage_at_rest(stage: Stage, node: nir.NIRNode, x: NDArray[np.float64] | Non
     from nirdeploy_loihi.linear import bias_of, float_stage
 
     if x is not None:
-        return float_stage(stage, node, x[None], bias=True)[0]
+        passed: NDArray[np.float64] = float_stage(stage, node, x[None], bias=True)[0]
+        return passed
     bias = bias_of(node) if stage.kind in ("conv", "dense") else None
     if bias is None or not bias.any():
         return None

@@ -73,7 +73,8 @@ def _lowered_rules(graph: nir.NIRGraph, target: Target) -> Iterator[Finding]:
     try:
         shapes = graphs.shapes(graph)
     except NirdeployError as error:
-        yield Finding("shape", error.node or "", _sentence(error), error.remedy or "Correct the shapes of the graph.")
+        remedy = error.remedy or "Correct the shapes of the graph."
+        yield Finding("shape", _node_of(error), _sentence(error), remedy)
         return
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         problem = f"the shapes cannot be told: {type(error).__name__}: {error}"
@@ -132,10 +133,13 @@ def unused_fields(graph: nir.NIRGraph, convention: Convention) -> Iterator[Findi
         )
 
 
+def _node_of(error: NirdeployError) -> str:
+    # an error that only adds to another one has the node of that
+    return error.node or getattr(error.__cause__, "node", None) or ""
+
+
 def _sentence(error: NirdeployError) -> str:
-    text = str(error)
-    if error.node is not None:
-        text = text.removeprefix(f"node {error.node!r}: ")
+    text = str(error).removeprefix(f"node {_node_of(error)!r}: ")
     return text.removesuffix(f". {error.remedy}") if error.remedy else text
 
 

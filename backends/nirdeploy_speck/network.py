@@ -125,10 +125,12 @@ class _Findings:
 
     def refuse(self, code: str, error: NirdeployError) -> None:
         """An error of this package as a finding."""
-        problem = str(error).removeprefix(f"node {error.node!r}: ")
+        # an error that only adds to another one has the node of that
+        node = error.node or getattr(error.__cause__, "node", None) or ""
+        problem = str(error).removeprefix(f"node {node!r}: ")
         if error.remedy:
             problem = problem.removesuffix(f". {error.remedy}")
-        self.add(code, error.node or "", problem, error.remedy or "Change the graph.")
+        self.add(code, node, problem, error.remedy or "Change the graph.")
 
 
 def log2_ceil(value: int) -> int:

@@ -15,7 +15,7 @@ from nirdeploy.errors import ConversionError, GraphError
 from nirdeploy.nodes import make_node, parameters
 from nirdeploy.reference.convention import PER_NODE, Convention
 
-__all__ = ["Draft", "Shape", "Signal"]
+__all__ = ["Batch", "Draft", "Key", "Shape", "Signal", "StateOf", "Value"]
 
 Shape = tuple[int, ...]
 _LARGEST_IDENTITY = 4096  # neurons; a matrix of that side takes 64 MiB
@@ -28,6 +28,30 @@ class Signal:
     sources: tuple[str, ...]
     shape: Shape | None
     foldable: bool = False  # nothing but the next operation sees it
+
+
+@dataclass(frozen=True)
+class StateOf:
+    """The state a module returned."""
+
+    owner: str
+
+
+@dataclass(frozen=True)
+class Key:
+    """Part of the state argument, by its keys from the argument on."""
+
+    keys: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The size of the batch; with `whole`, the whole shape."""
+
+    whole: bool = False
+
+
+Value = Signal | StateOf | Key | Batch | np.ndarray | None
 
 
 @dataclass

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import operator
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +14,10 @@ import nir
 import numpy as np
 import torch
 from torch import fx, nn
-from torch.nn import functional
 
-from nirdeploy.convert.draft import Draft, Shape, Signal
-from nirdeploy.convert.primitives import BYPASSED, MODULES, TraceContext, find, flatten_node
+from nirdeploy.convert.draft import Draft, Key, Shape, Signal, StateOf, Value
+from nirdeploy.convert.operations import HANDLERS, VIEWS, in_place, is_check
+from nirdeploy.convert.primitives import BYPASSED, MODULES, TraceContext, find
 from nirdeploy.errors import ConversionError, NirdeployError
 from nirdeploy.nodes import keeps_state, make_node
 from nirdeploy.reference.neurons import Stateful
@@ -32,30 +30,6 @@ ModuleMap = Mapping[type, Callable[..., "nir.NIRNode | None"]]
 _TORCH = str(Path(torch.__file__).parent)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 _PREVIOUS = "\0previous "
-
-
-@dataclass(frozen=True)
-class _State:
-    """The state a module returned."""
-
-    owner: str
-
-
-@dataclass(frozen=True)
-class _Key:
-    """Part of the state argument, by its keys from the argument on."""
-
-    keys: tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """The size of the batch; with `whole`, the whole shape."""
-
-    whole: bool = False
-
-
-_Value = Signal | _State | _Key | _Batch | np.ndarray | None
 
 
 class Walk:
@@ -75,7 +49,7 @@ class Walk:
         self.shape = shape
         self.stateful = stateful
         self.draft = Draft()
-        self.env: dict[fx.Node, _Value] = {}
+        self.env: dict[fx.Node, Value] = {}
         self.called: set[str] = set()
         self.uses: dict[tuple[Any, ...], str] = {}  # part of the state argument -> module it was passed to
         self.returned: Any = None
@@ -97,7 +71,7 @@ class Walk:
             return True
         return self.default_map is None and find(MODULES, type(module)) is not None
 
-    def _returns_state(self, module: nn.Module) -> bool:
+    def returns_state(self, module: nn.Module) -> bool:
         """Whether forward returns (output, state): ours do, declared ones, and mapped ones that take a state."""
         if isinstance(module, (Stateful, *self.stateful)):
             return True
@@ -160,7 +134,7 @@ class Walk:
         # fx renames an argument that is fixed to a value, and checks it
         return str(node.target) in known or fixed is None
 
-    def _visit(self, node: fx.Node, states: list[str], signals: list[fx.Node]) -> _Value:
+    def _visit(self, node: fx.Node, states: list[str], signals: list[fx.Node]) -> Value:
         if node.op == "placeholder":
             return self._placeholder(node, states, signals)
         if node.op == "output":
@@ -170,12 +144,12 @@ class Walk:
             return self._call_module(node)
         if node.op == "get_attr":
             return self._attribute(node)
-        if _in_place(node) and self._seen_again(node):
+        if in_place(node) and self._seen_again(node):
             raise self.refuse(node, "changes a value in place that is used again, which a graph cannot express")
-        handler = _HANDLERS.get(node.target)
+        handler = HANDLERS.get(node.target)
         if handler is not None:
             return handler(self, node)
-        if _is_check(node) or not (node.users or _in_place(node)):
+        if is_check(node) or not (node.users or in_place(node)):
             return None  # fx's own checks of fixed arguments, and values nobody uses
         raise self.refuse(node)
 
@@ -183,11 +157,11 @@ class Walk:
         """Whether anything but this operation sees the value it changes, or a value that shares its memory."""
         value = node.args[0] if node.args else node.kwargs.get("input")
         while isinstance(value, fx.Node):
-            if any(user is not node and user not in _aliases(node) for user in value.users):
+            if any(user is not node for user in value.users):
                 return True
             if value.op == "get_attr":
                 return True
-            if value.target not in _VIEWS:
+            if value.target not in VIEWS:
                 return False
             node, value = value, value.args[0] if value.args else value.kwargs.get("input")
         return False
@@ -214,9 +188,9 @@ class Walk:
 
     # ------------------------------------------------------------ ends
 
-    def _placeholder(self, node: fx.Node, states: list[str], signals: list[fx.Node]) -> _Value:
+    def _placeholder(self, node: fx.Node, states: list[str], signals: list[fx.Node]) -> Value:
         if str(node.target) in states:
-            return _Key((str(node.target),) if len(states) > 1 else ())
+            return Key((str(node.target),) if len(states) > 1 else ())
         if node not in signals:
             return None
         several = len(signals) > 1
@@ -250,11 +224,11 @@ class Walk:
             return [(str(key), leaf) for key, leaf in value.items()], None
         if not isinstance(value, list | tuple):
             # a stateful module's (output, state) handed on as it is
-            return [("output", value)], value if isinstance(self._state_of(value), _State) else None
+            return [("output", value)], value if isinstance(self._state_of(value), StateOf) else None
         # (output, state): the last element is the state where it holds states only, or where a state came in
         last = value[-1]
         kinds = [self._state_of(leaf) for leaf in _leaves(last)]
-        from_state = bool(kinds) and all(isinstance(kind, _State | _Key) for kind in kinds)
+        from_state = bool(kinds) and all(isinstance(kind, StateOf | Key) for kind in kinds)
         empty = len(value) > 1 and not kinds
         keyed = len(value) > 1 and not isinstance(last, fx.Node) and self._reads_state()
         if len(value) > 1 and (from_state or empty or keyed or self._reads_whole(last)):
@@ -265,18 +239,18 @@ class Walk:
             return self._split_output(leaves[0])[0], state
         return [(f"output_{index}", leaf) for index, leaf in enumerate(leaves)], state
 
-    def _state_of(self, leaf: Any) -> _Value:
+    def _state_of(self, leaf: Any) -> Value:
         """What a returned value is as state: a stateful module's whole result stands for its state, too."""
         found = self.env.get(leaf) if isinstance(leaf, fx.Node) else None
         if isinstance(found, Signal) and isinstance(leaf, fx.Node) and leaf.op == "call_module":
             module = self.root.get_submodule(str(leaf.target))
-            if self._returns_state(module) and leaf.args[1:] + tuple(leaf.kwargs.values()):
-                return _State(found.sources[0])
+            if self.returns_state(module) and leaf.args[1:] + tuple(leaf.kwargs.values()):
+                return StateOf(found.sources[0])
         return found
 
     def _reads_state(self) -> bool:
-        return any(isinstance(value, _Key) and value.keys for value in self.env.values()) or any(
-            isinstance(value, _State) for value in self.env.values()
+        return any(isinstance(value, Key) and value.keys for value in self.env.values()) or any(
+            isinstance(value, StateOf) for value in self.env.values()
         )
 
     def _reads_whole(self, last: Any) -> bool:
@@ -309,7 +283,7 @@ class Walk:
         """Each module's state is returned where it is read; no recurrence is lost."""
         for keys, owner in self.uses.items():
             found = self._state_of(_at(self.returned, keys))
-            if not (isinstance(found, _State) and found.owner == owner):
+            if not (isinstance(found, StateOf) and found.owner == owner):
                 raise ConversionError(
                     f"the state of {owner!r} is read from {_shown(keys)}, but forward returns something else there",
                     remedy="Return each module's new state under the key it is read from.",
@@ -356,11 +330,11 @@ class Walk:
         found = self.env.get(value) if isinstance(value, fx.Node) else None
         if isinstance(found, Signal):
             return found
-        if isinstance(found, _Key):
+        if isinstance(found, Key):
             name = f"{_PREVIOUS}{found.keys!r}"
             self._keys_of[name] = found.keys
             return Signal((name,), None)
-        if isinstance(found, _State):
+        if isinstance(found, StateOf):
             raise self.refuse(node, f"uses the state of {found.owner!r} as a signal, which NIR cannot tap")
         raise self.refuse(node, f"of the constant {value!r} cannot be a layer's input")
 
@@ -445,7 +419,7 @@ class Walk:
     def _take_state(self, node: fx.Node, owner: str, extra: list[Any]) -> None:
         for value in extra:
             found = self.env.get(value) if isinstance(value, fx.Node) else None
-            if isinstance(found, _Key):
+            if isinstance(found, Key):
                 self.uses[found.keys] = owner
             elif value is not None and found is not None:
                 raise self.refuse(node, "gets a second argument that is not its own state")
@@ -465,196 +439,6 @@ class Walk:
         shift = offset - _array(module.running_mean).astype(np.float64) * factor
         signal = self.draft.learn(signal, (module.num_features,) if isinstance(module, nn.BatchNorm1d) else None)
         return self.draft.normalise(signal, path, factor, shift.astype(_array(module.running_mean).dtype))
-
-
-# ---------------------------------------------------------------- operations
-
-
-def _in_place(node: fx.Node) -> bool:
-    """Whether an operation changes its first argument (relu_, +=, inplace=True, out=)."""
-    if node.op not in ("call_function", "call_method"):
-        return False
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    marked = bool(node.kwargs.get("inplace")) or node.kwargs.get("out") is not None
-    plain = name.endswith("_") and not name.endswith("__")
-    return marked or plain or node.target in _AUGMENTED or name in ("__iadd__", "__isub__", "__imul__", "setitem")
-
-
-def _aliases(node: fx.Node) -> set[fx.Node]:
-    return {node}
-
-
-def _is_check(node: fx.Node) -> bool:
-    """Whether fx itself put the operation there, to check an argument that is fixed to a value."""
-    return node.target is torch._assert or getattr(node.target, "__name__", "") == "_assert_is_none"
-
-
-def _first(node: fx.Node) -> Any:
-    return node.args[0] if node.args else node.kwargs.get("input")
-
-
-def _operands(walk: Walk, node: fx.Node) -> tuple[Any, Any]:
-    named = [node.kwargs[key] for key in ("input", "other") if key in node.kwargs]
-    left, right = [*node.args, *named][:2]
-    return left, right
-
-
-def _sum(walk: Walk, node: fx.Node, left: Any, right: Any, sign: float) -> _Value:
-    """left + sign * right, of signals and constants."""
-    a, b = walk.constant(left), walk.constant(right)
-    if a is not None and b is not None:
-        return np.asarray(a + sign * b)
-    if b is not None:
-        return walk.draft.shift(walk.signal(left, node), sign * b, fold=right not in walk.parameters)
-    if a is not None:
-        scaled = walk.draft.scale(walk.signal(right, node), np.asarray(sign))
-        return walk.draft.shift(scaled, a, fold=left not in walk.parameters)
-    return walk.draft.merge(walk.signal(left, node), walk.draft.scale(walk.signal(right, node), np.asarray(sign)))
-
-
-def _alpha(walk: Walk, node: fx.Node) -> float:
-    alpha = node.kwargs.get("alpha", 1)
-    if not isinstance(alpha, int | float):
-        raise walk.refuse(node, f"with alpha={alpha!r}")
-    return float(alpha)
-
-
-def _add(walk: Walk, node: fx.Node) -> _Value:
-    left, right = _operands(walk, node)
-    return _sum(walk, node, left, right, _alpha(walk, node))
-
-
-def _subtract(walk: Walk, node: fx.Node) -> _Value:
-    left, right = _operands(walk, node)
-    return _sum(walk, node, left, right, -_alpha(walk, node))
-
-
-def _multiply(walk: Walk, node: fx.Node) -> _Value:
-    left, right = _operands(walk, node)
-    a, b = walk.constant(left), walk.constant(right)
-    if a is not None and b is not None:
-        return np.asarray(a * b)
-    if a is None and b is None:
-        raise walk.refuse(node, "of two signals does not exist in NIR")
-    factor, signal = (a, right) if a is not None else (b, left)
-    return walk.draft.scale(walk.signal(signal, node), np.asarray(factor))
-
-
-def _divide(walk: Walk, node: fx.Node) -> _Value:
-    left, right = _operands(walk, node)
-    a, b = walk.constant(left), walk.constant(right)
-    if b is None or node.kwargs.get("rounding_mode") is not None:
-        raise walk.refuse(node, "by a signal, or with rounding, does not exist in NIR")
-    if not np.all(b != 0):
-        raise walk.refuse(node, "by zero")
-    return np.asarray(a / b) if a is not None else walk.draft.scale(walk.signal(left, node), np.asarray(1.0 / b))
-
-
-def _negate(walk: Walk, node: fx.Node) -> _Value:
-    constant = walk.constant(_first(node))
-    return -constant if constant is not None else walk.draft.scale(walk.signal(_first(node), node), np.asarray(-1.0))
-
-
-def _pass(walk: Walk, node: fx.Node) -> _Value:
-    constant = walk.constant(_first(node))
-    return constant if constant is not None else walk.signal(_first(node), node)
-
-
-def _item(walk: Walk, node: fx.Node) -> _Value:
-    value, index = node.args[0], node.args[1]
-    found = walk.env.get(value) if isinstance(value, fx.Node) else None
-    if isinstance(found, _Key) and isinstance(index, int | str):
-        return _Key((*found.keys, index))
-    if isinstance(found, _Batch) and found.whole and index == 0:
-        return _Batch()
-    if isinstance(value, fx.Node) and value.op == "call_module" and isinstance(index, int):
-        module = walk.root.get_submodule(str(value.target))
-        if isinstance(found, Signal) and walk._returns_state(module):
-            return found if index == 0 else _State(found.sources[0])
-    raise walk.refuse(node, "(indexing) does not exist in NIR")
-
-
-def _get(walk: Walk, node: fx.Node) -> _Value:
-    found = walk.env.get(node.args[0]) if isinstance(node.args[0], fx.Node) else None
-    if isinstance(found, _Key) and isinstance(node.args[1], int | str) and node.args[2:] in ((), (None,)):
-        return _Key((*found.keys, node.args[1]))
-    raise walk.refuse(node)
-
-
-def _size(walk: Walk, node: fx.Node) -> _Value:
-    walk.signal(node.args[0], node)
-    if node.args[1:] == (0,):
-        return _Batch()
-    if node.args[1:] == ():
-        return _Batch(whole=True)
-    raise walk.refuse(node, "of another axis than the batch")
-
-
-def _getattr(walk: Walk, node: fx.Node) -> _Value:
-    if node.args[1] == "shape":
-        walk.signal(node.args[0], node)
-        return _Batch(whole=True)
-    raise walk.refuse(node)
-
-
-def _flatten(walk: Walk, node: fx.Node) -> _Value:
-    start = node.args[1] if len(node.args) > 1 else node.kwargs.get("start_dim", 0)
-    end = node.args[2] if len(node.args) > 2 else node.kwargs.get("end_dim", -1)
-    if not (isinstance(start, int) and isinstance(end, int)):
-        raise walk.refuse(node, "with computed dimensions does not exist in NIR")
-    return _flattened(walk, node, start, end)
-
-
-def _flattened(walk: Walk, node: fx.Node, start: int, end: int) -> Signal:
-    signal = walk.signal(_first(node), node)
-    return walk.draft.add("flatten", flatten_node(start, end, TraceContext("flatten", signal.shape)), signal)
-
-
-def _view(walk: Walk, node: fx.Node) -> _Value:
-    """x.view(x.size(0), -1) and its kin: everything but the batch becomes one axis."""
-    sizes = (
-        list(node.args[1]) if len(node.args) == 2 and isinstance(node.args[1], list | tuple) else list(node.args[1:])
-    )
-    signal = walk.signal(node.args[0], node)
-    if len(sizes) == 2:
-        first, second = sizes
-        batch = isinstance(first, fx.Node) and isinstance(walk.env.get(first), _Batch)
-        flat = int(np.prod(signal.shape)) if signal.shape is not None else None
-        if (batch and second in (-1, flat)) or (first == -1 and second == flat):
-            return _flattened(walk, node, 1, -1)
-    raise walk.refuse(node, f"to {sizes} is no flattening of a sample")
-
-
-def _average(walk: Walk, node: fx.Node) -> _Value:
-    names = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
-    given: dict[str, Any] = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-    signal = walk.signal(given.pop("input"), node)
-    pool = nn.AvgPool2d(**given)
-    row = find(MODULES, nn.AvgPool2d)
-    return walk.draft.add("avg_pool2d", row.to_nir(pool, TraceContext("avg_pool2d", signal.shape)), signal)
-
-
-# results that share their argument's memory
-_VIEWS = {torch.flatten, "flatten", "view", "reshape", torch.reshape, "contiguous", "detach"}
-_AUGMENTED = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
-
-_HANDLERS: dict[Any, Callable[[Walk, fx.Node], _Value]] = {
-    **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_", "__add__", "__iadd__", "__radd__"), _add),
-    **dict.fromkeys((operator.sub, operator.isub, torch.sub, torch.subtract, "sub", "sub_", "subtract"), _subtract),
-    **dict.fromkeys((operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", "multiply"), _multiply),
-    **dict.fromkeys((operator.truediv, operator.itruediv, torch.div, torch.divide, "div", "div_", "divide"), _divide),
-    **dict.fromkeys((operator.neg, torch.neg, torch.negative, "neg"), _negate),
-    **dict.fromkeys(
-        (torch.clone, "clone", "contiguous", functional.dropout, functional.dropout2d, torch.dropout), _pass
-    ),
-    **dict.fromkeys((torch.flatten, "flatten"), _flatten),
-    **dict.fromkeys(("view", "reshape", torch.reshape), _view),
-    functional.avg_pool2d: _average,
-    operator.getitem: _item,
-    "get": _get,
-    "size": _size,
-    getattr: _getattr,
-}
 
 
 # ---------------------------------------------------------------- small helpers

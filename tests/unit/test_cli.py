@@ -105,6 +105,21 @@ BAD = [
     (("compare", "net.nir", "net.nir"), "is HDF5 but not a trajectory"),
     (("check", "net.nir"), "--target"),
     (("chek",), "chek"),
+    (("check", "net.nir", "-t", "speck2f", "--set", "preset=x"), "'preset' among the fields of --set. Use --preset"),
+    (("check", "net.nir", "-t", "speck2f", "--set", "dt=5"), "'dt' among the fields of --set. Use --preset and --dt."),
+    (("check", "net.nir", "-t", "speck2f", "--set", "overrides=5"), "overrides"),
+    (("check", "net.nir", "-t", "speck2f", "--set", "feedback_edges=5"), "feedback_edges"),
+    (
+        ("deploy", "--config", "fields.toml"),
+        "'dt' among the fields of [convention]. Write preset and dt beside fields.",
+    ),
+    (("deploy", "--config", "deep.toml"), "'deep.toml' is no readable TOML"),
+    (("deploy", "--config", "/dev/null"), "'/dev/null' is a device, expected a configuration"),
+    (("run", "net.nir", "data.npz", "-o", "/dev/null"), "cannot write '/dev/null': it is a device"),
+    (("run", "net.nir", "/dev/zero"), "'/dev/zero' is a device"),
+    (("run", "net.nir", "labels.npz", "-o", "t.h5"), "'labels.npz' has 3 labels for 2 samples"),
+    (("run", "net.nir", "single.npz", "-o", "t.h5"), "has 1 labels, and a raster without a batch axis"),
+    (("run", "net.nir", "float.npz", "-o", "t.h5"), "expected one whole number a sample"),
 ]
 
 
@@ -125,6 +140,13 @@ def test_bad_input_is_one_clear_line_exit_two_and_nothing_half_written(call, wor
         ("nan", np.full((4, 2, 1, 6, 6), np.nan)),
     ):
         np.save(f"{name}.npy", values)
+    toml = 'graph = "net.nir"\ntarget = "speck2f"\noutput = "x"\n'
+    (work / "fields.toml").write_text(toml + "[convention]\nfields = {dt = 5}\n")
+    (work / "deep.toml").write_text("a = " + "[" * 50_000)
+    counts = raster((1, 6, 6), batch=2)
+    save_raster("labels.npz", counts, np.zeros(3, int))
+    save_raster("single.npz", counts[:, 0], np.zeros(1, int))
+    save_raster("float.npz", counts, np.zeros(2))
     before = sorted(os.listdir(work))
     code, out, err = call(*arguments)
     assert code == 2
@@ -133,6 +155,19 @@ def test_bad_input_is_one_clear_line_exit_two_and_nothing_half_written(call, wor
     if err.startswith("nirdeploy: "):
         assert err.count("\n") == 1
     assert sorted(os.listdir(work)) == before
+
+
+@pytest.mark.parametrize("text", ["foo = 1", "cores = 5", "avoid_cores = 5", 'cores = {if1 = "a"}'])
+def test_placement_options_that_cannot_be_used_are_one_line(call, work, text):
+    toml = 'graph = "net.nir"\ntarget = "speck2f"\noutput = "x"\n[quantization]\ncalibration = "data.npz"\n'
+    (work / "p.toml").write_text(f"{toml}[placement]\n{text}\n")
+    code, _, err = call("deploy", "--config", "p.toml")
+    assert code in (1, 2)
+    assert text.split()[0] in err
+    assert err.startswith("nirdeploy: ")
+    assert err.count("\n") == 1
+    assert "internal error" not in err
+    assert not (work / "x").exists()
 
 
 def test_unexpected_errors_are_one_line_too(call, monkeypatch):
