@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from nirdeploy.pipeline import Deployment as Deployment
     from nirdeploy.pipeline import check as check
     from nirdeploy.pipeline import deploy as deploy
-    from nirdeploy.pipeline import load_deployment as load_deployment
     from nirdeploy.pipeline import place as place
     from nirdeploy.pipeline import quantize as quantize
     from nirdeploy.placement import Placement as Placement
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from nirdeploy.reference.executor import run as run
     from nirdeploy.rules import Finding as Finding
     from nirdeploy.rules import Report as Report
+    from nirdeploy.storage import load_deployment as load_deployment
     from nirdeploy.target import Target as Target
     from nirdeploy.trajectory import Record as Record
     from nirdeploy.trajectory import Trajectory as Trajectory
@@ -53,7 +53,7 @@ _PUBLIC = {
     "convention": "nirdeploy.reference.convention",
     "deploy": "nirdeploy.pipeline",
     "feedback_edges": "nirdeploy.graph",
-    "load_deployment": "nirdeploy.pipeline",
+    "load_deployment": "nirdeploy.storage",
     "load_trajectory": "nirdeploy.trajectory",
     "nir_to_torch": "nirdeploy.convert.build",
     "place": "nirdeploy.pipeline",

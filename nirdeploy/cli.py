@@ -312,7 +312,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run a raster on the reference or on a deployment; write the trajectory, print spike counts."""
-    from nirdeploy import io, pipeline
+    from nirdeploy import io, storage
     from nirdeploy.raster import load_raster
     from nirdeploy.reference.executor import run as run_reference
 
@@ -322,7 +322,7 @@ def run(
     if source.is_dir() or source.suffix == ".h5":
         if convention is not None:
             raise ConfigurationError("a deployment has its convention already", remedy="Leave --preset, --dt, --set.")
-        trajectory = pipeline.load_deployment(source).run(counts, on=on, record=wanted)
+        trajectory = storage.load_deployment(source).run(counts, on=on, record=wanted)
     else:
         trajectory = run_reference(io.read(source), counts, convention=convention, record=wanted)
     scored = None if labels is None else _accuracy(trajectory, labels, raster)

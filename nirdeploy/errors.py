@@ -11,6 +11,7 @@
     ├── TargetError          (ValueError)           an unknown target or a broken target table
     ├── CheckError           (ValueError)           a graph the target cannot hold; carries the Report
     ├── QuantizationError    (ValueError)           numbers that do not fit the target's integers
+    │   └── MissingLayerError    (KeyError)         a deployment has no integers of a node
     ├── PlacementError       (ValueError)           layers that do not fit the target's cores
     ├── ComparisonError      (ValueError)           two trajectories that cannot be aligned
     ├── ConfigurationError   (ValueError)           a configuration file that does not validate
@@ -36,6 +37,7 @@ __all__ = [
     "ConversionError",
     "FileError",
     "GraphError",
+    "MissingLayerError",
     "MissingTimeStepError",
     "NirdeployError",
     "PlacementError",
@@ -124,6 +126,13 @@ class CheckError(NirdeployError, ValueError):
 
 class QuantizationError(NirdeployError, ValueError):
     """Numbers do not fit the target's integers."""
+
+
+class MissingLayerError(QuantizationError, KeyError):
+    """A deployment has no integers of a node."""
+
+    def __str__(self) -> str:
+        return Exception.__str__(self)  # KeyError's own would put the message in quotes
 
 
 class PlacementError(NirdeployError, ValueError):

@@ -229,6 +229,8 @@ def guard(file: h5py.File, label: str, max_bytes: int = MAX_BYTES) -> None:
 def _declared_bytes(dataset: h5py.Dataset, label: str) -> int:
     if dataset.is_virtual or dataset.external:
         raise FileError(f"{label!r}: {dataset.name} keeps its data in another file")
+    if not _is_plain(dataset):
+        raise FileError(f"{label!r}: {dataset.name} holds neither numbers nor text")
     if dataset.shape is None:
         return 0
     size = int(np.dtype(dataset.dtype).itemsize)
@@ -305,13 +307,18 @@ def numbers(dataset: Any, kinds: str = "biuf") -> NDArray[Any]:
     return np.asarray(dataset[()])
 
 
+def _is_plain(stored: Any) -> bool:
+    """Whether a dataset or attribute holds numbers or strings; HDF5 crashes on reading damaged lists."""
+    return stored.dtype.kind != "O" or h5py.check_string_dtype(stored.dtype) is not None
+
+
 def attribute(item: h5py.HLObject, name: str, kind: type[T]) -> T:
     """One attribute as str, int or float.
 
     Raises:
         FileError: it is missing or of another type.
     """
-    value = item.attrs.get(name)
+    value = item.attrs[name] if name in item.attrs and _is_plain(item.attrs.get_id(name)) else None
     if kind is str:
         try:
             return kind(text_of(value))

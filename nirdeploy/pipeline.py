@@ -2,49 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import h5py
 import nir
-import numpy as np
 
-from nirdeploy import files
 from nirdeploy import graph as graphs
 from nirdeploy.backend import backend_of, find_target, known_options
 from nirdeploy.errors import (
     CheckError,
     ConfigurationError,
     ConventionError,
-    FileError,
-    GraphError,
     NirdeployError,
     QuantizationWarning,
     RasterError,
-    TargetError,
     UnsupportedError,
 )
-from nirdeploy.io import load_graph, store_graph
-from nirdeploy.names import escape, suggest, unescape, unstorable
+from nirdeploy.names import suggest
 from nirdeploy.placement import Placement
-from nirdeploy.quantization import Quantized, QuantizedNeuron, QuantizedWeight, require_calibration
+from nirdeploy.quantization import Quantized, require_calibration
 from nirdeploy.raster import check_raster
 from nirdeploy.reference.convention import Convention
 from nirdeploy.rules import Finding, Report
 from nirdeploy.target import Target
 from nirdeploy.trajectory import Trajectory
-from nirdeploy.version import __version__
 
-__all__ = ["Deployment", "check", "deploy", "load_deployment", "place", "quantize"]
-
-FORMAT = "nirdeploy-deployment"
-FORMAT_VERSION = 1
+__all__ = ["Deployment", "check", "deploy", "place", "quantize"]
 
 
 def check(graph: nir.NIRGraph, target: str | Target, *, convention: Convention | None = None) -> Report:
@@ -69,8 +55,33 @@ def check(graph: nir.NIRGraph, target: str | Target, *, convention: Convention |
     found: list[Finding] = []
     used = _convention_or_finding(graph, convention, found)
     if used is not None:
+        found.extend(unused_fields(graph, used))
         found.extend(backend_of(chip.backend).check(graph, chip, used))
     return _report(graph, chip, found)
+
+
+def unused_fields(graph: nir.NIRGraph, convention: Convention) -> Iterator[Finding]:
+    """Fields of the convention that name something the graph does not have, and would be passed over."""
+    if any(isinstance(node, nir.NIRGraph) for node in graph.nodes.values()):
+        return  # refused by type; names inside it are not looked up
+    for key in sorted(set(convention.overrides) - set(graph.nodes)):
+        kind = getattr(nir, key, None)
+        if not (isinstance(kind, type) and issubclass(kind, nir.NIRNode)):
+            yield Finding(
+                "convention",
+                "",
+                f"overrides names {key!r}, which is neither a node of the graph nor a primitive type",
+                suggest(key, graph.nodes),
+                value=key,
+            )
+    if convention.feedback_edges and not graphs.feedback_edges(graph):
+        listed = ", ".join(f"{a!r} -> {b!r}" for a, b in convention.feedback_edges)
+        yield Finding(
+            "convention",
+            convention.feedback_edges[0][1],
+            f"feedback_edges names {listed}, but the graph has no cycle: the chip delays no such edge",
+            "Use feedback_edges=None.",
+        )
 
 
 def _require_convention(convention: Any) -> None:
@@ -301,34 +312,11 @@ class Deployment:
 
         Raises:
             FileError: the folder cannot be written.
+            GraphError: a node name that no file can hold.
         """
-        chip = backend_of(self.target.backend).chip_configuration(self.quantized, self.placement)
-        for name in self.quantized.layers:
-            if reason := unstorable(name):
-                raise GraphError(f"the name {reason}; a file cannot hold it", node=name, remedy="Rename the node.")
-        target = Path(folder)
-        try:
-            target.mkdir(parents=True, exist_ok=True)
-        except (OSError, ValueError) as error:
-            raise FileError(
-                f"cannot make folder {str(target)!r}: {getattr(error, 'strerror', None) or error}"
-            ) from error
-        main, derived = target / "deployment.h5", target / "chip.json"
-        with files.locked(target):
-            with files.atomic(main) as temporary:
-                with h5py.File(temporary, "w") as file:
-                    _store(file, self)
-                digest = files.sha256(temporary)
-                # a stale one would be refused: from here on deployment.h5 alone loads, wherever this process ends
-                _discard(derived)
-            chip = {"deployment_sha256": digest, "target": self.target.name, **chip}
-            files.write_text(derived, json.dumps(chip, indent=1))
+        from nirdeploy.storage import save_deployment
 
-
-def _discard(path: Path) -> None:
-    if path.exists() and (reason := files.unreadable(path)):
-        raise FileError(f"cannot replace {str(path)!r}: it {reason}")
-    path.unlink(missing_ok=True)
+        save_deployment(self, folder)
 
 
 def _names(given: Any, what: str, remedy: str) -> tuple[str, ...]:
@@ -337,202 +325,3 @@ def _names(given: Any, what: str, remedy: str) -> tuple[str, ...]:
         if not isinstance(name, str):
             raise RasterError(f"{what} is {given!r}, expected names", remedy=remedy)
     return names
-
-
-# ---------------------------------------------------------------- deployment.h5
-
-
-def _store(file: h5py.File, deployment: Deployment) -> None:
-    quantized = deployment.quantized
-    attributes = file.attrs
-    attributes["format"], attributes["version"] = FORMAT, FORMAT_VERSION
-    attributes["producer"] = f"nirdeploy {__version__}"
-    attributes["target"] = quantized.target.name
-    attributes["quantizer"] = quantized.quantizer
-    attributes["graph_sha256"] = graphs.sha256(quantized.graph)
-    # datasets, not attributes: those stop at 64 KiB
-    texts = {
-        "convention": quantized.convention.to_json(),
-        "report": deployment.report.to_json(),
-        "placement": json.dumps(deployment.placement.to_dict()),
-        "notes": json.dumps(list(quantized.notes)),
-    }
-    for name, text in texts.items():
-        file.create_dataset(name, data=text, dtype=h5py.string_dtype())
-    store_graph(file.create_group("graph"), quantized.graph)
-    layers = file.create_group("layers")
-    for name, layer in quantized.layers.items():
-        group = layers.create_group(escape(name))
-        group.attrs["type"] = type(layer).__name__
-        for field, value in vars(layer).items():
-            if isinstance(value, np.ndarray):
-                group.create_dataset(field, data=value, compression="gzip" if value.size > 64 else None)
-            elif value is not None:
-                group.attrs[field] = value
-    attributes["layers_sha256"] = _digest(quantized.layers, texts)
-
-
-def _digest(layers: Mapping[str, QuantizedWeight | QuantizedNeuron], texts: Mapping[str, str]) -> str:
-    """Hash of all integers and of what is said about them."""
-    digest = hashlib.sha256(json.dumps(dict(texts), sort_keys=True).encode())
-    for name in sorted(layers):
-        digest.update(f"\n{name!r} {type(layers[name]).__name__}".encode())
-        for field, value in sorted(vars(layers[name]).items()):
-            if isinstance(value, np.ndarray):
-                digest.update(f" {field} {value.shape} ".encode())
-                digest.update(np.ascontiguousarray(value, dtype=np.int64).tobytes())
-            else:
-                digest.update(f" {field}={value!r}".encode())
-    return digest.hexdigest()
-
-
-def load_deployment(folder: str | Path) -> Deployment:
-    """Read a deployment folder (or its `deployment.h5`).
-
-    Raises:
-        FileError: not a deployment, damaged, or `chip.json` is stale.
-        TargetError: its target is not installed.
-    """
-    path = Path(folder)
-    path = path / "deployment.h5" if path.is_dir() else path
-    if reason := files.unreadable(path):
-        raise FileError(f"{str(path)!r} {reason}, expected a deployment")
-    with files.locked(path.parent, shared=True):
-        with files.open_hdf5(path, "a deployment") as file:
-            if file.attrs.get("format") != FORMAT:
-                raise FileError(f"{str(path)!r} is HDF5 but not a deployment")
-            if files.attribute(file, "version", int) > FORMAT_VERSION:
-                raise FileError(
-                    f"{str(path)!r} has a newer deployment format than this nirdeploy reads",
-                    remedy="Update nirdeploy.",
-                )
-            deployment = _load(file, str(path))
-        _refuse_stale(path)
-    return deployment
-
-
-def _refuse_stale(path: Path) -> None:
-    chip = path.with_name("chip.json")
-    if not chip.exists():
-        return
-    if reason := files.unreadable(chip):
-        raise FileError(f"{str(chip)!r} {reason}, expected a chip configuration")
-    try:
-        if chip.stat().st_size > files.MAX_BYTES:
-            raise ValueError(f"more than {files.MAX_BYTES} bytes")  # noqa: TRY301 (one message for all damage)
-        stored = json.loads(chip.read_text(encoding="utf-8"))["deployment_sha256"]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise FileError(f"{str(chip)!r} is damaged: {error}", remedy="Save the deployment again.") from error
-    if stored != files.sha256(path):
-        raise FileError(f"{str(chip)!r} was derived from another {path.name}", remedy="Save the deployment again.")
-
-
-def _load(file: h5py.File, label: str) -> Deployment:
-    try:
-        texts = {
-            name: files.text_of(files.member(file, name, h5py.Dataset)[()])
-            for name in ("convention", "report", "placement", "notes")
-        }
-        graph = load_graph(files.member(file, "graph", h5py.Group))
-        graphs.validate(graph)
-        if graphs.sha256(graph) != files.attribute(file, "graph_sha256", str):
-            raise FileError("its graph does not have the hash it was saved with")
-        stored = files.member(file, "layers", h5py.Group)
-        layers = {unescape(name): _load_layer(files.member(stored, name, h5py.Group)) for name in stored}
-        _check_layers(graph, layers)
-        if _digest(layers, texts) != files.attribute(file, "layers_sha256", str):
-            raise FileError("its integers do not have the hash they were saved with")
-        quantized = Quantized(
-            graph=graph,
-            target=find_target(files.attribute(file, "target", str)),
-            convention=Convention.from_dict(json.loads(texts["convention"])),
-            quantizer=files.attribute(file, "quantizer", str),
-            layers=layers,
-            notes=tuple(str(note) for note in json.loads(texts["notes"])),
-        )
-        report = json.loads(texts["report"])
-        findings = tuple(Finding(**finding) for finding in report["findings"])
-        placement = Placement.from_dict(json.loads(texts["placement"]))
-        return Deployment(Report(str(report["target"]), findings), quantized, placement)
-    except TargetError:
-        raise  # the file is whole, the target is not installed
-    # FileErrors and GraphErrors are ValueErrors; the rest is what JSON of another shape and damaged bytes raise
-    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise FileError(f"{label!r} is a damaged deployment: {error}", remedy="Deploy again.") from error
-
-
-# least and largest value of every whole number a layer holds; wider than any chip, as the backends' loops need it
-_INT32 = (-(1 << 31), (1 << 31) - 1)
-_RANGES = {
-    "threshold": (1, _INT32[1]),
-    "v_min": _INT32,
-    "decay_v": (0, 4096),
-    "decay_u": (0, 4096),
-    "mantissa": (0, _INT32[1]),
-    "exponent": (-32, 32),
-    "bias_exponent": (-32, 32),
-    "many": (0, 1),
-}
-
-
-def _load_layer(group: h5py.Group) -> QuantizedWeight | QuantizedNeuron:
-    values: dict[str, Any] = {}
-    for name in group:
-        found = files.numbers(group[name], "i")
-        if found.size and not (found.min() >= _INT32[0] and found.max() <= _INT32[1]):
-            raise FileError(f"{group.name}/{name} holds integers of more than 32 bits")
-        values[name] = found.astype(np.int64)
-    for name in group.attrs:
-        if name in ("type", "reset"):
-            values[name] = files.attribute(group, name, str)
-        elif name == "scale":
-            values[name] = files.attribute(group, name, float)
-        elif name in _RANGES:
-            number = files.attribute(group, name, int)
-            if not _RANGES[name][0] <= number <= _RANGES[name][1]:
-                raise FileError(f"{group.name} has {name} {number}, expected {_RANGES[name][0]} to {_RANGES[name][1]}")
-            values[name] = bool(number) if name == "many" else number
-        else:
-            raise FileError(f"{group.name} has an unknown field {name!r}")
-    kind = values.pop("type", "")
-    if not (math.isfinite(values.get("scale", 1.0)) and values.get("scale", 1.0) > 0):
-        raise FileError(f"{group.name} has scale {values['scale']}, expected a positive number")
-    if kind == "QuantizedWeight":
-        values.setdefault("bias", None)
-        return QuantizedWeight(**values)
-    if kind != "QuantizedNeuron" or values.get("reset", "zero") not in ("zero", "subtract"):
-        raise FileError(f"layer {group.name} has unknown type {kind!r} or reset {values.get('reset')!r}")
-    values.setdefault("v_min", None)
-    return QuantizedNeuron(**values)
-
-
-def _check_layers(graph: nir.NIRGraph, layers: Mapping[str, QuantizedWeight | QuantizedNeuron]) -> None:
-    """Hold integers against the graph: a weight has its node's shape, or is [target neurons, source neurons].
-
-    Raises:
-        FileError: a population without integers, integers of nothing, or another shape.
-    """
-    if any(isinstance(node, nir.NIRGraph) for node in graph.nodes.values()):
-        return  # its integers are named after nodes of the dissolved graph, which the backend knows
-    shapes = graphs.shapes(graph)
-    sizes = {math.prod(s.output) for s in shapes.values()}
-    for name, layer in layers.items():
-        node = graph.nodes.get(name)
-        if isinstance(layer, QuantizedNeuron):
-            if node is None or not graphs.is_neuron(node):
-                raise FileError("integers of a population that the graph does not have", node=name)
-            _check_bias(name, layer.bias, {shapes[name].output})
-            continue
-        own = np.asarray(node.weight).shape if node is not None and hasattr(node, "weight") else None
-        shape = layer.weight.shape
-        if shape != own and not (len(shape) == 2 and shape[0] in sizes and shape[1] in sizes):
-            raise FileError(f"integers of shape {shape}, the graph has {own}", node=name)
-        _check_bias(name, layer.bias, {shape[:1]})
-    for name, node in graph.nodes.items():
-        if graphs.is_neuron(node) and not isinstance(layers.get(name), QuantizedNeuron):
-            raise FileError("a population without integers", node=name)
-
-
-def _check_bias(name: str, bias: Any, allowed: set[tuple[int, ...]]) -> None:
-    if bias is not None and bias.shape not in {*allowed, (math.prod(next(iter(allowed))),)}:
-        raise FileError(f"a bias of shape {bias.shape}, expected {next(iter(allowed))}", node=name)

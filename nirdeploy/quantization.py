@@ -11,7 +11,7 @@ import nir
 import numpy as np
 from numpy.typing import NDArray
 
-from nirdeploy.errors import QuantizationError
+from nirdeploy.errors import MissingLayerError, QuantizationError
 from nirdeploy.names import suggest
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class Quantized(Mapping[str, "QuantizedWeight | QuantizedNeuron"]):
     # Any, not the union: which of the two it is follows from the node, and scripts read .weight directly
     def __getitem__(self, node: str) -> Any:
         if node not in self.layers:
-            raise KeyError(f"no integers of {node!r}. {suggest(node, self.layers)}")
+            raise MissingLayerError(f"no integers of {node!r}", remedy=suggest(str(node), self.layers))
         return self.layers[node]
 
     def __iter__(self) -> Any:

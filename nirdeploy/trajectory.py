@@ -239,7 +239,7 @@ def load_trajectory(path: str | Path, *, max_bytes: int | None = None) -> Trajec
         size = 0 if files.unreadable(source) else source.stat().st_size
         max_bytes = max(files.MAX_BYTES, min(_SPIKES_RATIO * size, _MOST_BYTES))
     with files.open_hdf5(source, "a trajectory", max_bytes=max_bytes) as file:
-        if file.attrs.get("format") != FORMAT:
+        if "format" not in file.attrs or files.attribute(file, "format", str) != FORMAT:
             raise FileError(f"{str(path)!r} is HDF5 but not a trajectory")
         version = files.attribute(file, "version", int)
         if version > FORMAT_VERSION:

@@ -13,7 +13,6 @@ import numpy as np
 from nirdeploy import exact
 from nirdeploy import graph as graphs
 from nirdeploy.errors import NirdeployError
-from nirdeploy.names import suggest
 from nirdeploy.reference.convention import Convention
 from nirdeploy.rules import Finding
 from nirdeploy.target import Target
@@ -21,7 +20,7 @@ from nirdeploy_loihi.dynamics import DECAY_UNITY, dynamics, needs_dt
 from nirdeploy_loihi.linear import MATRIX_LIMIT, float_weight
 from nirdeploy_loihi.network import LINEAR, Connection, Network, lower
 
-__all__ = ["MAP_LIMIT", "WEIGHT_LIMIT", "findings", "unused_fields"]
+__all__ = ["MAP_LIMIT", "WEIGHT_LIMIT", "findings"]
 
 MAP_LIMIT = 1 << 22  # cells of one map: 32 MB in float64, four times the neurons of a chip
 WEIGHT_LIMIT = 1 << 25  # values of one parameter: 256 MB in float64, more than all synapses of a chip
@@ -54,7 +53,6 @@ _CONVENTION: dict[str, tuple[tuple[Any, ...], str, str]] = {
 def findings(graph: nir.NIRGraph, target: Target, convention: Convention) -> list[Finding]:
     """Every finding on a graph, in execution order of the nodes; never raises for what it finds."""
     found = list(_structure(graph))
-    found.extend(unused_fields(graph, convention))
     values = list(_value_rules(graph))
     found.extend(values)
     bad = {f.node for f in values}
@@ -106,30 +104,6 @@ def _size_rules(graph: nir.NIRGraph, shapes: Mapping[str, graphs.Shapes], target
     if total > limit:
         yield Finding(
             "neurons", "", f"{total} neurons, the chip has {limit}", "Use fewer neurons.", value=total, limit=limit
-        )
-
-
-def unused_fields(graph: nir.NIRGraph, convention: Convention) -> Iterator[Finding]:
-    """Fields of the convention that name something the graph does not have, and would be passed over."""
-    if any(isinstance(node, nir.NIRGraph) for node in graph.nodes.values()):
-        return  # refused by type; names inside it are not looked up
-    for key in sorted(set(convention.overrides) - set(graph.nodes)):
-        kind = getattr(nir, key, None)
-        if not (isinstance(kind, type) and issubclass(kind, nir.NIRNode)):
-            yield Finding(
-                "convention",
-                "",
-                f"overrides names {key!r}, which is neither a node of the graph nor a primitive type",
-                suggest(key, graph.nodes),
-                value=key,
-            )
-    if convention.feedback_edges and not graphs.feedback_edges(graph):
-        listed = ", ".join(f"{a!r} -> {b!r}" for a, b in convention.feedback_edges)
-        yield Finding(
-            "convention",
-            convention.feedback_edges[0][1],
-            f"feedback_edges names {listed}, but the graph has no cycle: the chip delays no such edge",
-            "Use feedback_edges=None.",
         )
 
 

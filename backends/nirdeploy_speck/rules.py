@@ -8,14 +8,12 @@ from typing import Any
 import nir
 import numpy as np
 
-from nirdeploy import graph as graphs
-from nirdeploy.names import suggest
 from nirdeploy.reference.convention import Convention
 from nirdeploy.rules import Finding
 from nirdeploy.target import Target
 from nirdeploy_speck.network import Layer, Network, lower
 
-__all__ = ["RULES", "findings", "unused_fields"]
+__all__ = ["RULES", "findings"]
 
 Rule = Callable[[Layer, Network, Target], Iterator[Finding]]
 
@@ -23,37 +21,12 @@ Rule = Callable[[Layer, Network, Target], Iterator[Finding]]
 def findings(graph: nir.NIRGraph, target: Target, convention: Convention) -> list[Finding]:
     """Everything the target cannot hold or computes differently."""
     network, found = lower(graph, convention)
-    found.extend(unused_fields(graph, convention))
     if network is not None:
         for layer in network.layers:
             for rule in RULES:
                 found.extend(rule(layer, network, target))
         found.extend(_too_many(network, target))
     return found
-
-
-def unused_fields(graph: nir.NIRGraph, convention: Convention) -> Iterator[Finding]:
-    """Fields of the convention that name something the graph does not have, and would be passed over."""
-    if any(isinstance(node, nir.NIRGraph) for node in graph.nodes.values()):
-        return  # refused by type; names inside it are not looked up
-    for key in sorted(set(convention.overrides) - set(graph.nodes)):
-        kind = getattr(nir, key, None)
-        if not (isinstance(kind, type) and issubclass(kind, nir.NIRNode)):
-            yield Finding(
-                "convention",
-                "",
-                f"overrides names {key!r}, which is neither a node of the graph nor a primitive type",
-                suggest(key, graph.nodes),
-                value=key,
-            )
-    if convention.feedback_edges and not graphs.feedback_edges(graph):
-        listed = ", ".join(f"{a!r} -> {b!r}" for a, b in convention.feedback_edges)
-        yield Finding(
-            "convention",
-            convention.feedback_edges[0][1],
-            f"feedback_edges names {listed}, but the graph has no cycle: the chip delays no such edge",
-            "Use feedback_edges=None.",
-        )
 
 
 def _limit(target: Target, name: str) -> Any:

@@ -186,16 +186,27 @@ class GraphModule(Scope):
             if module is None:
                 values[step.path] = x
             elif step.stateful:
-                try:
-                    values[step.path], after = module(x, lookup(state, step.path))
-                except ConventionError as error:
-                    raise ConventionError(str(error), node=dotted(step.path)) from error
+                values[step.path], after = self._advance(step.path, module, x, state)
                 _store(new_state, step.path, after)
             else:
                 values[step.path] = module(x)
         for source, target in self.plan.feedback:
             new_state[f"{dotted(source)}->{dotted(target)}"] = values[source]
         return values, new_state
+
+    @staticmethod
+    def _advance(path: NodePath, module: nn.Module, x: Tensor, state: Mapping[str, Any]) -> tuple[Tensor, Any]:
+        try:
+            result = module(x, lookup(state, path))
+        except ConventionError as error:
+            raise ConventionError(str(error), node=dotted(path)) from error
+        if not (isinstance(result, tuple) and len(result) == 2):
+            raise ConversionError(
+                f"{type(module).__name__} takes a second argument but does not return (output, state)",
+                node=dotted(path),
+                remedy="Return both, or give the module the attribute stateful = False.",
+            )
+        return result
 
     def _previous(self, inputs: Mapping[NodePath, Tensor], state: Mapping[str, Any]) -> dict[str, Tensor]:
         """What each feedback edge carries into this step."""
@@ -263,9 +274,12 @@ def _store(state: State, path: NodePath, value: Any) -> None:
 
 
 def _takes_state(module: nn.Module) -> bool:
-    """Whether a module returns (output, state): ours, and those whose forward takes a second argument."""
+    """Whether a module returns (output, state): by its attribute `stateful`, else by a second argument."""
     if isinstance(module, Stateful):
         return True
+    declared = getattr(module, "stateful", None)
+    if isinstance(declared, bool):
+        return declared
     if type(module).__module__.startswith("torch.nn.modules") and not isinstance(module, nn.RNNBase | nn.RNNCellBase):
         return False
     given = inspect.signature(module.forward).parameters.values()
@@ -288,8 +302,8 @@ def nir_to_torch(
     Args:
         graph_or_path: a graph, a single node, or a .nir file.
         node_map: NIR type -> function of the node that returns a module, or None for one without effect; wins over
-            the defaults and is looked up along the class hierarchy. A module whose forward takes a second argument is
-            stateful and returns (output, state), whatever that argument is called.
+            the defaults and is looked up along the class hierarchy. A module whose forward takes a second argument,
+            whatever its name, keeps state and returns (output, state); an attribute `stateful` (bool) says otherwise.
         default_map: replaces the built-in table.
         convention: how neurons are stepped; None: the one stored in the graph, else NIR's with `dt`.
         dt: step in seconds, instead of a convention.

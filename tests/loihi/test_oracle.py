@@ -7,7 +7,7 @@ import nirdeploy_loihi
 import numpy as np
 import pytest
 
-from nirdeploy.pipeline import load_deployment
+from nirdeploy.storage import load_deployment
 
 ROOT = Path(__file__).resolve().parents[2]
 

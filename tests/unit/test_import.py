@@ -432,3 +432,23 @@ def test_files_of_the_nir_paper_load_and_go_through_torch():
         assert_same(
             graph, nd.torch_to_nir(nd.nir_to_torch(graph, convention=nd.Convention(dt=1e-4), dtype=torch.float64))
         )
+
+
+def test_module_with_an_option_declares_that_it_keeps_no_state():
+    class Gain(torch.nn.Module):
+        stateful = False
+
+        def forward(self, x, gain=2.0):
+            return gain * x
+
+    class Undeclared(torch.nn.Module):
+        def forward(self, x, gain=None):
+            return x
+
+    graph = graph_of((2,), n=nir.LI(f32(1, 1), f32(1, 1), f32(0, 0)))
+    out, state = nd.nir_to_torch(graph, {nir.LI: lambda n: Gain()})(torch.ones(2))
+    assert (out.tolist(), state) == ([2.0, 2.0], {})
+    with pytest.raises(
+        ValueError, match=r"'n': Undeclared takes a second argument but does not return \(output, state\)"
+    ):
+        nd.nir_to_torch(graph, {nir.LI: lambda n: Undeclared()})(torch.ones(2))

@@ -100,7 +100,7 @@ def test_a_chip_json_that_is_a_pipe_does_not_hang(tmp_path, speck):
 
 def _die_at(folder, stage):
     """Save over a folder and be killed when `stage` is reached."""
-    replace, discard = os.replace, nd.pipeline._discard
+    replace, discard = os.replace, nd.storage._discard
     done = []
 
     def die():
@@ -122,15 +122,15 @@ def _die_at(folder, stage):
     from pathlib import Path
 
     Path.replace = replacing
-    nd.pipeline._discard = discarding
+    nd.storage._discard = discarding
     deployed("loihi2").save(folder)
 
 
 @pytest.mark.parametrize("stage", ["before deployment.h5", "discarded", "after deployment.h5", "before chip.json"])
 def test_a_writer_killed_at_any_stage_leaves_a_loadable_folder(tmp_path, speck, stage):
-    import nirdeploy.pipeline
+    import nirdeploy.storage
 
-    assert nirdeploy.pipeline
+    assert nirdeploy.storage
     speck.save(tmp_path)
     writer = multiprocessing.get_context("fork").Process(target=_die_at, args=(tmp_path, stage))
     writer.start()
@@ -365,7 +365,7 @@ def test_mutated_deployments_load_and_run_or_are_refused(tmp_path, target):
 
 
 def test_integers_are_held_against_the_graph_even_with_the_right_hash(tmp_path, speck, monkeypatch):
-    monkeypatch.setattr("nirdeploy.pipeline._digest", lambda *_: "same")
+    monkeypatch.setattr("nirdeploy.storage._digest", lambda *_: "same")
     path = tmp_path / "deployment.h5"
     changes = {
         "weight": (np.ones((2, 2), int), np.full((3, 3), 2**40), np.ones((3, 3)), np.ones(3, int)),
