@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 import nirdeploy as nd
-from nirdeploy.demonstration import digits, train
+from nirdeploy.demonstration import digits, one_thread, train
 from nirdeploy.raster import save_raster
 
 FOLDER = Path(__file__).parent
@@ -20,7 +20,9 @@ IMAGES = 64
 def main() -> None:
     """Train, trace, write."""
     data = digits()
-    nd.write(FOLDER / "digits.nir", nd.torch_to_nir(train(data), input_shape=(1, 8, 8)))
+    with one_thread():
+        network = train(data)
+    nd.write(FOLDER / "digits.nir", nd.torch_to_nir(network, input_shape=(1, 8, 8)))
     raster = data.train[:, :IMAGES].astype(np.uint8)
     save_raster(FOLDER / "digits_calibration.npz", raster, data.train_labels[:IMAGES])
 

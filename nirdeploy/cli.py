@@ -144,7 +144,7 @@ def _print_report(report: Report) -> None:
 @app.command(epilog="Example: `nirdeploy demo --output out/demo`")
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for everything it writes.")] = Path("out/demo"),
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 12,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 16,
     as_json: Json = False,
 ) -> None:
     """Train on handwritten digits, put the network on two chips, compare the states."""

@@ -151,7 +151,7 @@ def one_thread() -> Iterator[None]:
 
 
 def train(
-    data: Digits, *, epochs: int = 12, seed: int = 0, advance: Callable[[], None] = lambda: None
+    data: Digits, *, epochs: int = 16, seed: int = 0, advance: Callable[[], None] = lambda: None
 ) -> DigitsNetwork:
     """Train on the output spike counts with cross-entropy, Adam and surrogate gradients.
 
@@ -209,7 +209,7 @@ def _progress(show: bool) -> Iterator[Progress]:
         yield start
 
 
-def demo(folder: str | Path = "out/demo", *, epochs: int = 12, show_progress: bool = True) -> Demo:
+def demo(folder: str | Path = "out/demo", *, epochs: int = 16, show_progress: bool = True) -> Demo:
     """Train, convert, deploy to every target of the demo, emulate the held-out images, compare, report.
 
     Args:

@@ -187,10 +187,9 @@ def _collect(
             continue
         elif isinstance(node, Membrane):
             own = lookup(state, path)
-            found = {"v_mem": node.v_mem(own)}
+            found = {"spikes" if isinstance(node, Neuron) else "output": values[path], "v_mem": node.v_mem(own)}
             if isinstance(own, Mapping):
                 found["i_syn"] = own["i_syn"]
-            found["spikes" if isinstance(node, Neuron) else "output"] = values[path]
             for variable, value in found.items():
                 if variable in wanted:
                     traces.setdefault((path, variable), []).append(value)
