@@ -58,7 +58,7 @@ def main() -> None:
     if importlib.util.find_spec("nirtorch"):
         import nirtorch
 
-        for length in (50, 100):
+        for length in (50, 100, 200):
             graph = chain(length)
             took = seconds(lambda graph=graph: nirtorch.nir_to_torch(graph, {}), 1)
             print(f"nirtorch: a chain of {length:5d} nodes {took:8.3f} s")
@@ -80,6 +80,9 @@ def main() -> None:
         print(f"read 420 MB                 {reading:8.3f} s")
         print(f"import it, beyond reading   {seconds(lambda: nd.nir_to_torch(path), 2) - reading:8.3f} s")
     print(f"import nirdeploy            {import_seconds('import nirdeploy'):8.3f} s beyond torch")
+    print(
+        f"and nir_to_torch            {import_seconds('import nirdeploy; nirdeploy.nir_to_torch'):8.3f} s beyond torch"
+    )
 
 
 if __name__ == "__main__":
