@@ -9,6 +9,7 @@ from pathlib import Path
 import nir
 import numpy as np
 import pytest
+from torch import nn
 
 from nirdeploy.graph import make_graph, make_node, output_shape
 
@@ -126,3 +127,16 @@ def raster(shape, steps=12, batch=3, seed=0, rate=0.3, binary=True):
     rng = np.random.default_rng(seed)
     drawn = rng.poisson(rate, (steps, batch, *shape))
     return np.minimum(drawn, 1) if binary else drawn
+
+
+class Body(nn.Module):
+    """A forward given as a function of (module, x)."""
+
+    def __init__(self, body, **modules):
+        super().__init__()
+        for name, module in modules.items():
+            setattr(self, name, module)
+        self.body = body
+
+    def forward(self, x):
+        return self.body(self, x)

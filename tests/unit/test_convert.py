@@ -2,7 +2,7 @@ import nir
 import numpy as np
 import pytest
 import torch
-from nets import chain, conv_net, conv_node, flatten_node, if_node, lif_node, pool_node
+from nets import Body, chain, conv_net, conv_node, flatten_node, if_node, lif_node, pool_node
 from torch import nn
 
 import nirdeploy as nd
@@ -133,17 +133,6 @@ def test_additions_become_edges():
     assert edges(nd.torch_to_nir(Residual())) == sorted(
         [("input", "a"), ("input", "b"), ("a", "output"), ("b", "output"), ("input", "output")]
     )
-
-
-class Body(nn.Module):
-    def __init__(self, body, **modules):
-        super().__init__()
-        for name, module in modules.items():
-            setattr(self, name, module)
-        self.body = body
-
-    def forward(self, x):
-        return self.body(self, x)
 
 
 @pytest.mark.parametrize(

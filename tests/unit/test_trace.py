@@ -6,6 +6,7 @@ import nir
 import numpy as np
 import pytest
 import torch
+from nets import Body
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations, parametrize, prune
@@ -16,19 +17,6 @@ from nirdeploy.errors import ConversionError
 from nirdeploy.reference.neurons import IF, LI, LIF
 
 PLAIN = nd.Convention(if_gain="r", reset="zero", dt=1e-3)
-
-
-class Body(nn.Module):
-    """A forward given as a function of (module, x)."""
-
-    def __init__(self, body, **modules):
-        super().__init__()
-        for name, module in modules.items():
-            setattr(self, name, module)
-        self.body = body
-
-    def forward(self, x):
-        return self.body(self, x)
 
 
 def kinds(graph):
