@@ -142,12 +142,25 @@ def _store_node(group: h5py.Group, name: str, node: nir.NIRNode) -> None:
     elif isinstance(node, nir.Output):
         _store_value(group, "shape", node.output_type["output"], name)
     else:
-        for field, value in parameters(node).items():
+        values = parameters(node)
+        if _left_out(values):
+            # nir 1.0.4 refuses files that have the field at all; every later reader takes 0 for it
+            del values["v_reset"]
+        for field, value in values.items():
             _store_value(group, field, value, name)
         if isinstance(node, nir.Flatten):
             _store_value(group, "input_type", node.input_type["input"], name)
     meta = getattr(node, "metadata", None)
     _store_metadata(group, meta if isinstance(meta, Mapping) else {}, name)
+
+
+def _left_out(values: Mapping[str, Any]) -> bool:
+    """Whether v_reset is exactly what a reader makes of its absence: zeros like v_threshold."""
+    if values.get("v_reset") is None or values.get("v_threshold") is None:
+        return False
+    stored, absent = np.asarray(values["v_reset"]), np.zeros_like(np.asarray(values["v_threshold"]))
+    same = stored.dtype == absent.dtype and stored.shape == absent.shape
+    return bool(same and stored.tobytes() == absent.tobytes())
 
 
 def _store_metadata(group: h5py.Group, meta: Mapping[str, Any], node: str | None) -> None:
