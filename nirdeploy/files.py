@@ -24,11 +24,15 @@ __all__ = [
     "atomic",
     "attribute",
     "guard",
+    "integers",
     "locked",
     "member",
     "numbers",
     "open_hdf5",
+    "reopen",
+    "reserve",
     "sha256",
+    "stamp",
     "text_of",
     "unreadable",
     "write_text",
@@ -93,6 +97,22 @@ def write_text(path: str | Path, text: str) -> None:
     """Write UTF-8 text atomically."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def reserve(handle: int, start: int, size: int) -> None:
+    """Take `size` bytes of an open file from `start` on, so that writing them later finds the space.
+
+    Where the file system cannot reserve, zeros are written; what lies there already stays.
+
+    Raises:
+        OSError: the disk is full, or the file may not grow so far.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(handle, start, size)
+        return
+    position, end = max(start, os.fstat(handle).st_size), start + size
+    while position < end and hasattr(os, "pwrite"):  # not on Windows
+        position += os.pwrite(handle, bytes(min(1 << 20, end - position)), position)
 
 
 @contextmanager
@@ -179,10 +199,16 @@ def open_hdf5(path: str | Path, what: str, *, max_bytes: int = MAX_BYTES) -> Ite
     except (OSError, RuntimeError, ValueError) as error:
         reason = "is truncated" if "truncated" in str(error) else "is not an HDF5 file or is damaged"
         raise FileError(f"{str(source)!r} {reason}, expected {what}") from error
+    with _explained(source, what), file:
+        guard(file, str(source), max_bytes)
+        yield file
+
+
+@contextmanager
+def _explained(source: Path, what: str) -> Iterator[None]:
+    """Turn what h5py raises for a damaged file into FileErrors."""
     try:
-        with file:
-            guard(file, str(source), max_bytes)
-            yield file
+        yield
     except NirdeployError:
         raise  # some are RuntimeErrors too, being NotImplementedErrors
     # what h5py raises for damaged bytes is not documented: all of these were met by mutating files
@@ -190,6 +216,32 @@ def open_hdf5(path: str | Path, what: str, *, max_bytes: int = MAX_BYTES) -> Ite
         raise FileError(f"{str(source)!r} cannot be read as {what}: {error}") from error
     except MemoryError as error:
         raise FileError(f"{str(source)!r} asks for more memory than there is, expected {what}") from error
+
+
+def stamp(path: str | Path) -> tuple[int, ...]:
+    """What tells a file from a later one of the same name: device, inode, size in bytes, time of change in ns.
+
+    Raises:
+        FileError: it cannot be read.
+    """
+    try:
+        found = Path(path).stat()
+    except (OSError, ValueError) as error:
+        raise FileError(f"{str(path)!r} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+@contextmanager
+def reopen(path: Path, what: str, expected: tuple[int, ...]) -> Iterator[h5py.File]:
+    """Open a file again that `open_hdf5` has guarded when its `stamp` was `expected`.
+
+    Raises:
+        FileError: it is gone or has changed since, or it is damaged.
+    """
+    if stamp(path) != expected:
+        raise FileError(f"{str(path)!r} has changed since it was loaded as {what}", remedy="Load it again.")
+    with _explained(path, what), h5py.File(path, "r") as file:
+        yield file
 
 
 def guard(file: h5py.File, label: str, max_bytes: int = MAX_BYTES) -> None:
@@ -329,3 +381,18 @@ def attribute(item: h5py.HLObject, name: str, kind: type[T]) -> T:
         return kind(number.item())
     found = "missing" if value is None else f"{value!r}"[:80]
     raise FileError(f"attribute {name!r} of {item.name} is {found}, expected {kind.__name__}")
+
+
+def integers(item: h5py.HLObject, name: str) -> tuple[int, ...]:
+    """One attribute as whole numbers, at most 64 of them.
+
+    Raises:
+        FileError: it is missing or of another type.
+    """
+    value = item.attrs[name] if name in item.attrs and _is_plain(item.attrs.get_id(name)) else None
+    found = np.asarray(value)
+    # an empty list is a list of floats to numpy
+    if found.ndim != 1 or found.size > 64 or (found.size and found.dtype.kind not in "iu"):
+        shown = "missing" if value is None else f"{value!r}"[:80]
+        raise FileError(f"attribute {name!r} of {item.name} is {shown}, expected whole numbers")
+    return tuple(int(number) for number in found)

@@ -9,7 +9,7 @@ import tokenize
 import zipfile
 import zlib
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.lib import format as npy
@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from nirdeploy.errors import FileError, RasterError
 from nirdeploy.files import MAX_BYTES, atomic, unreadable
 from nirdeploy.names import suggest
+
+if TYPE_CHECKING:
+    from nirdeploy.events import Origin
 
 __all__ = ["check_raster", "load_raster", "save_raster"]
 
@@ -40,29 +43,64 @@ _DAMAGE = (
 )
 
 
-def load_raster(path: str | Path, *, max_bytes: int = MAX_BYTES) -> tuple[NDArray[Any], NDArray[Any] | None]:
+def load_raster(
+    path: str | Path, *, step_us: int | None = None, origin: Origin = "zero", max_bytes: int = MAX_BYTES
+) -> tuple[NDArray[Any], NDArray[Any] | None]:
     """Read a raster of counts, and labels where the file has them.
 
     Args:
-        path: `.npz` with an array 'raster' (and perhaps 'labels'), or `.npy`.
+        path: `.npz` with an array 'raster' (and perhaps 'labels'), or `.npy`; or recorded events of one sample in any
+            format of `load_events`, which are counted into [step, *shape].
+        step_us: microseconds of a step, for files of events and only for them.
+        origin: where step 0 of events begins, as of `events_to_raster`; nothing is dropped.
         max_bytes: most bytes the array may take.
 
     Raises:
         FileError: missing, another format, damaged, encrypted, pickled objects, no 'raster', too large, or
-            labels that are no whole numbers in one row.
+            labels that are no whole numbers in one row; events without step_us, or a raster with it.
     """
     source = Path(path)
     if reason := unreadable(source):
         raise FileError(f"{str(source)!r} {reason}, expected a raster (.npz or .npy)")
+    from nirdeploy.event_files import is_event_file
+
     try:
-        if zipfile.is_zipfile(source):
-            return _load_npz(source, max_bytes)
-        with source.open("rb") as stream:
-            return _load_array(stream, source.name, max_bytes), None
+        events = is_event_file(source)
+        if not events:
+            found = _read(source, max_bytes)
     except FileError:
         raise
     except _DAMAGE as error:
         raise FileError(f"{str(source)!r} is no .npz or .npy raster: {error}") from error
+    if events:
+        return _load_binned(source, step_us, origin, max_bytes)
+    if step_us is not None:
+        raise FileError(f"{str(source)!r} holds a raster, which has its steps already", remedy="Leave step_us out.")
+    return found
+
+
+def _read(source: Path, max_bytes: int) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    if zipfile.is_zipfile(source):
+        return _load_npz(source, max_bytes)
+    with source.open("rb") as stream:
+        return _load_array(stream, source.name, max_bytes), None
+
+
+def _load_binned(
+    source: Path, step_us: int | None, origin: Origin, max_bytes: int
+) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    from nirdeploy.event_files import load_events
+    from nirdeploy.events import events_to_raster
+
+    if step_us is None:
+        raise FileError(f"{str(source)!r} holds events, not a raster", remedy="Pass step_us=, the length of a step.")
+    events = load_events(source, "npz" if zipfile.is_zipfile(source) else None, max_bytes=max_bytes)
+    try:
+        raster = events_to_raster(events, step_us=step_us, origin=origin, max_bytes=max_bytes)
+    except RasterError as error:
+        remedy = "load_events and events_to_raster have every option."
+        raise FileError(f"{str(source)!r}: {error}", remedy=remedy) from error
+    return raster, None if events.label is None else np.array([events.label])
 
 
 def _load_npz(source: Path, max_bytes: int) -> tuple[NDArray[Any], NDArray[Any] | None]:

@@ -12,6 +12,7 @@ from typing import Any
 import nir
 
 from nirdeploy.errors import GraphError, UnsupportedError
+from nirdeploy.nodes import keeps_state
 
 __all__ = ["NodePath", "Schedule", "dotted", "schedule"]
 
@@ -45,12 +46,15 @@ def dotted(path: NodePath) -> str:
     return ".".join(path)
 
 
-def schedule(graph: nir.NIRGraph, feedback: Iterable[tuple[str, str]] | None = None) -> Schedule:
+def schedule(
+    graph: nir.NIRGraph, feedback: Iterable[tuple[str, str]] | None = None, *, population_delay: int = 0
+) -> Schedule:
     """The execution order of a graph.
 
     Args:
         graph: a valid graph.
         feedback: dotted edges to treat as feedback instead of the rule's choice.
+        population_delay: 1: every edge into a node with state is a feedback edge, which cuts the cycles through it.
 
     Raises:
         GraphError: a loop of wires alone, or given feedback edges that leave a cycle or do not exist.
@@ -60,14 +64,18 @@ def schedule(graph: nir.NIRGraph, feedback: Iterable[tuple[str, str]] | None = N
     nodes, edges = _dissolve(graph)
     inputs = tuple(sorted(p for p, n in nodes.items() if isinstance(n, nir.Input)))
     outputs = tuple(sorted(p for p, n in nodes.items() if isinstance(n, nir.Output)))
-    back = _feedback(nodes, edges, inputs, outputs) if feedback is None else _given(edges, feedback)
-    cut = set(back)
+    delayed = [edge for edge in edges if population_delay and keeps_state(nodes[edge[1]])]
+    late = set(delayed)
+    direct = [edge for edge in edges if edge not in late]
+    back = _feedback(nodes, direct, inputs, outputs) if feedback is None else _given(edges, feedback)
+    cut = late.union(back)
+    back = sorted(cut)
     order = _order(nodes, [edge for edge in edges if edge not in cut])
     sources: dict[NodePath, list[NodePath]] = {path: [] for path in nodes}
     for source, target in edges:
         sources[target].append(source)
     named = {path: tuple(sorted(found)) for path, found in sources.items()}
-    return Schedule(nodes, order, named, tuple(sorted(back)), inputs, outputs)
+    return Schedule(nodes, order, named, tuple(back), inputs, outputs)
 
 
 # ---------------------------------------------------------------- subgraphs

@@ -1,41 +1,67 @@
-"""What a run leaves behind: states and spikes of every recorded node, in memory and in HDF5."""
+"""What a run leaves behind: states and spikes of every recorded node, in memory or in a file."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-import h5py
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from nirdeploy import files
-from nirdeploy.errors import FileError
-from nirdeploy.names import escape, suggest, unescape, unstorable
+from nirdeploy.bits import PackedSpikes
+from nirdeploy.names import suggest
 from nirdeploy.reference.convention import Convention
 
-__all__ = ["VARIABLES", "Record", "Trajectory", "load_trajectory"]
+__all__ = ["VARIABLES", "Record", "Storage", "Trajectory", "load_trajectory"]
 
-FORMAT = "nirdeploy-trajectory"
-FORMAT_VERSION = 1
-_SPIKES_RATIO = 256  # gzip, level 1, of spikes that never come: measured 228
-_MOST_BYTES = 16 * files.MAX_BYTES
 VARIABLES = ("spikes", "v_mem", "i_syn", "output")
+_BLOCK_BYTES = 16 << 20  # read at once where a whole record need not be in memory
 
 
-@dataclass(frozen=True)
+@runtime_checkable
+class Storage(Protocol):
+    """Data that a record reads when asked to, e.g. from a file."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the data, [step, ...]."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the data read."""
+
+    def read(self, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """Steps [start, stop), counted as in a slice.
+
+        Raises:
+            FileError: the file is gone, changed or damaged, or the steps take more than its limit.
+        """
+
+    def read_packed(self, start: int = 0, stop: int | None = None) -> PackedSpikes | None:
+        """The same steps as stored bits; None where the storage is not packed.
+
+        Raises:
+            FileError: as for `read`.
+        """
+
+
+@dataclass(frozen=True, init=False, eq=False)
 class Record:
     """One variable of one node over a run.
+
+    `data` is what the constructor takes: an array, `PackedSpikes` or a `Storage`. The attribute `data` is always
+    an array: packed spikes are unpacked (to int8) and files are read on every access, and nothing is kept; `read`
+    gives some of the steps. `dataclasses.replace` keeps what is stored as it is, and takes `data=` as well.
 
     Attributes:
         node: name of the node in the run's own network.
         variable: 'spikes' (counts), 'v_mem' (after the reset), 'i_syn' or 'output'.
-        data: [step, batch, ...] or, where the raster had no batch axis, [step, ...]; integers stay integers.
+        storage: the data as given: [step, batch, ...] or, where the raster had no batch axis, [step, ...]; integers
+            stay integers.
         scale: model units an integer of `data` stands for.
         units: unit of `values`: 'count', or 'model' for model units.
         source: name of the node in the original graph that this is a copy of; `node` unless it moved.
@@ -44,29 +70,89 @@ class Record:
         view: what hides the state from comparison, e.g. 'before_pool'; None: nothing.
         threshold: firing threshold in the units of `data`, a number or one a neuron; None: no threshold.
         batched: whether axis 1 of `data` is the batch.
+        steps: which steps of the run are recorded, one an entry of `data`'s first axis; None: all, from step 0.
+        neurons: where only some neurons are recorded, their flat indices in the node's shape, in the order of
+            `data` [step, batch, k]; None: all.
+
+    Raises:
+        ValueError: an unknown variable, or steps or neurons that do not fit the data.
     """
 
     node: str
     variable: str
-    data: NDArray[Any]
-    scale: float = 1.0
-    units: str = "model"
-    source: str = ""
-    index_map: NDArray[np.int64] | None = None
-    lag: int = 0
-    view: str | None = None
-    threshold: float | NDArray[Any] | None = None
-    batched: bool = True
+    storage: NDArray[Any] | PackedSpikes | Storage
+    scale: float
+    units: str
+    source: str
+    index_map: NDArray[np.int64] | None
+    lag: int
+    view: str | None
+    threshold: float | NDArray[Any] | None
+    batched: bool
+    steps: range | None
+    neurons: NDArray[np.int64] | None
 
-    def __post_init__(self) -> None:
-        if self.variable not in VARIABLES:
-            raise ValueError(f"unknown variable {self.variable!r}; expected one of {VARIABLES}")
-        if not self.source:
-            object.__setattr__(self, "source", self.node)
-        # a view: the caller's own array stays writable
-        data = np.asarray(self.data).view()
-        data.setflags(write=False)
-        object.__setattr__(self, "data", data)
+    def __init__(
+        self,
+        node: str,
+        variable: str,
+        data: ArrayLike | PackedSpikes | Storage | None = None,
+        scale: float = 1.0,
+        units: str = "model",
+        source: str = "",
+        index_map: NDArray[np.int64] | None = None,
+        lag: int = 0,
+        view: str | None = None,
+        threshold: float | NDArray[Any] | None = None,
+        batched: bool = True,
+        steps: range | None = None,
+        neurons: NDArray[np.int64] | None = None,
+        *,
+        storage: ArrayLike | PackedSpikes | Storage | None = None,
+    ) -> None:
+        if variable not in VARIABLES:
+            raise ValueError(f"unknown variable {variable!r}; expected one of {VARIABLES}")
+        given = storage if data is None else data  # `dataclasses.replace(record, data=...)` passes both
+        if given is None:
+            raise TypeError(f"a record of {node!r} needs data")
+        stored = _stored(given)
+        fields = {
+            "node": node,
+            "variable": variable,
+            "storage": stored,
+            "scale": scale,
+            "units": units,
+            "source": source or node,
+            "index_map": index_map,
+            "lag": lag,
+            "view": view,
+            "threshold": threshold,
+            "batched": batched,
+            "steps": steps,
+            "neurons": None if neurons is None else _neurons(neurons, stored.shape[2 if batched else 1 :]),
+        }
+        if steps is not None:
+            _check_steps(steps, stored.shape[0])
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def data(self) -> NDArray[Any]:
+        """The whole record as a read-only array; unpacked or read from its file on every access.
+
+        Raises:
+            FileError: it is read from a file, and this failed.
+        """
+        return self.read()
+
+    @property
+    def packed(self) -> PackedSpikes | None:
+        """The stored bits, or None where the record is not packed.
+
+        Raises:
+            FileError: it is read from a file, and this failed.
+        """
+        return self.read_packed()
 
     @property
     def values(self) -> NDArray[Any]:
@@ -74,20 +160,131 @@ class Record:
         return self.data if self.scale == 1.0 else self.data * self.scale
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of `data`, without reading it."""
+        return tuple(self.storage.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of `data`, without reading it."""
+        return np.dtype(np.int8) if isinstance(self.storage, PackedSpikes) else self.storage.dtype
+
+    @property
     def n_steps(self) -> int:
         """Number of recorded steps."""
-        return int(self.data.shape[0])
+        return self.shape[0]
+
+    @property
+    def n_samples(self) -> int:
+        """Size of the batch; 1 for a run without a batch axis."""
+        return self.shape[1] if self.batched else 1
 
     @property
     def neuron_axes(self) -> tuple[int, ...]:
         """Shape of one sample at one step."""
-        return tuple(self.data.shape[2 if self.batched else 1 :])
+        return self.shape[2 if self.batched else 1 :]
 
     @property
     def batch_data(self) -> NDArray[Any]:
-        """`data` as [step, batch, neuron], a view."""
-        steps, batch = self.data.shape[0], self.data.shape[1] if self.batched else 1
-        return self.data.reshape(steps, batch, int(np.prod(self.neuron_axes, dtype=np.int64)))
+        """`data` as [step, batch, neuron], a view of it."""
+        return self.read_batch()
+
+    def read(self, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """Recorded steps [start, stop) of `data`, counted as in a slice; read-only.
+
+        Raises:
+            FileError: it is read from a file, and this failed.
+        """
+        if isinstance(self.storage, PackedSpikes):
+            found: NDArray[Any] = self.storage.unpack(start, stop).view(np.int8)  # differences need a sign
+        elif isinstance(self.storage, np.ndarray):
+            return self.storage[start:stop]
+        else:
+            found = self.storage.read(start, stop)
+        found.setflags(write=False)
+        return found
+
+    def read_batch(self, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """`read` as [step, batch, neuron].
+
+        Raises:
+            FileError: it is read from a file, and this failed.
+        """
+        found = self.read(start, stop)
+        return found.reshape(found.shape[0], self.n_samples, math.prod(self.neuron_axes))
+
+    def read_packed(self, start: int = 0, stop: int | None = None) -> PackedSpikes | None:
+        """The stored bits of steps [start, stop), or None where the record is not packed.
+
+        Raises:
+            FileError: it is read from a file, and this failed.
+        """
+        if isinstance(self.storage, PackedSpikes):
+            whole = start == 0 and stop is None
+            return self.storage if whole else self.storage.steps(start, stop)
+        return None if isinstance(self.storage, np.ndarray) else self.storage.read_packed(start, stop)
+
+    def blocks(self) -> Iterator[tuple[int, int]]:
+        """Bounds (start, stop) that cover all steps, each about 16 MiB of `data` or one step."""
+        length = max(1, _BLOCK_BYTES // max(1, math.prod(self.shape[1:]) * self.dtype.itemsize))
+        for start in range(0, self.n_steps, length):
+            yield start, min(self.n_steps, start + length)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all attributes and all of `data` are equal, however it is stored; NaN equals NaN."""
+        if not isinstance(other, Record):
+            return NotImplemented
+        if self is other:
+            return True
+        names = ("node", "variable", "scale", "units", "source", "lag", "view", "batched", "steps", "shape", "dtype")
+        return (
+            all(getattr(self, name) == getattr(other, name) for name in names)
+            and all(_same(getattr(self, n), getattr(other, n)) for n in ("index_map", "threshold", "neurons"))
+            and (
+                self.storage is other.storage or all(_same(self.read(a, b), other.read(a, b)) for a, b in self.blocks())
+            )
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _stored(data: ArrayLike | PackedSpikes | Storage) -> NDArray[Any] | PackedSpikes | Storage:
+    if isinstance(data, PackedSpikes | Storage):
+        return data
+    # a view: the caller's own array stays writable
+    view = np.asarray(data).view()
+    view.setflags(write=False)
+    return view
+
+
+def _check_steps(steps: range, count: int) -> None:
+    if not isinstance(steps, range) or steps.start < 0 or steps.step < 1:
+        raise ValueError(f"steps are {steps!r}, expected a range that starts at 0 or later and counts upwards")
+    if len(steps) != count:
+        raise ValueError(f"steps {steps!r} are {len(steps)}, the data has {count}")
+
+
+def _neurons(neurons: NDArray[np.int64], axes: tuple[int, ...]) -> NDArray[np.int64]:
+    found = np.asarray(neurons)
+    if found.ndim != 1 or (found.size and found.dtype.kind not in "iu"):
+        raise ValueError(f"neurons are {found.dtype} of shape {found.shape}, expected a list of flat indices")
+    found = found.astype(np.int64)
+    if axes != found.shape:
+        raise ValueError(f"{found.size} neurons are named, the data has shape {axes} a sample and step")
+    if found.size and found.min() < 0:
+        raise ValueError(f"neurons hold the negative index {int(found.min())}")
+    if np.unique(found).size < found.size:
+        raise ValueError("neurons hold an index more than once")
+    found.setflags(write=False)
+    return found
+
+
+def _same(a: Any, b: Any) -> bool:
+    if a is None or b is None:
+        return a is b
+    first, second = np.asarray(a), np.asarray(b)
+    floats = first.dtype.kind == second.dtype.kind == "f"
+    return bool(np.array_equal(first, second, equal_nan=floats))
 
 
 @dataclass(frozen=True)
@@ -103,6 +300,9 @@ class Trajectory:
         graph_sha256: `graph.sha256` of the network.
         counters: per node, e.g. 'saturations', 'clamps', 'synaptic_operations'.
         producer: program and version that wrote it.
+        complete: whether the run went to its end; False: it was cut off, and `reason` says why.
+        reason: why it is not complete, e.g. 'No space left on device'; '' where it is.
+        state: where a reference run ended, to start the next one with; not in files.
     """
 
     records: Mapping[tuple[str, str], Record]
@@ -113,6 +313,9 @@ class Trajectory:
     graph_sha256: str = ""
     counters: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     producer: str = ""
+    complete: bool = True
+    reason: str = ""
+    state: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "records", MappingProxyType(dict(self.records)))
@@ -148,186 +351,37 @@ class Trajectory:
         """Number of steps."""
         return max((record.n_steps for record in self.records.values()), default=0)
 
+    def ending(self, state: Mapping[str, Any]) -> Trajectory:
+        """The same, with the state the run ended in."""
+        return replace(self, state=state)
+
     def save(self, path: str | Path) -> None:
         """Write an HDF5 file that `load_trajectory` and `xarray.open_datatree(engine='h5netcdf')` read.
 
+        Packed records stay packed; records read from a file are copied a block at a time.
+
         Raises:
-            FileError: the folder cannot be written, or a name is there that a file cannot hold.
+            FileError: the folder cannot be written, the disk is full, or a name, type or shape is there that a
+                file cannot hold; the old file, if any, stays.
         """
-        for record in self.records.values():
-            for name in (record.node, record.source, record.variable):
-                if reason := unstorable(name):
-                    raise FileError(f"the name {reason}; a file cannot hold it", node=name, remedy="Rename the node.")
-        with files.atomic(path) as temporary, h5py.File(temporary, "w") as file:
-            _store(file, self)
+        from nirdeploy.trajectory_file import write
+
+        write(path, self)
 
 
-_AXES = {1: ("neuron",), 2: ("y", "x"), 3: ("channel", "y", "x")}
-
-
-def _axis_names(record: Record) -> tuple[str, ...]:
-    rank = len(record.neuron_axes)
-    names = _AXES.get(rank, tuple(f"axis{i}" for i in range(rank)))
-    return ("step", "batch", *names) if record.batched else ("step", *names)
-
-
-def _store(file: h5py.File, trajectory: Trajectory) -> None:
-    attributes = file.attrs
-    attributes["format"], attributes["version"] = FORMAT, FORMAT_VERSION
-    attributes["producer"] = trajectory.producer
-    attributes["target"], attributes["executor"] = trajectory.target, trajectory.executor
-    attributes["convention"] = trajectory.convention.to_json() if trajectory.convention else ""
-    attributes["graph_sha256"] = trajectory.graph_sha256
-    attributes["outputs"] = json.dumps(list(trajectory.output_names))
-    attributes["counters"] = json.dumps({k: dict(v) for k, v in trajectory.counters.items()})
-    attributes["order"] = json.dumps([list(key) for key in trajectory.records])
-    nodes = file.create_group("nodes")
-    for (node, variable), record in trajectory.records.items():
-        group = nodes.require_group(escape(node))
-        # chunked by step, so that a run can be appended to
-        length = max(1, (1 << 18) // max(1, record.data[:1].nbytes)) if record.data.size else 1
-        chunks = (min(length, max(1, record.data.shape[0])), *(max(1, n) for n in record.data.shape[1:]))
-        compression = "gzip" if variable == "spikes" else None
-        dataset = group.create_dataset(
-            variable,
-            data=record.data,
-            maxshape=(None, *record.data.shape[1:]),
-            chunks=chunks,
-            compression=compression,
-            compression_opts=1 if compression else None,
-            shuffle=bool(compression),
-        )
-        _attach_axes(group, dataset, _axis_names(record))
-        details = dataset.attrs
-        details["scale"], details["units"] = record.scale, record.units
-        details["source"], details["lag"] = record.source, record.lag
-        details["view"], details["batched"] = record.view or "", int(record.batched)
-        for name, value in (("index_map", record.index_map), ("threshold", record.threshold)):
-            if value is not None and np.ndim(value):
-                # arrays are datasets: attributes stop at 64 KiB
-                group.create_dataset(f"{variable}.{name}", data=np.asarray(value).reshape(-1))
-                _attach_axes(group, group[f"{variable}.{name}"], ("cell",))
-            elif value is not None:
-                details[name] = value
-
-
-def _attach_axes(group: h5py.Group, dataset: h5py.Dataset, names: tuple[str, ...]) -> None:
-    for axis, name in enumerate(names):
-        length = dataset.shape[axis]
-        label = name
-        while label in group and group[label].shape != (length,):
-            label += "_"
-        if label not in group:
-            group.create_dataset(label, data=np.arange(length)).make_scale(label)
-        dataset.dims[axis].label = name
-        dataset.dims[axis].attach_scale(group[label])
-
-
-def load_trajectory(path: str | Path, *, max_bytes: int | None = None) -> Trajectory:
-    """Read a trajectory file written by `Trajectory.save`.
+def load_trajectory(path: str | Path, *, lazy: bool = False, max_bytes: int | None = None) -> Trajectory:
+    """Read a trajectory file written by `Trajectory.save` or a `TrajectoryWriter`.
 
     Args:
         path: the file.
-        max_bytes: most bytes that the records together may take; None: 1 GiB, or 256 times the file's own size
-            (what silent spikes compress by), whichever is more.
+        lazy: whether to leave the records in the file and read them on every access to `data`; the file must stay
+            as it is.
+        max_bytes: most bytes that the records together may take, with `lazy` those of one access; None: 1 GiB, or
+            (not with `lazy`) 256 times the file's own size (what silent spikes compress by), whichever is more.
 
     Raises:
         FileError: not HDF5, damaged, another format or a newer version, or too large.
     """
-    source = Path(path)
-    if max_bytes is None:
-        size = 0 if files.unreadable(source) else source.stat().st_size
-        max_bytes = max(files.MAX_BYTES, min(_SPIKES_RATIO * size, _MOST_BYTES))
-    with files.open_hdf5(source, "a trajectory", max_bytes=max_bytes) as file:
-        if "format" not in file.attrs or files.attribute(file, "format", str) != FORMAT:
-            raise FileError(f"{str(path)!r} is HDF5 but not a trajectory")
-        version = files.attribute(file, "version", int)
-        if version > FORMAT_VERSION:
-            raise FileError(
-                f"{str(path)!r} has trajectory format {version}, this nirdeploy reads up to {FORMAT_VERSION}",
-                remedy="Update nirdeploy.",
-            )
-        try:
-            return _load(file)
-        # FileErrors are ValueErrors; the rest is what wrong types and damaged bytes raise
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise FileError(f"{str(path)!r} is a damaged trajectory: {error}") from error
+    from nirdeploy.trajectory_file import read
 
-
-def _load(file: h5py.File) -> Trajectory:
-    records: dict[tuple[str, str], Record] = {}
-    nodes = files.member(file, "nodes", h5py.Group)
-    stored = {unescape(name): name for name in nodes}
-    for node, variable in json.loads(files.attribute(file, "order", str)):
-        group = files.member(nodes, stored[node], h5py.Group)
-        records[node, variable] = _load_record(group, node, variable)
-    outputs = tuple(json.loads(files.attribute(file, "outputs", str)))
-    for name in outputs:
-        if (name, "output") not in records:
-            raise FileError(f"no output record of {name!r}")
-    text = files.attribute(file, "convention", str)
-    return Trajectory(
-        records,
-        output_names=outputs,
-        target=files.attribute(file, "target", str),
-        executor=files.attribute(file, "executor", str),
-        convention=Convention.from_dict(json.loads(text)) if text else None,
-        graph_sha256=files.attribute(file, "graph_sha256", str),
-        counters=_counters(json.loads(files.attribute(file, "counters", str))),
-        producer=files.attribute(file, "producer", str),
-    )
-
-
-def _counters(values: Any) -> dict[str, dict[str, int]]:
-    for found in values.values():
-        for name, count in found.items():
-            if not isinstance(count, int):
-                raise FileError(f"counter {name!r} is {count!r}, expected a whole number")
-    return {str(node): dict(found) for node, found in values.items()}
-
-
-def _load_record(group: h5py.Group, node: str, variable: str) -> Record:
-    dataset = files.member(group, variable, h5py.Dataset)
-    data = files.numbers(dataset)
-    batched = bool(files.attribute(dataset, "batched", int))
-    rank = 2 if batched else 1
-    if data.ndim < rank:
-        raise FileError(f"{dataset.name} has shape {data.shape}, expected at least {rank} axes")
-    scale = files.attribute(dataset, "scale", float)
-    if not (math.isfinite(scale) and scale > 0):
-        raise FileError(f"{dataset.name} has scale {scale}, expected a positive number")
-    return Record(
-        node,
-        variable,
-        data,
-        scale=scale,
-        units=files.attribute(dataset, "units", str),
-        source=files.attribute(dataset, "source", str),
-        lag=files.attribute(dataset, "lag", int),
-        view=files.attribute(dataset, "view", str) or None,
-        batched=batched,
-        index_map=_index_map(group, dataset, data.shape[rank:]),
-        threshold=_threshold(group, dataset, data.shape[rank:]),
-    )
-
-
-def _index_map(group: h5py.Group, dataset: h5py.Dataset, shape: tuple[int, ...]) -> NDArray[np.int64] | None:
-    name = f"{dataset.name.rpartition('/')[2]}.index_map"
-    if name not in group:
-        return None
-    found = files.numbers(group[name], "iu")
-    if found.shape != (math.prod(shape),) or (found.size and not 0 <= found.min() <= found.max() < 1 << 31):
-        raise FileError(f"{group.name}/{name} does not fit {dataset.name}: shape {found.shape}")
-    return found.astype(np.int64, copy=False)
-
-
-def _threshold(group: h5py.Group, dataset: h5py.Dataset, shape: tuple[int, ...]) -> float | NDArray[Any] | None:
-    name = f"{dataset.name.rpartition('/')[2]}.threshold"
-    if name in group:
-        return files.numbers(group[name]).reshape(shape)
-    if "threshold" not in dataset.attrs:
-        return None
-    value = dataset.attrs["threshold"]
-    files.attribute(dataset, "threshold", float)
-    number: float = np.asarray(value).item()
-    return number
+    return read(path, lazy=lazy, max_bytes=max_bytes)

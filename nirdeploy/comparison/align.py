@@ -31,6 +31,18 @@ class Unaligned(NamedTuple):
     reason: str
 
 
+class Clock(NamedTuple):
+    """Steps of the run at which something is recorded: the first, and the distance between two."""
+
+    start: int = 0
+    stride: int = 1
+
+    def __str__(self) -> str:
+        return (
+            f"every step from {self.start} on" if self.stride == 1 else f"{self.start}, {self.start + self.stride}, ..."
+        )
+
+
 class _Misfit(Exception):  # noqa: N818 - never leaves this module
     """Two records cannot be aligned; the text is the reason."""
 
@@ -55,16 +67,22 @@ class Side:
     @property
     def batch(self) -> int:
         """Number of samples; 1 for a run without a batch axis."""
-        return int(self.parts[0].batch_data.shape[1])
+        return self.parts[0].n_samples
 
     @property
     def n_steps(self) -> int:
         """Number of recorded steps."""
         return self.parts[0].n_steps
 
+    @property
+    def clock(self) -> Clock:
+        """Which steps of the run are recorded: the first, and how many steps lie between two."""
+        steps = self.parts[0].steps
+        return Clock() if steps is None else Clock(steps.start, steps.step)
+
     def block(self, steps: slice, samples: slice, columns: NDArray[np.int64] | None) -> NDArray[Any]:
         """Part of the record in model units, [step, batch, neuron], neurons chosen by `columns`."""
-        pieces = [_scaled(part.batch_data[steps, samples], part.scale) for part in self.parts]
+        pieces = [_scaled(part.read_batch(steps.start, steps.stop)[:, samples], part.scale) for part in self.parts]
         whole = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=2)
         return whole if columns is None else whole.take(columns, axis=2)
 
@@ -104,7 +122,7 @@ class Aligned:
         columns: for reference and chip, which neurons of the side to take; None: all in order.
         neurons: flat index in the node of each compared neuron; None: all in order.
         shape: the node's shape, for showing a neuron as a tuple.
-        lag: steps by which the chip is later.
+        lag: recorded steps by which the chip is later.
         start: first compared step of the reference.
         steps: number of compared steps.
     """
@@ -229,7 +247,24 @@ def align(a: Trajectory, b: Trajectory, lag: int | Mapping[str, int] | None = No
             known = f"not recorded by {name_a}"
             reason = known if source in sources else f"its source {source!r} is not recorded by {name_a}"
             unaligned.extend(Unaligned(record.node, variable, reason) for record in records)
-    return Alignment(pairs, tuple(unaligned))
+    kept, dropped = _one_clock(pairs)
+    return Alignment(kept, (*unaligned, *dropped))
+
+
+def _one_clock(pairs: Mapping[Key, Aligned]) -> tuple[dict[Key, Aligned], list[Unaligned]]:
+    """The pairs that are recorded at the same steps of the run, so that a row means one step, and the rest."""
+    clocks = {key: pair.reference.clock for key, pair in pairs.items()}
+    leading = Clock() if Clock() in clocks.values() else next(iter(clocks.values()), Clock())
+    kept = {key: pair for key, pair in pairs.items() if clocks[key] == leading}
+    dropped = [
+        Unaligned(*key, f"recorded at steps {clock}, others at {leading}")
+        for key, clock in clocks.items()
+        if clock != leading
+    ]
+    if leading != Clock():
+        counted = f"recorded at steps {leading} only; the comparison counts those, from 0"
+        dropped.extend(Unaligned(*key, counted) for key in kept)
+    return kept, dropped
 
 
 def _by_source(trajectory: Trajectory) -> dict[Key, list[Record]]:
@@ -262,9 +297,10 @@ def _side(records: list[Record], label: str) -> Side:
         raise _Misfit(f"{len(records)} records of {label} name this source, not all with an index map")
     for what, values in (
         ("step counts", {record.n_steps for record in records}),
-        ("batch sizes", {record.batch_data.shape[1] for record in records}),
+        ("batch sizes", {record.n_samples for record in records}),
         ("lags", {record.lag for record in records}),
         ("views", {record.view for record in records}),
+        ("recorded steps", {record.steps for record in records}),
     ):
         if len(values) > 1:
             raise _Misfit(f"the slices of {label} differ in {what}: {sorted(map(str, values))}")
@@ -272,9 +308,11 @@ def _side(records: list[Record], label: str) -> Side:
 
 
 def _index(record: Record, label: str) -> NDArray[np.int64] | None:
-    if record.index_map is None:
+    # without a map the node's own neurons are the source's
+    found = record.neurons if record.index_map is None else record.index_map
+    if found is None:
         return None
-    index = np.asarray(record.index_map, dtype=np.int64).reshape(-1)
+    index = np.asarray(found, dtype=np.int64).reshape(-1)
     if index.size != _count(record):
         raise _Misfit(f"the index map of {label} has {index.size} entries for {_count(record)} neurons")
     if index.size and index.min() < 0:
@@ -301,6 +339,11 @@ def _pair(key: Key, a: Side, b: Side, lag: int | Mapping[str, int] | None, names
     columns, neurons, shape = _match_neurons(a, b, names)
     given = lag.get(node) if isinstance(lag, Mapping) else lag
     shift = b.parts[0].lag - a.parts[0].lag if given is None else int(given)
+    if a.clock != b.clock:
+        raise _Misfit(f"recorded at steps {a.clock} in {names[0]}, {b.clock} in {names[1]}")
+    if shift % a.clock.stride:
+        raise _Misfit(f"a lag of {shift} does not fit steps recorded at {a.clock}")
+    shift //= a.clock.stride
     start = max(0, -shift)
     steps = min(a.n_steps - start, b.n_steps - start - shift)
     if steps <= 0:
@@ -345,7 +388,7 @@ def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _check_whole(side: Side, label: str) -> None:
-    if all(part.data.dtype.kind in "biu" and part.scale == 1.0 for part in side.parts):
+    if all(part.dtype.kind in "biu" and part.scale == 1.0 for part in side.parts):
         return
     for step in range(side.n_steps):
         counts = side.block(slice(step, step + 1), slice(None), None)

@@ -22,7 +22,7 @@ from nirdeploy.reference.convention import Convention
 from nirdeploy.reference.neurons import Stateful
 from nirdeploy.schedule import NodePath, Schedule, dotted, schedule
 
-__all__ = ["GraphModule", "lookup", "nir_to_torch"]
+__all__ = ["GraphModule", "lookup", "nested", "nir_to_torch", "store"]
 
 State = dict[str, Any]
 ModuleMap = Mapping[type, Callable[..., "nn.Module | None"]]
@@ -187,7 +187,7 @@ class GraphModule(Scope):
                 values[step.path] = x
             elif step.stateful:
                 values[step.path], after = self._advance(step.path, module, x, state)
-                _store(new_state, step.path, after)
+                store(new_state, step.path, after)
             else:
                 values[step.path] = module(x)
         for source, target in self.plan.feedback:
@@ -267,10 +267,18 @@ def lookup(state: Mapping[str, Any], path: NodePath) -> Any:
     return found
 
 
-def _store(state: State, path: NodePath, value: Any) -> None:
+def store(state: State, path: NodePath, value: Any) -> None:
+    """Put the entry of a node into a nested state that is being made."""
     for name in path[:-1]:
         state = state.setdefault(name, {})
     state[path[-1]] = value
+
+
+def nested(path: NodePath, value: Any) -> State:
+    """A state with the entry of one node."""
+    found: State = {}
+    store(found, path, value)
+    return found
 
 
 def _takes_state(module: nn.Module) -> bool:
@@ -329,11 +337,14 @@ def nir_to_torch(
     plan = schedule(node, used.feedback_edges)
     _check_overrides(plan, used)
     shapes = graphs.scheduled_shapes(plan)
+    if used.population_delay:
+        plan = schedule(node, used.feedback_edges, population_delay=used.population_delay)
     modules = {}
     for path in plan.order:
         inner = plan.nodes[path]
         if not isinstance(inner, nir.Input | nir.Output):
-            here = used.for_node(dotted(path), type_name(inner))
+            # the graph delays the edges, its modules know nothing of it
+            here = dataclasses.replace(used.for_node(dotted(path), type_name(inner)), population_delay=0)
             # what was read from a file for this call alone need not be copied
             context = BuildContext(dotted(path), shapes[path].input, here, shared=from_file, dtype=dtype)
             modules[path] = _build(context, inner, *maps)

@@ -97,6 +97,11 @@ class Convention:
         for name in _CHOICES:
             _check_choice(name, getattr(self, name))
         _check_v_min(self.v_min)
+        if self.fires == "before_update" and self.reset_time == "next_step":
+            raise ConventionError(
+                "fires='before_update' resets in the step it fires in; reset_time='next_step' contradicts it",
+                remedy="Use reset_time='same_step'.",
+            )
         object.__setattr__(self, "feedback_edges", _edges(self.feedback_edges))
         plain = _overrides(self.overrides)
         for key, values in plain.items():

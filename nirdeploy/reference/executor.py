@@ -1,8 +1,11 @@
-"""The reference run: a graph stepped through a raster, every requested state recorded."""
+"""The reference run: a graph over a whole raster, every requested state recorded."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import nir
@@ -11,18 +14,27 @@ import torch
 from torch import Tensor, nn
 
 from nirdeploy import graph as graphs
-from nirdeploy.convert.build import GraphModule, lookup, nir_to_torch
+from nirdeploy.convert.build import GraphModule, lookup, nir_to_torch, store
 from nirdeploy.convert.trace import torch_to_nir
-from nirdeploy.errors import ConventionError, ConversionError, RasterError, UnsupportedError
-from nirdeploy.names import suggest
-from nirdeploy.raster import check_raster
+from nirdeploy.errors import ConventionError, ConversionError, GraphError, RasterError, UnsupportedError
 from nirdeploy.reference.convention import Convention
-from nirdeploy.reference.neurons import Membrane, Neuron
+from nirdeploy.reference.engine import Engine
+from nirdeploy.reference.input import Source, sources_of
+from nirdeploy.reference.neurons import Delay, Membrane
+from nirdeploy.reference.program import Program
+from nirdeploy.reference.recording import Recorder, Selection, check_record
 from nirdeploy.schedule import NodePath, dotted
-from nirdeploy.trajectory import VARIABLES, Record, Trajectory
+from nirdeploy.trajectory import Trajectory, load_trajectory
+from nirdeploy.trajectory_file import TrajectoryWriter
 from nirdeploy.version import __version__
 
-__all__ = ["check_record", "resolve_convention", "run"]
+__all__ = ["check_record", "program_of", "resolve_convention", "run"]
+
+METHODS = ("dense", "event", "loop")
+_FOLD_BYTES, _FOLD_IMAGES = 4 << 20, 64  # of a dense chunk: what stays in cache, and what a GEMM needs
+_EVENT_BYTES = 64 << 20
+_MOST_STEPS = 4096
+_PROGRAMS: weakref.WeakKeyDictionary[GraphModule, Program] = weakref.WeakKeyDictionary()
 
 
 def run(
@@ -34,48 +46,94 @@ def run(
     nodes: Iterable[str] | None = None,
     state: Mapping[str, Any] | None = None,
     method: str = "dense",
+    neurons: Mapping[str, Any] | None = None,
+    steps: slice | range | None = None,
+    packed: bool = False,
+    output: str | Path | None = None,
 ) -> Trajectory:
     """Run the float reference over a raster.
 
     Args:
         graph_or_module: a NIRGraph, what `nir_to_torch` returned, or a module `torch_to_nir` can trace.
-        raster: counts, [step, batch, ...] or [step, ...].
+        raster: counts, [step, batch, ...] or [step, ...]: an array, a tensor, an HDF5 dataset or memory map (read
+            chunk by chunk), or Events (with a convention whose dt is whole microseconds). A dict by name where the
+            graph has several Inputs.
         convention: None: the one the graph or module carries.
-        record: variables to record.
+        record: variables to record: 'spikes', 'v_mem' (after the reset), 'i_syn', 'output' (nodes without state).
         nodes: nodes to record; None: all that have one of the variables.
-        state: initial state; missing entries mean rest.
-        method: 'dense', the plain loop over steps.
+        state: initial state; missing entries mean rest. What a run ended in is `Trajectory.state`.
+        method: 'dense': time folded into the batch of stateless layers, native loops over populations and cyclic
+            parts. 'event': the same, with layers driven by their input spikes where those are few; sums are taken
+            in another order. 'loop': the definition, step after step through the module.
+        neurons: node -> flat indices of the neurons to record there; other nodes are recorded whole.
+        steps: the steps to record, e.g. slice(900, 1000); None: all.
+        packed: whether to keep spikes of one a step as bits.
+        output: a trajectory file to write records to while the run goes on, instead of into memory; the trajectory
+            returned then reads from it on access.
 
     Returns:
         Records of every neuron node and an 'output' record of every Output node.
 
+    'dense' and 'loop' emit the same spikes, and v differs by the rounding of the sums over a layer's inputs (at most
+    2**-23 times the number of inputs times the largest |weight x count|, in float32), unless a v is that near to its
+    threshold. With batches of 4 and more, torch sums folded and unfolded layers in one order on most CPUs, and
+    acyclic graphs are then equal bit for bit.
+
     Raises:
         ConventionError: none is known, or the module was built with another.
-        RasterError: a raster of wrong shape, or with negative or NaN counts.
+        RasterError: a raster of wrong shape, type or device, or with negative or NaN counts.
         GraphError, UnsupportedError: a graph that cannot be run, naming node and type.
+        FileError: `output` cannot be written; a full disk leaves it readable up to the last step.
     """
-    if method != "dense":
-        raise UnsupportedError(f"method {method!r} is not supported yet", remedy="Use 'dense'.")
+    if method not in METHODS:
+        raise UnsupportedError(f"method {method!r} is not known", remedy=f"Use one of {', '.join(METHODS)}.")
     module = _as_module(graph_or_module, raster, convention)
-    wanted = check_record(record)
-    if len(module.plan.inputs) != 1:
-        raise UnsupportedError(f"a run of a graph with {len(module.plan.inputs)} Inputs is not supported yet")
-    (entry,) = module.plan.inputs
-    shape = module.shapes[entry].input
-    data, batched = check_raster(raster, shape, integer=False)
-    like = next((p for p in module.parameters()), torch.zeros(1))
-    exact = 2 ** (53 if like.dtype == torch.float64 else 24)
-    if data.max() > exact:
-        raise RasterError(f"the raster holds {data.max()}, beyond {exact}, up to which {like.dtype} counts exactly")
-    chosen = _chosen(module, nodes)
-    traces: dict[tuple[NodePath, str], list[Tensor]] = {}
-    with torch.no_grad():
-        current: dict[str, Any] = dict(state or {})
-        for step in range(data.shape[0]):
-            x = torch.tensor(data[step], device=like.device, dtype=like.dtype)
-            values, current = module.step({entry: x}, current)
-            _collect(module, values, current, chosen, wanted, traces)
-    return _trajectory(module, traces, batched, _digest(graph_or_module, module))
+    program = program_of(module)
+    _check_parameters(program)
+    dtype, device = numbers_of(module)
+    sources = sources_of(module, raster, dtype)
+    first = next(iter(sources.values()))
+    n_steps, batch, batched = first.steps, first.batch, first.batched
+    selection = Selection.of(module, record, nodes, neurons, steps, packed, n_steps)
+    started = _batched_state(module, state or {}, batched)
+    with ExitStack() as stack:
+        writer = None
+        if output is not None:
+            writer = stack.enter_context(
+                TrajectoryWriter(
+                    output,
+                    convention=module.convention,
+                    graph_sha256=_digest(graph_or_module, program),
+                    producer=f"nirdeploy {__version__}",
+                    outputs=tuple(module.output_names),
+                )
+            )
+        recorder = Recorder(
+            module, selection, n_steps=n_steps, batch=batch, batched=batched, dtype=dtype, writer=writer
+        )
+        stack.enter_context(torch.no_grad())
+        if method == "loop":
+            ended = _loop(module, sources, started, recorder, dtype, device)
+        else:
+            engine = Engine(
+                program, batch, started, dtype=dtype, device=device, sink=recorder, events=method == "event"
+            )
+            for start, stop in _chunks(program, n_steps, batch, dtype, method):
+                engine.chunk({path: source.signal(start, stop, dtype, device) for path, source in sources.items()})
+            ended = engine.state()
+    ended = ended if batched else _unbatched(module, ended)
+    if output is not None:
+        return load_trajectory(output, lazy=True).ending(ended)
+    return Trajectory(
+        recorder.records(),
+        output_names=tuple(module.output_names),
+        convention=module.convention,
+        graph_sha256=_digest(graph_or_module, program),
+        producer=f"nirdeploy {__version__}",
+    ).ending(ended)
+
+
+# ---------------------------------------------------------------- modules
 
 
 def _as_module(given: Any, raster: Any, convention: Convention | None) -> GraphModule:
@@ -87,7 +145,7 @@ def _as_module(given: Any, raster: Any, convention: Convention | None) -> GraphM
             )
         return given
     if isinstance(given, nn.Module):
-        given = _traced(given, np.shape(raster))
+        given = _traced(given, raster)
         own = graphs.metadata(given).get("convention")
         if convention is not None and own is not None and Convention.from_dict(own) != convention:
             raise ConventionError(
@@ -103,27 +161,57 @@ def _as_module(given: Any, raster: Any, convention: Convention | None) -> GraphM
     return module
 
 
-def _unit(node: nn.Module | None, variable: str) -> str:
-    gain = variable == "v_mem" and isinstance(node, Membrane) and node.convention.v_unit == "gain"
-    return "input gain" if gain else "model"
+def program_of(module: GraphModule) -> Program:
+    """How a module is run, worked out once for each module."""
+    found = _PROGRAMS.get(module)
+    if found is None:
+        found = _PROGRAMS[module] = Program(module)
+    return found
 
 
-def _digest(given: Any, module: GraphModule) -> str:
+def numbers_of(module: GraphModule) -> tuple[torch.dtype, torch.device]:
+    """Type and device of a module's floating-point parameters; the default type and the CPU where it has none."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.is_floating_point():
+            return tensor.dtype, tensor.device
+    return torch.get_default_dtype(), torch.device("cpu")
+
+
+def _check_parameters(program: Program) -> None:
+    program.refresh()
+
+    def check() -> bool:
+        for name, parameter in program.module.named_parameters():
+            if not bool(torch.isfinite(parameter).all()):
+                node, _, field = name.rpartition(".")
+                raise GraphError(f"{field} holds NaN or infinity", node=node, remedy="Train or load it again.")
+        return True
+
+    program.made("finite", check)
+
+
+def _digest(given: Any, program: Program) -> str:
     """Hash of the graph that was run; '' where modules of the user's own have no way back to NIR."""
     if isinstance(given, nir.NIRGraph):
         return graphs.sha256(given)
-    try:
-        return graphs.sha256(torch_to_nir(module))
-    except ConversionError:
-        return ""
+
+    def make() -> str:
+        try:
+            return graphs.sha256(torch_to_nir(program.module))
+        except ConversionError:
+            return ""
+
+    found: str = program.made("sha256", make)
+    return found
 
 
-def _traced(module: nn.Module, raster_shape: tuple[int, ...]) -> nir.NIRGraph:
+def _traced(module: nn.Module, raster: Any) -> nir.NIRGraph:
     """The graph of a module whose input shape, where it matters, is the raster's with or without batch."""
     failure: ConversionError | None = None
-    for shape in (None, raster_shape[2:], raster_shape[1:]):
+    shape = np.shape(raster) if not isinstance(raster, Mapping) else ()
+    for guess in (None, shape[2:], shape[1:]):
         try:
-            return torch_to_nir(module, input_shape=shape)
+            return torch_to_nir(module, input_shape=guess)
         except ConversionError as error:
             failure = failure or error
     raise failure or ConversionError("the module cannot be traced")
@@ -149,80 +237,83 @@ def resolve_convention(graph: nir.NIRGraph, convention: Convention | None) -> Co
     return Convention()
 
 
-def check_record(record: Iterable[str]) -> tuple[str, ...]:
-    """Variable names, validated."""
-    if not isinstance(record, Iterable):
-        raise RasterError(f"record is {record!r}, expected names", remedy=f"Choose from {', '.join(VARIABLES)}.")
-    wanted = (record,) if isinstance(record, str) else tuple(record)
-    for name in wanted:
-        if name not in VARIABLES:
-            raise RasterError(f"cannot record {name!r}", remedy=suggest(str(name), VARIABLES))
-    return wanted
+# ---------------------------------------------------------------- steps
 
 
-def _chosen(module: GraphModule, nodes: Iterable[str] | None) -> set[str]:
-    known = [dotted(path) for path in module.plan.order]
-    if nodes is None:
-        return set(known)
-    chosen = {nodes} if isinstance(nodes, str) else set(nodes)
-    for name in sorted(chosen, key=str):
-        if name not in known:
-            raise RasterError(f"no node {name!r} to record", remedy=suggest(str(name), known))
-    return chosen
+def _chunks(
+    program: Program, n_steps: int, batch: int, dtype: torch.dtype, method: str
+) -> Iterator[tuple[int, int]]:
+    """Steps that are run together: few enough to stay in cache, many enough to fill a GEMM."""
+    item = torch.empty(0, dtype=dtype).element_size()
+    step = max(1, program.step_size() * batch * item)
+    if method == "event" or program.whole:
+        length = _EVENT_BYTES // step
+    else:
+        length = max(_FOLD_BYTES // step, -(-_FOLD_IMAGES // batch))
+    length = max(1, min(length, _MOST_STEPS))
+    for start in range(0, n_steps, length):
+        yield start, min(n_steps, start + length)
 
 
-def _collect(
+def _loop(
     module: GraphModule,
-    values: Mapping[NodePath, Tensor],
+    sources: Mapping[NodePath, Source],
     state: Mapping[str, Any],
-    chosen: set[str],
-    wanted: tuple[str, ...],
-    traces: dict[tuple[NodePath, str], list[Tensor]],
-) -> None:
-    for path in module.plan.order:
-        node = module.get(path)
-        if path in module.plan.outputs:
-            traces.setdefault((path, "output"), []).append(values[path])
-        elif dotted(path) not in chosen:
+    recorder: Recorder,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Step after step through the module: what every other method is held against."""
+    current = dict(state)
+    first = next(iter(sources.values()))
+    recorder.begin(1)
+    for step in range(first.steps):
+        inputs = {path: s.signal(step, step + 1, dtype, device).dense()[0] for path, s in sources.items()}
+        values, current = module.step(inputs, current)
+        for path, variable in recorder.entries:
+            found = values[path]
+            node = module.get(path)
+            if variable in ("v_mem", "i_syn"):
+                own = lookup(current, path)
+                found = own[variable] if isinstance(own, Mapping) else own
+            emitted = variable in ("spikes", "output")
+            if not emitted and not isinstance(node, Membrane):
+                continue
+            recorder.put(path, variable, step, found.reshape(1, first.batch, -1).cpu().numpy())
+    return current
+
+
+# ---------------------------------------------------------------- state
+
+
+def _batched_state(module: GraphModule, state: Mapping[str, Any], batched: bool) -> Mapping[str, Any]:
+    """A state as it is inside a run, with a batch axis."""
+    module._check_state(state)
+    return state if batched else _with_axis(module, state, lambda value, axis: value.unsqueeze(axis))
+
+
+def _unbatched(module: GraphModule, state: Mapping[str, Any]) -> dict[str, Any]:
+    """A state without the batch axis that a run gave it."""
+    return _with_axis(module, state, lambda value, axis: value.squeeze(axis))
+
+
+def _with_axis(
+    module: GraphModule, state: Mapping[str, Any], change: Callable[[Tensor, int], Tensor]
+) -> dict[str, Any]:
+    """A state whose tensors have their batch axis changed; that of a delay line is its second."""
+    found: dict[str, Any] = {}
+    for step in module._steps:
+        value, node = lookup(state, step.path), module.get(step.path)
+        if value is None or not step.stateful:
             continue
-        elif isinstance(node, Membrane):
-            own = lookup(state, path)
-            found = {"spikes" if isinstance(node, Neuron) else "output": values[path], "v_mem": node.v_mem(own)}
-            if isinstance(own, Mapping):
-                found["i_syn"] = own["i_syn"]
-            for variable, value in found.items():
-                if variable in wanted:
-                    traces.setdefault((path, variable), []).append(value)
-        elif "output" in wanted and path not in module.plan.inputs:
-            traces.setdefault((path, "output"), []).append(values[path])
-
-
-def _trajectory(
-    module: GraphModule, traces: Mapping[tuple[NodePath, str], list[Tensor]], batched: bool, digest: str
-) -> Trajectory:
-    records = {}
-    for (path, variable), steps in traces.items():
-        name = dotted(path)
-        data = torch.stack(steps).cpu().numpy()
-        if not batched:
-            data = data[:, 0]
-        spikes = variable == "spikes"
-        if spikes and data.size and not data.max() < 2**31:
-            raise RasterError(f"{data.max()} spikes in a step do not fit 32 bits", node=name)
-        node = module.get(path)
-        threshold = node.threshold_values() if variable == "v_mem" and isinstance(node, Neuron) else None
-        records[name, variable] = Record(
-            name,
-            variable,
-            data.astype(np.int32) if spikes else data,
-            units="count" if spikes else _unit(node, variable),
-            threshold=threshold,
-            batched=batched,
-        )
-    return Trajectory(
-        records,
-        output_names=tuple(module.output_names),
-        convention=module.convention,
-        graph_sha256=digest,
-        producer=f"nirdeploy {__version__}",
-    )
+        if isinstance(node, Membrane):
+            whole = isinstance(value, Mapping)
+            value = {k: change(v, 0) for k, v in value.items()} if whole else change(value, 0)
+        elif isinstance(node, Delay):
+            value = change(value, 1)
+        store(found, step.path, value)
+    for source, target in module.plan.feedback:
+        key = f"{dotted(source)}->{dotted(target)}"
+        if state.get(key) is not None:
+            found[key] = change(state[key], 0)
+    return found

@@ -1,148 +1,51 @@
 """Neuron modules with explicit state: `spikes, state = module(x, state)`.
 
-Equations are those of NIR (Pedersen et al. 2024, Methods), discretised as the Convention says.
+The arithmetic of one step is in `dynamics`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import nir
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nirdeploy.errors import ConventionError, MissingTimeStepError, UnsupportedError
-from nirdeploy.names import suggest
+from nirdeploy.errors import ConventionError, MissingTimeStepError
 from nirdeploy.nodes import make_node
 from nirdeploy.reference.convention import Convention
+from nirdeploy.reference.dynamics import (
+    Coefficients,
+    coefficients,
+    emit,
+    exact_step,
+    lower_bound,
+    refuse_exact,
+    reset,
+    reset_value,
+    resets_late,
+)
+from nirdeploy.reference.surrogates import SURROGATES, Surrogate, heaviside, surrogate_of
 
 __all__ = [
     "IF",
     "LI",
     "LIF",
     "SURROGATES",
-    "Coefficients",
     "CubaLI",
     "CubaLIF",
     "Delay",
     "I",
     "Integrator",
+    "Membrane",
     "Neuron",
     "Stateful",
+    "Surrogate",
     "Threshold",
-    "coefficients",
-    "emit",
-    "reset",
 ]
-
-# derivative of the spike with respect to (v - threshold); Zenke and Ganguli 2018, Fang et al. 2021
-SURROGATES = {
-    "fast_sigmoid": lambda d: 1.0 / (1.0 + 10.0 * d.abs()) ** 2,
-    "atan": lambda d: 1.0 / (1.0 + (math.pi * d) ** 2),
-}
-
-
-class _Spike(torch.autograd.Function):
-    """Heaviside step whose gradient is a surrogate."""
-
-    @staticmethod
-    def forward(ctx: Any, distance: Tensor, inclusive: bool, surrogate: str) -> Tensor:
-        ctx.save_for_backward(distance)
-        ctx.surrogate = surrogate
-        return (distance >= 0 if inclusive else distance > 0).to(distance.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (distance,) = ctx.saved_tensors
-        return gradients[0] * SURROGATES[ctx.surrogate](distance), None, None
-
-
-class Coefficients(NamedTuple):
-    """One step of a neuron as v = decay * v + leak + gain * x."""
-
-    decay: Tensor | float
-    gain: Tensor | float
-    leak: Tensor | float
-
-
-def coefficients(
-    kind: str,
-    convention: Convention,
-    *,
-    r: Tensor,
-    tau: Tensor | None = None,
-    v_leak: Tensor | None = None,
-    node: str | None = None,
-) -> Coefficients:
-    """Decay, input gain and leak of one step.
-
-    LIF: tau dv/dt = v_leak - v + r x. With A = dt/tau, Euler: decay 1 - A; exponential: decay exp(-A). The
-    gain is r A ('euler'), r (1 - decay) ('decay') or 1 ('unit'); the leak is (1 - decay) v_leak.
-    IF and I: dv/dt = r x, so gain r dt, or r where the convention says `if_gain='r'`. A synapse, tau di/dt = -i + w x,
-    is the same with w for r and no leak.
-
-    Raises:
-        MissingTimeStepError: dt is needed and missing.
-        UnsupportedError: integrator 'exact'.
-    """
-    if convention.integrator == "exact":
-        raise UnsupportedError("integrator 'exact' is not supported yet", node=node, remedy="Use 'euler'.")
-    resistance = r if convention.use_r else torch.ones_like(r)
-    if tau is None:
-        if convention.gain == "unit":
-            return Coefficients(1.0, torch.ones_like(r), 0.0)
-        if convention.if_gain == "r":
-            return Coefficients(1.0, resistance, 0.0)
-        return Coefficients(1.0, resistance * _dt(convention, kind, node), 0.0)
-    rate = _dt(convention, kind, node) / tau
-    decay = 1.0 - rate if convention.integrator == "euler" else torch.exp(-rate)
-    gain = {
-        "euler": resistance * rate,
-        "decay": resistance * (1.0 - decay),
-        "unit": torch.ones_like(r),
-    }[convention.gain]
-    return Coefficients(decay, gain, 0.0 if v_leak is None else (1.0 - decay) * v_leak)
-
-
-def _dt(convention: Convention, kind: str, node: str | None) -> float:
-    if convention.dt is None:
-        why = "whose input gain is r dt" if kind in ("IF", "I") else "with a time constant"
-        remedy = "Give the convention a dt in seconds"
-        remedy += ", or if_gain='r'." if kind in ("IF", "I") else "."
-        raise MissingTimeStepError(f"{kind} {why} needs dt", node=node, remedy=remedy)
-    return convention.dt
-
-
-def emit(v: Tensor, threshold: Tensor, convention: Convention, surrogate: str) -> Tensor:
-    """Spike counts of one step: 1 where v crosses, or with 'many' how often the threshold fits into v."""
-    inclusive = convention.crossing == "inclusive"
-    spikes: Tensor = _Spike.apply(v - threshold, inclusive, surrogate)  # type: ignore[no-untyped-call]
-    if convention.spikes_per_step == "one":
-        return spikes
-    ratio = (v / threshold).detach()
-    whole = torch.floor(ratio) if inclusive else torch.ceil(ratio) - 1
-    return spikes * whole.clamp(min=1.0)
-
-
-def reset(v: Tensor, spikes: Tensor, threshold: Tensor, v_reset: Tensor, convention: Convention) -> Tensor:
-    """v after the reset and the lower bound.
-
-    'v_reset': v = v_reset; 'zero': v = 0; 'subtract': v = v - count * threshold. Then v = max(v, v_min).
-    """
-    if convention.reset == "subtract":
-        v = v - spikes * threshold
-    else:
-        value = v_reset if convention.reset == "v_reset" else torch.zeros_like(v_reset)
-        v = torch.where(spikes > 0, value.expand_as(v), v)
-    if convention.v_min is None:
-        return v
-    low = -threshold if convention.v_min == "-threshold" else torch.full_like(threshold, float(convention.v_min))
-    return torch.maximum(v, low)
-
 
 class Stateful(nn.Module):
     """Base of every module that keeps state: `out, state = module(x, state)`, never changing `state`."""
@@ -152,10 +55,11 @@ class Stateful(nn.Module):
     def __init__(self, convention: Convention | None = None) -> None:
         super().__init__()
         self.convention = convention or Convention()
-        for option, only in (("fires", "after_update"), ("reset_time", "same_step"), ("population_delay", 0)):
-            value = getattr(self.convention, option)
-            if value != only:
-                raise UnsupportedError(f"convention {option}={value!r} is not supported yet", remedy=f"Use {only!r}.")
+        if self.convention.population_delay:
+            raise ConventionError(
+                f"{type(self).__name__} alone cannot follow population_delay=1, which delays the edges into it",
+                remedy="Build the graph it belongs to with nir_to_torch.",
+            )
 
     def check(self, node: str) -> None:
         """Raise now what the first step would raise, naming the node."""
@@ -187,17 +91,23 @@ class Membrane(Stateful):
     fields: tuple[str, ...] = ("r",)
     r: Tensor
 
-    def _membrane(self, node: str | None = None) -> Coefficients:
+    def membrane(self, node: str | None = None) -> Coefficients:
+        """Decay, gain and leak of the membrane, one a neuron or one for all."""
         return coefficients(
             self.kind,
             self.convention,
             r=self.r,
-            tau=getattr(self, "tau_mem" if "tau_mem" in self.fields else "tau", None),
+            tau=self.tau_membrane(),
             v_leak=getattr(self, "v_leak", None),
             node=node,
         )
 
-    def _synapse(self, node: str | None = None) -> Coefficients | None:
+    def tau_membrane(self) -> Tensor | None:
+        """Time constant of the membrane in seconds; None where it does not leak."""
+        return getattr(self, "tau_mem" if "tau_mem" in self.fields else "tau", None)
+
+    def synapse(self, node: str | None = None) -> Coefficients | None:
+        """Decay and gain of the synapse; None where there is none."""
         if "tau_syn" not in self.fields:
             return None
         w_in = cast("Tensor", self.w_in)
@@ -206,8 +116,9 @@ class Membrane(Stateful):
 
     def check(self, node: str) -> None:
         """Raise now what the first step would raise, naming the node."""
-        self._membrane(node)
-        self._synapse(node)
+        refuse_exact(self.convention, self.kind, node)
+        self.membrane(node)
+        self.synapse(node)
         threshold = getattr(self, "v_threshold", None)
         many = self.convention.spikes_per_step == "many"
         if many and threshold is not None and not bool((threshold > 0).all()):
@@ -217,16 +128,19 @@ class Membrane(Stateful):
                 remedy="Use a positive threshold.",
             )
 
-    def integrate(self, x: Tensor, state: Any) -> tuple[Tensor, Tensor | None]:
-        """One step of synapse, where there is one, and membrane: v before any reset, and i_syn."""
-        v_before, i_before = self.split(state, x)
-        synapse = self._synapse()
-        current: Tensor | None = None
-        if synapse is not None:
-            current = synapse.decay * cast("Tensor", i_before) + synapse.gain * x
-            x = current
-        decay, gain, leak = self._membrane()
-        return decay * v_before + leak + gain * x, current
+    def current(self, x: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What the membrane sees of an input, and i_syn where there is a synapse: i = decay i + gain x."""
+        synapse = self.synapse()
+        if synapse is None or before is None:
+            return x, None
+        current: Tensor = synapse.decay * before + synapse.gain * x
+        return current, current
+
+    def integrate(self, v: Tensor, x: Tensor) -> Tensor:
+        """v before any reset: (decay v + leak) + gain x."""
+        decay, gain, leak = self.membrane()
+        found: Tensor = decay * v + leak + gain * x
+        return found
 
     def split(self, state: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """v and i_syn of a state; zeros in the shape of `x` where it is missing.
@@ -250,7 +164,7 @@ class Membrane(Stateful):
     def v_mem(self, state: Any) -> Tensor:
         """v of a state as it is recorded: model units, or divided by the input gain (v_unit='gain')."""
         v: Tensor = state["v_mem"] if isinstance(state, Mapping) else state
-        return v if self.convention.v_unit == "model" else v / self._membrane().gain
+        return v if self.convention.v_unit == "model" else v / self.membrane().gain
 
     def to_node(self, shape: tuple[int, ...]) -> nir.NIRNode:
         """The NIR node for a population of this shape."""
@@ -268,7 +182,9 @@ class Integrator(Membrane):
         Raises:
             ConventionError: the state belongs to another batch.
         """
-        v, current = self.integrate(x, state)
+        v_before, i_before = self.split(state, x)
+        x, current = self.current(x, i_before)
+        v = self.integrate(v_before, x)
         return v, self.join(v, current)
 
 
@@ -280,7 +196,7 @@ class Neuron(Membrane):
         v_threshold: firing threshold, model units.
         v_reset: reset potential, model units.
         convention: how it is stepped; None: forward Euler as NIR, which needs dt.
-        surrogate: gradient of the spike in training, one of `SURROGATES`.
+        surrogate: gradient of the spike in training: one of `SURROGATES`, or a Surrogate with a slope.
     """
 
     kind = "IF"
@@ -295,12 +211,10 @@ class Neuron(Membrane):
         v_reset: Any = 0.0,
         *,
         convention: Convention | None = None,
-        surrogate: str = "fast_sigmoid",
+        surrogate: str | Surrogate = "fast_sigmoid",
     ) -> None:
         super().__init__(convention)
-        if surrogate not in SURROGATES:
-            raise ConventionError(f"unknown surrogate {surrogate!r}", remedy=suggest(surrogate, SURROGATES))
-        self.surrogate = surrogate
+        self.surrogate = surrogate_of(surrogate)
         self._store(r=r, v_threshold=v_threshold, v_reset=v_reset)
 
     def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
@@ -316,13 +230,43 @@ class Neuron(Membrane):
         Raises:
             ConventionError: the state belongs to another batch.
         """
-        v, current = self.integrate(x, state)
-        spikes = emit(v, self.v_threshold, self.convention, self.surrogate)
-        return spikes, self.join(reset(v, spikes, self.v_threshold, self.v_reset, self.convention), current)
+        convention = self.convention
+        v, i_before = self.split(state, x)
+        x, current = self.current(x, i_before)
+        if convention.integrator == "exact":
+            spikes, v = self._exact(v, x)
+            return spikes, self.join(v, current)
+        if not resets_late(convention):
+            v = self.integrate(v, x)
+            spikes = emit(v, self.v_threshold, convention, self.surrogate)
+            v = reset(v, spikes, self.v_threshold, self.v_reset, convention)
+            return spikes, self.join(lower_bound(v, self.v_threshold, convention), current)
+        # the crossing of the step before: subtraction leaves what was integrated, a value is integrated from
+        spikes = emit(v, self.v_threshold, convention, self.surrogate)
+        if convention.reset == "subtract":
+            v = self.integrate(v, x) - spikes * self.v_threshold
+        else:
+            v = self.integrate(reset(v, spikes, self.v_threshold, self.v_reset, convention), x)
+        v = lower_bound(v, self.v_threshold, convention)
+        if convention.fires == "after_update":
+            spikes = emit(v, self.v_threshold, convention, self.surrogate)
+        return spikes, self.join(v, current)
+
+    def _exact(self, v: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        return exact_step(
+            v,
+            x,
+            self.convention,
+            r=self.r,
+            threshold=self.v_threshold,
+            v_reset=self.v_reset,
+            tau=self.tau_membrane(),
+            v_leak=getattr(self, "v_leak", None),
+        )
 
     def threshold_values(self) -> float | np.ndarray:
         """The threshold in the unit in which v_mem is recorded; one number where all neurons agree."""
-        unit = 1.0 if self.convention.v_unit == "model" else self._membrane().gain
+        unit = 1.0 if self.convention.v_unit == "model" else self.membrane().gain
         array = (self.v_threshold / unit).detach().cpu().numpy()
         return float(array.flat[0]) if array.size and np.all(array == array.flat[0]) else array
 
@@ -356,7 +300,7 @@ class LIF(Neuron):
         v_reset: Any = 0.0,
         *,
         convention: Convention | None = None,
-        surrogate: str = "fast_sigmoid",
+        surrogate: str | Surrogate = "fast_sigmoid",
     ) -> None:
         super().__init__(r, v_threshold, v_reset, convention=convention, surrogate=surrogate)
         self._store(tau=tau, v_leak=v_leak)
@@ -391,7 +335,7 @@ class CubaLIF(Neuron):
         w_in: Any = 1.0,
         *,
         convention: Convention | None = None,
-        surrogate: str = "fast_sigmoid",
+        surrogate: str | Surrogate = "fast_sigmoid",
     ) -> None:
         super().__init__(r, v_threshold, v_reset, convention=convention, surrogate=surrogate)
         self._store(tau_syn=tau_syn, tau_mem=tau_mem, v_leak=v_leak, w_in=w_in)
@@ -442,16 +386,15 @@ class CubaLI(Integrator):
 class Threshold(nn.Module):
     """1 where x > threshold, else 0, with a surrogate gradient (nir.Threshold)."""
 
-    def __init__(self, threshold: Any, *, surrogate: str = "fast_sigmoid") -> None:
+    def __init__(self, threshold: Any, *, surrogate: str | Surrogate = "fast_sigmoid") -> None:
         super().__init__()
         tensor = torch.as_tensor(np.array(threshold, copy=True))
         self.threshold = nn.Parameter(tensor if tensor.is_floating_point() else tensor.float())
-        self.surrogate = surrogate
+        self.surrogate = surrogate_of(surrogate)
 
     def forward(self, x: Tensor) -> Tensor:
         """Compare one step."""
-        found: Tensor = _Spike.apply(x - self.threshold, False, self.surrogate)  # type: ignore[no-untyped-call]
-        return found
+        return heaviside(x - self.threshold, False, self.surrogate)
 
 
 class Delay(Stateful):

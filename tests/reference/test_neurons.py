@@ -127,13 +127,78 @@ def test_every_preset_says_what_it_was_held_against():
         assert nd.convention(name).preset == name
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [{"integrator": "exact"}, {"fires": "before_update"}, {"reset_time": "next_step"}, {"population_delay": 1}],
-)
-def test_options_not_built_yet_are_refused(fields):
-    with pytest.raises(UnsupportedError, match="not supported yet"):
-        run(lif_node((1,)), [1.0], **fields)
+def test_reset_in_the_next_step_shows_v_above_the_threshold():
+    # v: 1.5 (spike, kept), then 1.5 - 1 + 0.25 = 0.75, then 1.0
+    spikes, v = run(if_node((1,)), [1.5, 0.25, 0.25], reset="subtract", reset_time="next_step")
+    assert (spikes, v) == ([1, 0, 0], [1.5, 0.75, 1.0])
+
+
+def test_subtraction_in_the_next_step_comes_after_the_decay():
+    # tau 4 ms: decay 0.75, gain 0.25. v: 2, then 0.75 * 2 - 1 = 0.5, then 0.375
+    fields = {"reset": "subtract", "reset_time": "next_step"}
+    assert run(lif_node((1,), tau=4e-3), [8.0, 0.0, 0.0], **fields) == ([1, 0, 0], [2.0, 0.5, 0.375])
+
+
+def test_reset_to_zero_in_the_next_step_comes_before_the_input():
+    # v: 2, then 0 + 0.25 * 2 = 0.5
+    fields = {"reset": "zero", "reset_time": "next_step"}
+    assert run(lif_node((1,), tau=4e-3), [8.0, 2.0], **fields) == ([1, 0], [2.0, 0.5])
+
+
+def test_comparing_before_the_update_emits_a_step_late():
+    fields = {"reset": "subtract", "fires": "before_update"}
+    assert run(lif_node((1,), tau=4e-3), [8.0, 0.0, 0.0], **fields) == ([0, 1, 0], [2.0, 0.5, 0.375])
+
+
+def test_comparing_before_the_update_and_resetting_after_it_is_refused():
+    with pytest.raises(ConventionError, match="fires='before_update' resets in the step it fires in"):
+        run(lif_node((1,)), [1.0], fires="before_update", reset_time="next_step")
+
+
+def test_exact_if_resets_inside_the_step():
+    # v rises by 2.5 a step from 0: crosses 1 after 0.4 of it, then goes on from 0 for 0.6: 1.5
+    spikes, v = run(if_node((1,), r=1.0), [2.5], integrator="exact")
+    assert (spikes, v) == ([1], [pytest.approx(1.5)])
+    # with 'many' it crosses again 0.4 later and ends at 0.2 * 2.5
+    spikes, v = run(if_node((1,), r=1.0), [2.5], integrator="exact", spikes_per_step="many")
+    assert (spikes, v) == ([2], [pytest.approx(0.5)])
+
+
+def test_exact_lif_by_hand():
+    # tau 4 ms, drive 4: crosses 1 at t* = tau ln(4 / 3), then from 0 for the rest of the millisecond
+    tau, rest = 4e-3, 1e-3 - 4e-3 * np.log(4 / 3)
+    spikes, v = run(lif_node((1,), tau=tau, r=1.0), [8.0], integrator="exact")
+    assert spikes == [1]
+    rest = 1e-3 - tau * np.log(8 / 7)
+    assert v == [pytest.approx(8 * (1 - np.exp(-rest / tau)), abs=1e-6)]
+
+
+def test_exact_refuses_what_has_no_closed_form():
+    values = {"tau_syn": 2e-3, "tau_mem": 4e-3, "r": 1.0, "v_leak": 0.0, "v_threshold": 1.0}
+    node = nir.CubaLIF(**{k: np.full((1,), v, np.float32) for k, v in values.items()})
+    with pytest.raises(UnsupportedError, match="node 'n': CubaLIF with integrator 'exact'"):
+        run(node, [1.0], integrator="exact")
+    with pytest.raises(ConventionError, match="integrator 'exact' with gain='unit'"):
+        run(lif_node((1,)), [1.0], integrator="exact", gain="unit")
+
+
+def test_population_delay_shifts_every_population_by_one():
+    graph = chain((1,), w=linear_node([[1.0]]), a=if_node((1,)), u=linear_node([[1.0]]), b=if_node((1,)))
+    data = np.array([2, 0, 3, 0, 0, 0], float).reshape(-1, 1, 1)
+    plain = nd.run(graph, data, convention=nd.Convention(if_gain="r"))
+    late = nd.run(graph, data, convention=nd.Convention(if_gain="r", population_delay=1))
+    for name, lag in (("a", 1), ("b", 2)):
+        assert late[name, "spikes"].lag == lag
+        for variable in ("spikes", "v_mem"):
+            assert np.array_equal(late[name, variable].data[lag:], plain[name, variable].data[:-lag])
+            assert not late[name, variable].data[:lag].any()
+    assert plain["b", "spikes"].data[:, 0, 0].tolist() == [0, 0, 1, 0, 0, 0]
+    assert late.outputs[:, 0, 0].tolist() == [0, 0, 0, 0, 1, 0]
+
+
+def test_population_delay_refuses_a_module_by_itself():
+    with pytest.raises(ConventionError, match="IF alone cannot follow population_delay=1"):
+        nd.nir_to_torch(if_node((1,)), convention=nd.Convention(if_gain="r", population_delay=1))
 
 
 def test_run_is_the_loop_over_the_module():

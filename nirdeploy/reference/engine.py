@@ -1,0 +1,504 @@
+"""A run in progress: chunks of steps go through a Program, part by part; states are carried from chunk to chunk.
+
+Time is folded into the batch of whatever has no state, populations are native scans, cyclic components native loops.
+With autograd or off the CPU, torch does the same with its own operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nirdeploy.convert.build import lookup, nested, store
+from nirdeploy.convert.layers import FlattenSample
+from nirdeploy.errors import ConventionError
+from nirdeploy.reference import kernels
+from nirdeploy.reference.cycle import Cycle
+from nirdeploy.reference.neurons import Delay, Membrane, Neuron
+from nirdeploy.reference.program import FOLDED, POPULATIONS, Part, Program, is_plain
+from nirdeploy.reference.sparse import Rows, from_raster, join, survey, to_raster
+from nirdeploy.reference.threads import split
+from nirdeploy.schedule import NodePath, dotted
+
+__all__ = ["Engine", "Signal", "Sink"]
+
+# densities above which torch is faster than events, measured by benchmarks/reference.py on two cores
+_CROSSOVER = {nn.Linear: 0.25, nn.Conv2d: 0.10}
+_NONE = np.zeros((0, 0, 0), np.float32)
+
+
+class Signal:
+    """What a node emits over a chunk, in the form it came in and in those that were asked for.
+
+    Attributes:
+        shape: of one sample at one step.
+        steps: steps of the chunk.
+        batch: samples.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        steps: int,
+        batch: int,
+        *,
+        dense: Tensor | None = None,
+        rows: Rows | None = None,
+        raw: np.ndarray | None = None,
+        density: float | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.shape, self.steps, self.batch = tuple(shape), steps, batch
+        self._dense, self._rows, self._raw = dense, rows, raw
+        self._dtype, self._device, self._density = dtype, device, density
+
+    @property
+    def size(self) -> int:
+        """Numbers a sample."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def whole(self) -> bool:
+        """Whether the dense form is there already."""
+        return self._dense is not None
+
+    def dense(self) -> Tensor:
+        """[step, batch, *shape]."""
+        if self._dense is None:
+            if self._raw is not None:
+                # torch warns of memory that must not be written to, though nothing here writes to it
+                raw = self._raw if self._raw.flags.writeable else self._raw.copy()
+                self._dense = torch.from_numpy(raw).to(device=self._device, dtype=self._dtype)
+            else:
+                assert self._rows is not None
+                empty = torch.zeros((self.steps, self.batch, self.size), dtype=self._dtype)
+                to_raster(self._rows, empty.numpy())
+                self._dense = empty.reshape(self.steps, self.batch, *self.shape)
+        return self._dense
+
+    def rows(self) -> Rows:
+        """The same as events."""
+        if self._rows is None:
+            source = self._raw if self._raw is not None else self.dense().numpy()
+            like = np.empty(0, torch.empty(0, dtype=self._dtype).numpy().dtype)
+            flat = np.ascontiguousarray(source).reshape(self.steps, self.batch, self.size)
+            self._rows = from_raster(flat, like)
+        return self._rows
+
+    def density(self) -> float:
+        """Share of numbers that are not zero."""
+        if self._rows is not None:
+            return self._rows.density
+        if self._density is not None:
+            return self._density
+        source = self._raw if self._raw is not None else self.dense().numpy()
+        return survey(np.ascontiguousarray(source))[2] / max(1, source.size)
+
+
+class Sink:
+    """Where a run's records go; this one keeps nothing."""
+
+    def begin(self, steps: int) -> None:
+        """A chunk of so many steps begins."""
+
+    def wants(self, path: NodePath, variable: str) -> bool:
+        """Whether a variable of a node is recorded."""
+        return False
+
+    def target(self, path: NodePath, variable: str, start: int, steps: int) -> np.ndarray | None:
+        """An array [step, batch, neuron] to write a chunk into; None where the variable is not recorded."""
+        return None
+
+    def put(self, path: NodePath, variable: str, start: int, values: np.ndarray | None) -> None:
+        """A chunk is complete: in its target (None), or as `values` [step, batch, neuron]."""
+
+
+class Engine:
+    """One run of a program.
+
+    Args:
+        program: what to run.
+        batch: samples.
+        state: where to start; missing entries mean rest. Never changed.
+        sink: where records go.
+        events: whether events may drive layers.
+        grad: whether gradients are wanted.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        batch: int,
+        state: Mapping[str, Any],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        sink: Sink | None = None,
+        events: bool = False,
+        grad: bool = False,
+    ) -> None:
+        program.refresh()
+        self.program, self.batch, self.sink = program, batch, sink or Sink()
+        self.module, self.shapes = program.module, program.module.shapes
+        self.dtype, self.device, self.grad = dtype, device, grad
+        self.native = device.type == "cpu" and not grad
+        self.events = events and self.native
+        self.start = 0
+        self._given = state
+        self._states: dict[NodePath, Any] = {}
+        self._previous: dict[str, Tensor] = {}
+        self._cycles: dict[Part, Cycle] = {}
+        self._signals: dict[NodePath, Signal] = {}
+        self._steps = 0
+
+    # ------------------------------------------------------------ state
+
+    def state(self) -> dict[str, Any]:
+        """Where the run stands, as `GraphModule` gives it."""
+        found: dict[str, Any] = {}
+        for path, value in self._states.items():
+            store(found, path, value)
+        for part, cycle in self._cycles.items():
+            for path, value in cycle.states().items():
+                store(found, path, value)
+            del part
+        for source, target in self.module.plan.feedback:
+            key = f"{dotted(source)}->{dotted(target)}"
+            for cycle in self._cycles.values():
+                self._previous.update(cycle.previous())
+            if key in self._previous:
+                found[key] = self._previous[key]
+        return found
+
+    def _zeros(self, shape: Sequence[int]) -> Tensor:
+        return torch.zeros((self.batch, *shape), dtype=self.dtype, device=self.device)
+
+    def initial(self, path: NodePath) -> tuple[Tensor, Tensor | None]:
+        """v and i of a population before the first step, its own to change."""
+        module, shape = self.program.modules[path], self.shapes[path].input
+        assert isinstance(module, Membrane)
+        given = lookup(self._given, path)
+        if given is None:
+            return self._zeros(shape), self._zeros(shape) if "tau_syn" in module.fields else None
+        try:
+            v, i = module.split(given, torch.empty((self.batch, *shape), dtype=self.dtype, device="meta"))
+        except ConventionError as error:
+            raise ConventionError(str(error), node=dotted(path)) from error
+        own = {"dtype": self.dtype, "device": self.device, "copy": True}
+        v = v.detach().to(**own).contiguous() if not self.grad else v.to(**own)
+        return v, None if i is None else (i.detach().to(**own).contiguous() if not self.grad else i.to(**own))
+
+    def before(self, source: NodePath, key: str) -> Tensor:
+        """What a delayed edge carries into the first step of this chunk, [batch, *shape]."""
+        if key in self._previous:
+            return self._previous[key]
+        given = self._given.get(key)
+        shape = self.shapes[source].output
+        if given is not None:
+            if tuple(given.shape) != (self.batch, *shape):
+                raise ConventionError(
+                    f"state {key!r} of shape {tuple(given.shape)}, expected {(self.batch, *shape)}", node=dotted(source)
+                )
+            found: Tensor = given.to(dtype=self.dtype, device=self.device)
+            return found
+        if self.module.convention.feedback_start == "zero":
+            return self._zeros(shape)
+        if self.grad:
+            zeros = {path: self._zeros(self.shapes[path].input) for path in self.module.plan.inputs}
+            return self.module._silence(zeros)[source]
+        return self.program.silence()[source].to(self.dtype).expand((self.batch, *shape))
+
+    # ------------------------------------------------------------ a chunk
+
+    def chunk(self, inputs: Mapping[NodePath, Signal]) -> dict[NodePath, Signal]:
+        """Run some steps.
+
+        Args:
+            inputs: what every Input gets.
+
+        Returns:
+            What the Outputs emit.
+        """
+        self._signals = dict(inputs)
+        self._steps = next(iter(inputs.values())).steps
+        self.sink.begin(self._steps)
+        for part in self.program.parts:
+            if part.cyclic:
+                self._cycle(part)
+                continue
+            (path,) = part.paths
+            if path in inputs:
+                continue
+            module = self.program.modules[path]
+            if is_plain(module, POPULATIONS):
+                self._population(path)
+            elif is_plain(module, (Delay,)):
+                self._delay(path)
+            elif module is not None and not is_plain(module, FOLDED):
+                self._stepwise(path)
+        outputs = {path: self.signal(path) for path in self.module.plan.outputs}
+        self._record_stateless()
+        self._remember()
+        self.start += self._steps
+        return outputs
+
+    def signal(self, path: NodePath) -> Signal:
+        """What a node emits; nodes without state are computed when somebody asks."""
+        if path not in self._signals:
+            module = self.program.modules[path]
+            sources = self.program.sources[path]
+            if module is None and len(sources) == 1 and sources[0][1] is None:
+                self._signals[path] = self.signal(sources[0][0])  # an Output is a wire
+                return self._signals[path]
+            x, _ = self._input(path)
+            if module is not None:
+                folded = x.reshape(self._steps * self.batch, *x.shape[2:])
+                y = module(folded)
+                x = y.reshape(self._steps, self.batch, *y.shape[1:])
+            self._signals[path] = self._emitted(path, x)
+        return self._signals[path]
+
+    def _emitted(self, path: NodePath, dense: Tensor) -> Signal:
+        return Signal(
+            self.shapes[path].output, self._steps, self.batch, dense=dense, dtype=self.dtype, device=self.device
+        )
+
+    def _input(self, path: NodePath) -> tuple[Tensor, bool]:
+        """The sum of what a node's sources emit, in name order, and whether nobody else reads that memory."""
+        sources = self.program.sources[path]
+        parts = [self._edge(source, key) for source, key in sources]
+        total = parts[0]
+        for part in parts[1:]:
+            total = total + part
+        if len(parts) > 1 or sources[0][1] is not None:
+            return total, True
+        source = sources[0][0]
+        module = self.program.modules[source]
+        fresh = is_plain(module, FOLDED) and not is_plain(module, (FlattenSample, nn.Identity))
+        alone = len(self.program.consumers[source]) == 1 and not self.sink.wants(source, "output")
+        return total, fresh and alone
+
+    def _edge(self, source: NodePath, key: str | None) -> Tensor:
+        now = self.signal(source).dense()
+        if key is None:
+            return now
+        return torch.cat([self.before(source, key)[None], now[:-1]])
+
+    def _remember(self) -> None:
+        """Keep what delayed edges carry into the next chunk."""
+        inside = {path for part in self.program.parts if part.cyclic for path in part.paths}
+        for source, target in self.module.plan.feedback:
+            if not (source in inside and target in inside):
+                last = self.signal(source).dense()[-1]
+                self._previous[f"{dotted(source)}->{dotted(target)}"] = last if self.grad else last.clone()
+
+    # ------------------------------------------------------------ populations
+
+    def _population(self, path: NodePath) -> None:
+        if not self.native:
+            self._population_torch(path)
+            return
+        if path not in self._states:
+            self._hold(path, *self.initial(path))
+        if self.events and self._driven(path):
+            return
+        x, own = self._input(path)
+        shape, size = self.shapes[path].output, int(np.prod(self.shapes[path].output))
+        flat = x.contiguous().reshape(self._steps, self.batch, size)
+        out = flat if own else torch.empty_like(flat)
+        self._scan(path, flat.numpy(), out.numpy())
+        self._signals[path] = self._emitted(path, out.reshape(self._steps, self.batch, *shape))
+        self._put_emitted(path, out)
+
+    def _hold(self, path: NodePath, v: Tensor, i: Tensor | None) -> None:
+        self._states[path] = v if i is None else {"i_syn": i, "v_mem": v}
+
+    def _held(self, path: NodePath) -> tuple[np.ndarray, np.ndarray]:
+        """v and i [batch, neuron], the memory that the state is in."""
+        state = self._states[path]
+        v, i = (state["v_mem"], state["i_syn"]) if isinstance(state, Mapping) else (state, None)
+        flat = v.numpy().reshape(self.batch, -1)
+        return flat, flat[:0, :0] if i is None else i.numpy().reshape(self.batch, -1)
+
+    def _scan(self, path: NodePath, x: np.ndarray, out: np.ndarray) -> None:
+        native = self.program.native(path, self.dtype)
+        v, i = self._held(path)
+        v_record, i_record, none = self._targets(path, x.dtype)
+
+        def work(first: int, last: int) -> None:
+            kernels.scan(
+                x, v, i, native.p, native.q, native.how, native.dt, out, v_record, i_record, first, last
+            )
+
+        split(work, self.batch, max(1, (1 << 18) // max(1, x.shape[0] * x.shape[2])))
+        self._put_states(path, v_record, i_record, none)
+
+    def _targets(self, path: NodePath, dtype: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        none = np.zeros((0, 0, 0), dtype)
+        v = self.sink.target(path, "v_mem", self.start, self._steps)
+        i = self.sink.target(path, "i_syn", self.start, self._steps)
+        return none if v is None else v, none if i is None else i, none
+
+    def _put_states(self, path: NodePath, v: np.ndarray, i: np.ndarray, none: np.ndarray) -> None:
+        for variable, array in (("v_mem", v), ("i_syn", i)):
+            if array is not none:
+                self.sink.put(path, variable, self.start, None)
+
+    def _put_emitted(self, path: NodePath, out: Tensor) -> None:
+        module = self.program.modules[path]
+        variable = "spikes" if isinstance(module, Neuron) else "output"
+        if self.sink.wants(path, variable):
+            flat = out.detach().reshape(self._steps, self.batch, -1)
+            self.sink.put(path, variable, self.start, flat.cpu().numpy())
+
+    def _population_torch(self, path: NodePath) -> None:
+        """Step by step with the module itself; where autograd is on, the folded backward pass if it has one."""
+        from nirdeploy.reference import training
+
+        module = self.program.modules[path]
+        assert isinstance(module, Membrane)
+        x, _ = self._input(path)
+        state = self._states.get(path)
+        if state is None:
+            self._hold(path, *self.initial(path))
+            state = self._states[path]
+        keep = any(self.sink.wants(path, variable) for variable in ("v_mem", "i_syn"))
+        if self.device.type == "cpu" and not keep and training.foldable(module, self.dtype):
+            out, state = training.scan(module, x, state)
+        else:
+            emitted, states = [], []
+            for t in range(self._steps):
+                y, state = module(x[t], state)
+                emitted.append(y)
+                states.append(state)
+            out = torch.stack(emitted)
+            self._put_torch_states(path, states)
+        self._states[path] = state
+        self._signals[path] = self._emitted(path, out)
+        self._put_emitted(path, out)
+
+    def _put_torch_states(self, path: NodePath, states: list[Any]) -> None:
+        for variable in ("v_mem", "i_syn"):
+            if not self.sink.wants(path, variable):
+                continue
+            found = [s[variable] if isinstance(s, Mapping) else s for s in states]
+            stacked = torch.stack([f.detach() for f in found]).reshape(self._steps, self.batch, -1)
+            self.sink.put(path, variable, self.start, stacked.cpu().numpy())
+
+    # ------------------------------------------------------------ events
+
+    def _driven(self, path: NodePath) -> bool:
+        """Compute a population and the weight before it from events, where they are few enough."""
+        chain = self.program.chains.get(path)
+        if chain is None or self.sink.wants(chain.weight, "output"):
+            return False
+        source = self._signals.get(chain.source) or self.signal(chain.source)
+        kind = type(self.program.modules[chain.weight])
+        if source.density() > _CROSSOVER[kind]:  # type: ignore[index]
+            return False
+        rows, weights = source.rows(), self.program.weights(path)
+        native = self.program.native(path, self.dtype)
+        order = weights.order
+        p, q = native.p, native.q
+        v_node, i_node = self._held(path)
+        v, i = v_node, i_node
+        if order.size:
+            # take, not [:, order]: that gives the memory of the transpose
+            p, q = self.program.made((path, "ordered"), lambda: (p.take(order, 1), q.take(order[: q.shape[1]], 1)))
+            v, i = v_node.take(order, 1), i_node.take(order, 1) if i_node.size else i_node
+        v_record, i_record, none = self._targets(path, v.dtype)
+
+        def work(first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            pointer = np.empty((last - first) * self._steps + 1, np.int64)
+            found = kernels.events_layer(
+                rows.pointer, rows.index, rows.value, self._steps, first, last, weights.weight, weights.table,
+                weights.reach, weights.bias, weights.pieces, order, v, i, p, q, native.how, native.dt, pointer, v_record, i_record,
+            )  # fmt: skip
+            return (pointer, *found)
+
+        cost = int(rows.index.size * weights.fan_out) // max(1, self.batch) + self._steps * v.shape[1]
+        parts = split(work, self.batch, max(1, (1 << 18) // max(1, cost)))
+        if order.size:
+            v_node[:, order] = v
+            if i_node.size:
+                i_node[:, order] = i
+        self._put_states(path, v_record, i_record, none)
+        emitted = join(parts, self._steps, self.batch, v.shape[1])
+        shape = self.shapes[path].output
+        self._signals[path] = Signal(shape, self._steps, self.batch, rows=emitted, dtype=self.dtype)
+        if self.sink.wants(path, "spikes"):
+            target = self.sink.target(path, "spikes", self.start, self._steps)
+            assert target is not None
+            target[...] = 0
+            to_raster(emitted, target)
+            self.sink.put(path, "spikes", self.start, None)
+        elif self.sink.wants(path, "output"):
+            self._put_emitted(path, self._signals[path].dense())
+        return True
+
+    # ------------------------------------------------------------ everything else
+
+    def _delay(self, path: NodePath) -> None:
+        """Each neuron `steps` back in time, over what came in before this chunk and in it."""
+        module = self.program.modules[path]
+        assert isinstance(module, Delay)
+        x, _ = self._input(path)
+        shape = self.shapes[path].input
+        line = self._states.get(path)
+        if line is None:
+            line = lookup(self._given, path)
+            wanted = (module.longest, self.batch, *shape)
+            if line is None:
+                line = torch.zeros(wanted, dtype=self.dtype, device=self.device)
+            elif tuple(line.shape) != wanted:
+                raise ConventionError(
+                    f"state of shape {tuple(line.shape)} for an input of shape {(self.batch, *shape)}", node=dotted(path)
+                )
+        history = torch.cat([line.flip(0).to(x), x])
+        step = torch.arange(self._steps, device=self.device).reshape(-1, *([1] * (x.ndim - 1)))
+        index = module.longest + step - module.steps.expand(x.shape[1:])[None]
+        self._signals[path] = self._emitted(path, history.gather(0, index.expand(x.shape)))
+        self._states[path] = history[history.shape[0] - module.longest :].flip(0)
+
+    def _stepwise(self, path: NodePath) -> None:
+        """A module of the user's own, step by step."""
+        module = self.program.modules[path]
+        assert module is not None
+        x, _ = self._input(path)
+        stateful = any(step.path == path and step.stateful for step in self.module._steps)
+        state = self._states[path] if path in self._states else lookup(self._given, path)
+        emitted, states = [], []
+        for t in range(self._steps):
+            if stateful:
+                y, state = self.module._advance(path, module, x[t], nested(path, state))
+                states.append(state)
+            else:
+                y = module(x[t])
+            emitted.append(y)
+        if stateful:
+            self._states[path] = state
+        self._signals[path] = self._emitted(path, torch.stack(emitted))
+        if isinstance(module, Membrane):
+            self._put_torch_states(path, states)
+            self._put_emitted(path, self._signals[path].dense())
+
+    def _cycle(self, part: Part) -> None:
+        cycle = self._cycles.get(part)
+        if cycle is None:
+            cycle = self._cycles[part] = Cycle(self, part)
+        inputs: dict[NodePath, list[Callable[[], Tensor]]] = {}
+        del inputs
+        self._signals.update(cycle.run(self._steps))
+
+    def _record_stateless(self) -> None:
+        for path in self.module.plan.order:
+            stateless = not isinstance(self.program.modules[path], Membrane)
+            if stateless and self.sink.wants(path, "output"):
+                dense = self.signal(path).dense().detach()
+                self.sink.put(path, "output", self.start, dense.reshape(self._steps, self.batch, -1).cpu().numpy())
+

@@ -1,0 +1,152 @@
+"""What a run takes in: rasters of any kind, read and checked chunk by chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from nirdeploy.convert.build import GraphModule
+from nirdeploy.errors import RasterError
+from nirdeploy.events import Events, events_to_raster
+from nirdeploy.raster import check_raster
+from nirdeploy.reference.engine import Signal
+from nirdeploy.reference.sparse import survey
+from nirdeploy.schedule import NodePath, dotted
+
+__all__ = ["Source", "sources_of"]
+
+_QUICK = ("|b1", "|u1", "|i1", "<i2", "<i4", "<i8", "<f4", "<f8")  # what torch takes as it is, without '<u2' and so on
+
+
+class Source:
+    """The raster of one Input.
+
+    Args:
+        raster: an array, a tensor, or what gives arrays when it is sliced (an HDF5 dataset, a memory map).
+        shape: of the Input.
+        dtype: that the run computes in.
+        node: name of the Input.
+
+    Attributes:
+        steps: steps.
+        batch: samples.
+        batched: whether the raster has a batch axis.
+
+    Raises:
+        RasterError: wrong shape or type, negative, NaN, infinite or too large counts.
+    """
+
+    def __init__(self, raster: Any, shape: tuple[int, ...], dtype: torch.dtype, node: str) -> None:
+        self.shape, self.node = shape, node
+        self._exact = 2.0 ** (53 if dtype == torch.float64 else 24)
+        self._lazy = _is_lazy(raster)
+        if self._lazy:
+            given = tuple(raster.shape)
+            self.batched = len(given) == len(shape) + 2
+            if not (self.batched or len(given) == len(shape) + 1) or given[len(given) - len(shape) :] != shape:
+                raise RasterError(f"the raster has shape {given}, expected [step, batch, *{shape}]", node=node)
+            if 0 in given:
+                raise RasterError(f"the raster is empty: shape {given}", node=node)
+            self._data = raster
+            self.steps, self.batch = given[0], given[1] if self.batched else 1
+            return
+        if isinstance(raster, torch.Tensor) and raster.layout == torch.strided and not raster.is_complex():
+            raster = raster.detach().cpu() if raster.is_floating_point() or raster.is_cuda else raster
+            raster = raster.numpy() if raster.dtype not in (torch.bfloat16,) and not raster.is_quantized else raster
+        self._data, self.batched, self._density = self._checked(raster, 0)
+        self.steps, self.batch = self._data.shape[:2]
+
+    def _checked(self, raster: Any, start: int) -> tuple[np.ndarray, bool, float | None]:
+        """A raster with a batch axis, its density where it was counted; one pass where nothing is wrong with it."""
+        quick = isinstance(raster, np.ndarray) and raster.dtype.str in _QUICK and not np.ma.isMaskedArray(raster)
+        rank = len(self.shape)
+        if quick and raster.size and raster.ndim in (rank + 1, rank + 2) and raster.shape[-rank:] == self.shape:
+            batched = raster.ndim == rank + 2
+            low, high, filled, sound = survey(np.ascontiguousarray(raster))
+            if sound and low >= 0 and high <= self._exact:
+                found = np.ascontiguousarray(raster if batched else raster[:, None])
+                found = found.view(np.uint8) if found.dtype == np.bool_ else found
+                return found, batched, filled / found.size
+        data, batched = check_raster(raster, self.shape, integer=False)
+        if data.max() > self._exact:
+            raise RasterError(
+                f"the raster holds {data.max()}, beyond {self._exact:.0f}, up to which the module counts exactly",
+                node=self.node,
+            )
+        return data, batched, None
+
+    def signal(self, start: int, stop: int, dtype: torch.dtype, device: torch.device) -> Signal:
+        """Steps `start` to `stop`."""
+        if self._lazy:
+            part = np.asarray(self._data[start:stop])
+            try:
+                part, _, density = self._checked(part, start)
+            except RasterError as error:
+                raise RasterError(f"in steps {start} to {stop - 1}, counted from {start}: {error}", node=self.node) from error
+        else:
+            part, density = self._data[start:stop], self._density
+        return Signal(
+            self.shape, stop - start, self.batch, raw=part, density=density, dtype=dtype, device=device
+        )
+
+
+def _is_lazy(raster: Any) -> bool:
+    """Whether a raster should be read chunk by chunk."""
+    if isinstance(raster, np.memmap):
+        return True
+    return not isinstance(raster, np.ndarray | torch.Tensor) and all(
+        hasattr(raster, name) for name in ("shape", "dtype", "__getitem__")
+    )
+
+
+def sources_of(module: GraphModule, raster: Any, dtype: torch.dtype) -> dict[NodePath, Source]:
+    """The raster of every Input.
+
+    Raises:
+        RasterError: an Input without one, one for no Input, or rasters of different length or batch.
+    """
+    inputs = module.plan.inputs
+    if isinstance(raster, Mapping):
+        given = {str(name): value for name, value in raster.items()}
+        names = [dotted(path) for path in inputs]
+        if sorted(given) != sorted(names):
+            raise RasterError(f"rasters of {sorted(given)} given, the graph has the Inputs {names}")
+    elif len(inputs) != 1:
+        raise RasterError(
+            f"one raster for {len(inputs)} Inputs",
+            remedy=f"Pass a dict with {', '.join(repr(dotted(p)) for p in inputs)}.",
+        )
+    else:
+        given = {dotted(inputs[0]): raster}
+    found = {}
+    for path in inputs:
+        name, shape = dotted(path), module.shapes[path].input
+        value = given[name]
+        if isinstance(value, Events):
+            value = _binned(value, shape, module.convention.dt, name)
+        found[path] = Source(value, shape, dtype, name)
+    first = next(iter(found.values()))
+    for source in found.values():
+        mine, its = (source.steps, source.batch, source.batched), (first.steps, first.batch, first.batched)
+        if mine != its:
+            raise RasterError(
+                f"its raster has {mine[0]} steps of {mine[1]} samples, that of {first.node!r} {its[0]} of {its[1]}",
+                node=source.node,
+                remedy="Give all Inputs as many steps and samples, all with a batch axis or none.",
+            )
+    return found
+
+
+def _binned(events: Events, shape: tuple[int, ...], dt: float | None, node: str) -> np.ndarray:
+    """Events counted into steps of dt."""
+    step_us = None if dt is None else round(dt * 1e6)
+    if not step_us or abs(step_us - dt * 1e6) > 1e-6 * step_us:  # type: ignore[operator]
+        raise RasterError(
+            f"events need steps of whole microseconds, the convention has dt={dt}",
+            node=node,
+            remedy="Give the convention such a dt, or count them yourself with nd.events_to_raster.",
+        )
+    return events_to_raster(events, shape, step_us=step_us)

@@ -1,0 +1,306 @@
+"""What of an imported graph can be computed how: parts in order, layers that events can drive, native parameters.
+
+A Program is made once for a module. What depends on parameters is made anew when one of them has changed.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from nirdeploy.convert.build import GraphModule
+from nirdeploy.convert.layers import FlattenSample, SumPool2d
+from nirdeploy.convert.primitives import Scale
+from nirdeploy.reference import kernels
+from nirdeploy.reference.dynamics import reset_value
+from nirdeploy.reference.neurons import IF, LI, LIF, CubaLI, CubaLIF, Delay, I, Membrane, Neuron, Threshold
+from nirdeploy.reference.sparse import Weights, pack_convolution, pack_matrix, reach_of_pool
+from nirdeploy.schedule import NodePath
+from nirdeploy.shapes import pair
+
+__all__ = ["FOLDED", "POPULATIONS", "Chain", "Native", "Part", "Program", "is_plain"]
+
+Array = NDArray[Any]
+FOLDED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.AvgPool2d, SumPool2d, FlattenSample, Scale, Threshold, nn.Identity)
+POPULATIONS = (IF, LIF, CubaLIF, I, LI, CubaLI)
+_ABSORBED = 1 << 16  # weights of a cyclic graph that is stepped as a whole
+
+
+@dataclass(frozen=True)
+class Part:
+    """Nodes computed together: one, or a cyclic component in the order of a step."""
+
+    paths: tuple[NodePath, ...]
+    cyclic: bool
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A population that events can drive: source -> address maps -> weight -> population.
+
+    Attributes:
+        source: whose events.
+        weight: the Affine, Linear or Conv2d.
+        maps: what lies between them, from the source on.
+    """
+
+    source: NodePath
+    weight: NodePath
+    maps: tuple[NodePath, ...]
+
+
+@dataclass(frozen=True)
+class Native:
+    """A population's parameters for the kernels.
+
+    Attributes:
+        p: [row, neuron], as `kernels` numbers the rows.
+        q: decay and gain of the synapse [2, neuron]; [2, 0] where there is none.
+        how: mode, inclusive, subtract, many, uniform.
+        dt: step for the closed form.
+    """
+
+    p: Array
+    q: Array
+    how: tuple[int, bool, bool, bool, bool]
+    dt: Any
+
+
+def is_plain(module: nn.Module | None, kinds: tuple[type[nn.Module], ...]) -> bool:
+    """Whether a module is exactly of one of these types and does nothing beside its forward."""
+    return (
+        type(module) in kinds
+        and not module._forward_hooks  # type: ignore[union-attr]
+        and not module._forward_pre_hooks  # type: ignore[union-attr]
+        and "forward" not in vars(module)
+    )
+
+
+def native(module: Membrane, shape: tuple[int, ...], dtype: torch.dtype) -> Native:
+    """A population's parameters, broadcast to one a neuron."""
+    convention, size = module.convention, int(np.prod(shape))
+
+    def full(value: Tensor | float) -> Array:
+        tensor = torch.as_tensor(value, dtype=dtype).detach().cpu()
+        return tensor.expand(shape).reshape(size).numpy()
+
+    p = np.zeros((7, size), full(0.0).dtype)
+    exact = convention.integrator == "exact"
+    tau = module.tau_membrane()
+    decay, gain, leak = module.membrane()
+    rows = [decay, leak, gain, 0.0, 0.0, -np.inf, np.inf if tau is None else tau]
+    if exact:
+        r = module.r if convention.use_r else torch.ones_like(module.r)
+        rows[kernels.GAIN], rows[kernels.LEAK] = r, getattr(module, "v_leak", 0.0)
+    mode = kernels.INTEGRATE
+    if isinstance(module, Neuron):
+        rows[kernels.THRESHOLD] = module.v_threshold
+        rows[kernels.V_RESET] = reset_value(module.v_reset, convention)
+        if convention.v_min is not None:
+            rows[kernels.V_MIN] = -module.v_threshold if convention.v_min == "-threshold" else float(convention.v_min)
+        many = convention.spikes_per_step == "many"
+        mode = kernels.MANY if many else kernels.ONE
+        if exact:
+            mode = kernels.EXACT
+        elif convention.fires == "before_update":
+            mode = kernels.BEFORE
+        elif convention.reset_time == "next_step":
+            mode = kernels.LATE
+    for n, value in enumerate(rows):
+        p[n] = full(value)
+    synapse = module.synapse()
+    q = np.zeros((2, 0 if synapse is None else size), p.dtype)
+    if synapse is not None:
+        q[0], q[1] = full(synapse.decay), full(synapse.gain)
+    uniform = mode == kernels.ONE and size > 0 and bool((p == p[:, :1]).all())
+    how = (
+        mode,
+        convention.crossing == "inclusive",
+        convention.reset == "subtract",
+        convention.spikes_per_step == "many",
+        uniform,
+    )
+    timed = convention.dt is not None and (tau is not None or convention.if_gain == "r_dt")
+    return Native(p, q, how, p.dtype.type(convention.dt if timed else 1.0))
+
+
+class Program:
+    """How a module is run over many steps.
+
+    Attributes:
+        module: the graph.
+        sources: for each node its sources in name order, with the key of the state entry where the edge is delayed.
+        consumers: for each node those that read it.
+        parts: in the order they are computed.
+        chains: populations that events can drive, by path.
+        whole: whether the graph is one native loop.
+    """
+
+    def __init__(self, module: GraphModule) -> None:
+        self.module = module
+        plan = module.plan
+        self.sources = {step.path: step.sources for step in module._steps}
+        self.consumers: dict[NodePath, list[NodePath]] = {path: [] for path in plan.order}
+        for path, sources in self.sources.items():
+            for source, _ in sources:
+                self.consumers[source].append(path)
+        self.modules = {path: module.get(path) for path in plan.order}
+        self.parts = tuple(self._parts())
+        cyclic = [part for part in self.parts if part.cyclic]
+        self.whole = bool(cyclic) and self._small()
+        if self.whole:
+            inner = tuple(path for path in plan.order if path not in plan.inputs)
+            self.parts = (*(Part((p,), False) for p in plan.inputs), Part(inner, True))
+        self.chains = dict(self._chains())
+        self._slots = [
+            (owner._parameters, name)
+            for found in self.modules.values()
+            if found is not None
+            for owner in found.modules()
+            for name in owner._parameters
+        ]
+        self._seen: list[tuple[Any, int]] = []
+        self._made: dict[Any, Any] = {}
+
+    # ------------------------------------------------------------ structure
+
+    def native_node(self, path: NodePath) -> bool:
+        """Whether the kernels know a node."""
+        return self.modules[path] is None or is_plain(self.modules[path], (*FOLDED, *POPULATIONS, Delay))
+
+    def _parts(self) -> Iterator[Part]:
+        import networkx as nx
+
+        digraph = nx.DiGraph()
+        digraph.add_nodes_from(self.sources)
+        digraph.add_edges_from((source, path) for path, sources in self.sources.items() for source, _ in sources)
+        position = {path: n for n, path in enumerate(self.module.plan.order)}
+        condensed = nx.condensation(digraph)
+        members = {n: sorted(data["members"], key=position.__getitem__) for n, data in condensed.nodes(data=True)}
+        for n in nx.lexicographical_topological_sort(condensed, key=lambda n: position[members[n][0]]):
+            paths = tuple(members[n])
+            yield Part(paths, len(paths) > 1 or digraph.has_edge(paths[0], paths[0]))
+
+    def _small(self) -> bool:
+        shapes, plan = self.module.shapes, self.module.plan
+        total = 0
+        for path in plan.order:
+            if path in plan.inputs:
+                continue
+            if not self.native_node(path):
+                return False
+            if is_plain(self.modules[path], (nn.Linear, nn.Conv1d, nn.Conv2d, nn.AvgPool2d, SumPool2d)):
+                total += int(np.prod(shapes[path].input)) * int(np.prod(shapes[path].output))
+        return total <= _ABSORBED
+
+    def _chains(self) -> Iterator[tuple[NodePath, Chain]]:
+        for part in self.parts:
+            (path, *_) = part.paths
+            if part.cyclic or not is_plain(self.modules[path], POPULATIONS):
+                continue
+            weight = self._direct(path)
+            if weight is None or not self._packs(weight):
+                continue
+            maps: list[NodePath] = []
+            source = self._direct(weight)
+            while source is not None and self._maps(source):
+                maps.insert(0, source)
+                source = self._direct(source)
+            if source is not None:
+                yield path, Chain(source, weight, tuple(maps))
+
+    def _direct(self, path: NodePath) -> NodePath | None:
+        """The only source of a node, where nothing delays the edge."""
+        sources = self.sources[path]
+        return sources[0][0] if len(sources) == 1 and sources[0][1] is None else None
+
+    def _packs(self, path: NodePath) -> bool:
+        module = self.modules[path]
+        if is_plain(module, (nn.Linear,)):
+            return True
+        return (
+            is_plain(module, (nn.Conv2d,))
+            and module.groups == 1  # type: ignore[union-attr]
+            and pair(module.dilation) == (1, 1)  # type: ignore[union-attr]
+            and not isinstance(module.padding, str)  # type: ignore[union-attr]
+        )
+
+    def _maps(self, path: NodePath) -> bool:
+        module = self.modules[path]
+        if is_plain(module, (FlattenSample, nn.Identity)):
+            return True
+        if not is_plain(module, (SumPool2d, nn.AvgPool2d)):
+            return False
+        return pair(module.padding) == (0, 0) and pair(module.kernel_size) == pair(module.stride)  # type: ignore[union-attr]
+
+    def step_size(self) -> int:
+        """Numbers that one step of one sample takes in all nodes together."""
+        return sum(int(np.prod(self.module.shapes[path].output)) for path in self.module.plan.order)
+
+    # ------------------------------------------------------------ parameters
+
+    def refresh(self) -> None:
+        """Forget what was made from parameters if one of them has changed."""
+        now = [(owner[name], -1 if owner[name] is None else owner[name]._version) for owner, name in self._slots]
+        seen = self._seen
+        if len(seen) != len(now) or any(a[0] is not b[0] or a[1] != b[1] for a, b in zip(seen, now, strict=True)):
+            self._made.clear()
+            self._seen = now
+
+    def made(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What was made from the present parameters under a key, or what `make` makes of them now."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    def native(self, path: NodePath, dtype: torch.dtype) -> Native:
+        """A population's parameters for the kernels."""
+        module = self.modules[path]
+        assert isinstance(module, Membrane)
+        return self.made((path, dtype), lambda: native(module, self.module.shapes[path].input, dtype))  # type: ignore[no-any-return]
+
+    def weights(self, path: NodePath) -> Weights:
+        """The weight in front of a population, laid out for the events of its chain's source."""
+        return self.made((path, "weights"), lambda: self._weights(self.chains[path]))  # type: ignore[no-any-return]
+
+    def _weights(self, chain: Chain) -> Weights:
+        shapes = self.module.shapes
+        factor = 1.0
+        reach = np.arange(int(np.prod(shapes[chain.source].output)))
+        for path in chain.maps:
+            module = self.modules[path]
+            if is_plain(module, (FlattenSample, nn.Identity)):
+                continue
+            window = pair(module.kernel_size)  # type: ignore[union-attr]
+            pool = reach_of_pool(shapes[path].input, window)
+            reach = np.where(reach >= 0, pool[reach], -1)
+            if isinstance(module, nn.AvgPool2d):
+                factor /= window[0] * window[1]
+        module = self.modules[chain.weight]
+        weight = module.weight.detach().numpy() * np.asarray(factor, module.weight.detach().numpy().dtype)  # type: ignore[union-attr,operator]
+        bias = np.zeros(weight.shape[0], weight.dtype) if module.bias is None else module.bias.detach().numpy()  # type: ignore[union-attr,operator]
+        if weight.ndim == 2:
+            return pack_matrix(weight, bias, reach)
+        given, out = shapes[chain.weight].input, shapes[chain.weight].output
+        stride, padding = pair(module.stride), pair(module.padding)  # type: ignore[union-attr]
+        return pack_convolution(weight, bias, given[1:], out[1:], stride, padding, reach)  # type: ignore[arg-type]
+
+    def silence(self) -> dict[NodePath, Tensor]:
+        """What every node emits while nothing comes in, without a batch axis; `GraphModule._silence`."""
+
+        def make() -> dict[NodePath, Tensor]:
+            module = self.module
+            like = next(itertools.chain(module.parameters(), module.buffers()), torch.zeros(1))
+            dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
+            zeros = {p: torch.zeros(module.shapes[p].input, dtype=dtype, device=like.device) for p in module.plan.inputs}
+            with torch.no_grad():
+                return module._silence(zeros)
+
+        return self.made("silence", make)  # type: ignore[no-any-return]

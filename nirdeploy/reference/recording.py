@@ -1,0 +1,370 @@
+"""What a run records: which variables of which nodes, neurons and steps, into memory or into a file as it goes."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nirdeploy.bits import PackedSpikes
+from nirdeploy.convert.build import GraphModule
+from nirdeploy.errors import RasterError
+from nirdeploy.names import suggest
+from nirdeploy.reference.engine import Sink
+from nirdeploy.reference.neurons import Membrane, Neuron
+from nirdeploy.schedule import NodePath, dotted
+from nirdeploy.trajectory import VARIABLES, Record
+from nirdeploy.trajectory_file import TrajectoryWriter
+
+__all__ = ["Recorder", "Selection", "check_record"]
+
+Array = NDArray[Any]
+_KEPT_BYTES = 256 << 20  # of buffers whose records are gone, for the next run: fresh memory costs more than a scan
+
+
+def check_record(record: Iterable[str]) -> tuple[str, ...]:
+    """Variable names, validated."""
+    if not isinstance(record, Iterable):
+        raise RasterError(f"record is {record!r}, expected names", remedy=f"Choose from {', '.join(VARIABLES)}.")
+    wanted = (record,) if isinstance(record, str) else tuple(record)
+    for name in wanted:
+        if name not in VARIABLES:
+            raise RasterError(f"cannot record {name!r}", remedy=suggest(str(name), VARIABLES))
+    return wanted
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What to record.
+
+    Attributes:
+        variables: of `VARIABLES`.
+        nodes: names; None: all that have one of the variables.
+        neurons: node -> flat indices in its shape, where not all are recorded.
+        steps: which steps of the run; None: all.
+        packed: whether spikes of 0 and 1 are kept as bits.
+    """
+
+    variables: tuple[str, ...]
+    nodes: frozenset[str] | None = None
+    neurons: Mapping[str, Array] = field(default_factory=dict)
+    steps: range | None = None
+    packed: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        module: GraphModule,
+        record: Iterable[str],
+        nodes: Iterable[str] | None,
+        neurons: Mapping[str, Any] | None,
+        steps: Any,
+        packed: bool,
+        n_steps: int,
+    ) -> Selection:
+        """What the arguments of `run` ask for.
+
+        Raises:
+            RasterError: a variable, node, neuron or step that is not there.
+        """
+        names = {dotted(path): path for path in module.plan.order}
+        chosen = None
+        if nodes is not None:
+            chosen = frozenset({nodes} if isinstance(nodes, str) else nodes)
+            for name in sorted(chosen, key=str):
+                if name not in names:
+                    raise RasterError(f"no node {name!r} to record", remedy=suggest(str(name), names))
+        subset = {}
+        for name, indices in (neurons or {}).items():
+            if name not in names:
+                raise RasterError(f"no node {name!r} to record neurons of", remedy=suggest(str(name), names))
+            subset[name] = _indices(name, indices, int(np.prod(module.shapes[names[name]].output)))
+        return cls(check_record(record), chosen, subset, _range(steps, n_steps), bool(packed))
+
+    def includes(self, name: str) -> bool:
+        """Whether a node is recorded at all."""
+        return self.nodes is None or name in self.nodes
+
+
+def _indices(name: str, given: Any, size: int) -> Array:
+    found = np.asarray(given)
+    if found.dtype == np.bool_ and found.size == size:
+        found = np.flatnonzero(found)
+    if found.ndim != 1 or found.dtype.kind not in "iu" or not found.size:
+        raise RasterError("neurons to record are not a row of flat indices", node=name)
+    if found.min() < 0 or found.max() >= size:
+        raise RasterError(f"neuron {int(found.max())} to record, there are {size}", node=name)
+    if len(np.unique(found)) != len(found):
+        raise RasterError("a neuron to record is named twice", node=name)
+    return found.astype(np.int64)
+
+
+def _range(steps: Any, n_steps: int) -> range | None:
+    if steps is None:
+        return None
+    found = range(*steps.indices(n_steps)) if isinstance(steps, slice) else steps
+    if not isinstance(found, range) or found.step < 1 or not len(found) or found[0] < 0 or found[-1] >= n_steps:
+        raise RasterError(
+            f"steps to record are {steps!r}, expected a slice or range that goes up within the run's {n_steps} steps",
+            remedy="Use e.g. slice(100, 200) or range(0, 1000, 10).",
+        )
+    return found
+
+
+# ---------------------------------------------------------------- memory
+
+
+class _Lease:
+    """Memory lent to arrays; when the last of them is gone, the next run gets it."""
+
+    free: list[Array] = []  # noqa: RUF012 (of the process)
+
+    def __init__(self, block: Array, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self.__array_interface__ = {
+            "shape": shape,
+            "typestr": dtype.str,
+            "data": (block.__array_interface__["data"][0], False),
+            "version": 3,
+        }
+        weakref.finalize(self, _Lease.back, block)
+
+    @staticmethod
+    def back(block: Array) -> None:
+        _Lease.free.append(block)
+        while sum(b.nbytes for b in _Lease.free) > _KEPT_BYTES:
+            _Lease.free.pop(0)
+
+
+def lend(shape: tuple[int, ...], dtype: Any) -> Array:
+    """An array of undefined content, in memory that an earlier run has touched where there is such."""
+    kind = np.dtype(dtype)
+    size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
+    if size < 1 << 20:
+        return np.empty(shape, kind)
+    fitting = [b for b in _Lease.free if size <= b.nbytes <= 2 * size]
+    block = min(fitting, key=lambda b: b.nbytes) if fitting else np.empty(size, np.uint8)
+    if fitting:
+        _Lease.free[:] = [b for b in _Lease.free if b is not block]
+    return np.asarray(_Lease(block, shape, kind))
+
+
+# ---------------------------------------------------------------- recording
+
+
+@dataclass
+class _Entry:
+    """One record in the making."""
+
+    name: str
+    variable: str
+    shape: tuple[int, ...]  # of a sample, as recorded
+    dtype: np.dtype[Any]
+    neurons: Array | None
+    unit: Array | None  # what v is divided by
+    threshold: Any
+    packed: bool
+    buffer: Array | None = None
+    bits: list[PackedSpikes] = field(default_factory=list)
+    scratch: Array | None = None
+
+
+class Recorder(Sink):
+    """Collects the records of a run.
+
+    Args:
+        module: what is run.
+        selection: what to record; Outputs always are.
+        n_steps: steps of the run.
+        batch: samples.
+        batched: whether records have a batch axis.
+        dtype: of v and i.
+        writer: where records go instead of memory.
+    """
+
+    def __init__(
+        self,
+        module: GraphModule,
+        selection: Selection,
+        *,
+        n_steps: int,
+        batch: int,
+        batched: bool,
+        dtype: torch.dtype,
+        writer: TrajectoryWriter | None = None,
+    ) -> None:
+        self.module, self.selection = module, selection
+        self.n_steps, self.batch, self.batched, self.writer = n_steps, batch, batched, writer
+        self.kept = n_steps if selection.steps is None else len(selection.steps)
+        self.float = torch.empty(0, dtype=dtype).numpy().dtype
+        self.lags = _lags(module)
+        self._chunk = 0
+        self.entries = {(e[0], e[1].variable): e[1] for path in module.plan.order for e in self._entries(path)}
+        for path, entry in ((path, entry) for (path, _), entry in self.entries.items()):
+            self._declare(path, entry)
+
+    def _entries(self, path: NodePath) -> list[tuple[NodePath, _Entry]]:
+        module, name, selection = self.module.get(path), dotted(path), self.selection
+        variables: list[str] = []
+        if path in self.module.plan.outputs:
+            variables = ["output"]
+        elif selection.includes(name) and path not in self.module.plan.inputs:
+            if isinstance(module, Membrane):
+                own = ["spikes" if isinstance(module, Neuron) else "output", "v_mem"]
+                variables = own + (["i_syn"] if "tau_syn" in module.fields else [])
+            else:
+                variables = ["output"]
+            variables = [v for v in variables if v in selection.variables]
+        return [(path, self._entry(path, name, variable, module)) for variable in variables]
+
+    def _entry(self, path: NodePath, name: str, variable: str, module: Any) -> _Entry:
+        shape = self.module.shapes[path].output
+        neurons = self.selection.neurons.get(name)
+        threshold: Any = None
+        unit = None
+        spikes = variable == "spikes"
+        if variable == "v_mem" and isinstance(module, Neuron):
+            threshold = module.threshold_values()
+            if neurons is not None and np.ndim(threshold):
+                threshold = np.broadcast_to(threshold, shape).reshape(-1)[neurons]
+            elif np.ndim(threshold):
+                threshold = np.broadcast_to(threshold, shape)
+        if variable == "v_mem" and module.convention.v_unit == "gain":
+            gain = torch.as_tensor(module.membrane().gain).detach().cpu()
+            unit = gain.expand(shape).reshape(-1).numpy()
+        packed = spikes and self.selection.packed
+        if packed and module.convention.spikes_per_step == "many":
+            raise RasterError(
+                "several spikes a step do not fit a bit", node=name, remedy="Record without packed=True."
+            )
+        dtype = np.dtype(np.int32) if spikes else self.float
+        kept = shape if neurons is None else (len(neurons),)
+        return _Entry(name, variable, tuple(kept), dtype, neurons, unit, threshold, packed)
+
+    def _details(self, path: NodePath, entry: _Entry) -> dict[str, Any]:
+        unit = "model" if entry.unit is None else "input gain"
+        return {
+            "units": "count" if entry.variable == "spikes" else unit,
+            "threshold": entry.threshold,
+            "lag": self.lags.get(path, 0),
+            "steps": self.selection.steps,
+            "neurons": entry.neurons,
+        }
+
+    def _declare(self, path: NodePath, entry: _Entry) -> None:
+        if self.writer is not None:
+            batch = self.batch if self.batched else None
+            self.writer.declare(
+                entry.name,
+                entry.variable,
+                dtype=np.uint8 if entry.packed else entry.dtype,
+                sample_shape=entry.shape,
+                batch=batch,
+                packed=entry.packed,
+                **self._details(path, entry),
+            )
+        elif not entry.packed:
+            size = int(np.prod(entry.shape, dtype=np.int64))
+            entry.buffer = lend((self.kept, self.batch, size), entry.dtype)
+
+    # ------------------------------------------------------------ as a sink
+
+    def begin(self, steps: int) -> None:
+        """A chunk of so many steps begins."""
+        self._chunk = steps
+
+    def wants(self, path: NodePath, variable: str) -> bool:
+        """Whether a variable of a node is recorded."""
+        return (path, variable) in self.entries
+
+    def target(self, path: NodePath, variable: str, start: int, steps: int) -> Array | None:
+        """Where to write a chunk: the record itself, or memory that the next chunk uses again."""
+        entry = self.entries.get((path, variable))
+        if entry is None:
+            return None
+        if entry.buffer is not None and entry.neurons is None and self.selection.steps is None:
+            return entry.buffer[start : start + steps]
+        size = int(np.prod(self.module.shapes[path].output, dtype=np.int64))
+        shape = (steps, self.batch, size)
+        if entry.scratch is None or entry.scratch.shape != shape:
+            entry.scratch = np.empty(shape, entry.dtype)
+        return entry.scratch
+
+    def put(self, path: NodePath, variable: str, start: int, values: Array | None) -> None:
+        """Take a chunk."""
+        entry = self.entries[path, variable]
+        direct = entry.buffer is not None and entry.neurons is None and self.selection.steps is None
+        steps = self._chunk
+        if values is None:
+            values = entry.buffer[start : start + steps] if direct else entry.scratch  # type: ignore[index]
+            assert values is not None
+            if entry.unit is not None:
+                values /= entry.unit
+            if direct:
+                return
+        elif entry.unit is not None:
+            values = values / entry.unit
+        first = 0
+        if self.selection.steps is not None:
+            kept = self.selection.steps
+            ahead = np.arange(len(kept))[slice(*np.searchsorted(kept, (start, start + steps)))]
+            if not len(ahead):
+                return
+            first = int(ahead[0])
+            values = values[np.asarray(kept[first : first + len(ahead)]) - start]
+        else:
+            first = start
+        if entry.neurons is not None:
+            values = values[..., entry.neurons]
+        self._keep(entry, first, values)
+
+    def _keep(self, entry: _Entry, first: int, values: Array) -> None:
+        if entry.variable == "spikes" and values.size and not values.max() < 2**31:
+            raise RasterError(f"{values.max()} spikes in a step do not fit 32 bits", node=entry.name)
+        shape = (len(values), *((self.batch,) if self.batched else ()), *entry.shape)
+        if self.writer is not None:
+            kind = np.uint8 if entry.packed else entry.dtype
+            self.writer.append(entry.name, entry.variable, values.reshape(shape).astype(kind, copy=False))
+        elif entry.packed:
+            entry.bits.append(PackedSpikes.pack(values.reshape(shape)))
+        else:
+            assert entry.buffer is not None
+            entry.buffer[first : first + len(values)] = values
+
+    def records(self) -> dict[tuple[str, str], Record]:
+        """The finished records."""
+        found = {}
+        for (path, variable), entry in self.entries.items():
+            shape = (self.kept, *((self.batch,) if self.batched else ()), *entry.shape)
+            data: Any = PackedSpikes.concatenate(entry.bits) if entry.packed else None
+            if data is None:
+                assert entry.buffer is not None
+                data = entry.buffer.reshape(shape)
+            details = self._details(path, entry)
+            found[entry.name, variable] = Record(entry.name, variable, data, batched=self.batched, **details)
+        return found
+
+
+def _lags(module: GraphModule) -> dict[NodePath, int]:
+    """With population_delay=1, how many steps each node is late: populations on the shortest way from an Input."""
+    if not module.convention.population_delay:
+        return {}
+    slow = {step.path for step in module._steps if step.stateful}
+    after: dict[NodePath, list[NodePath]] = {}
+    for step in module._steps:
+        for source, _ in step.sources:
+            after.setdefault(source, []).append(step.path)
+    found = dict.fromkeys(module.plan.inputs, 0)
+    waiting = list(module.plan.inputs)
+    while waiting:
+        path = waiting.pop(0)
+        for target in after.get(path, []):
+            lag = found[path] + (target in slow)
+            if lag < found.get(target, 1 << 30):
+                found[target] = lag
+                waiting.append(target)
+    return found
