@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from nirdeploy.placement import Placement as Placement
     from nirdeploy.quantization import Quantized as Quantized
     from nirdeploy.reference.convention import Convention as Convention
-    from nirdeploy.reference.convention import convention as convention
+    from nirdeploy.reference.presets import convention as convention
     from nirdeploy.reference.executor import run as run
     from nirdeploy.rules import Finding as Finding
     from nirdeploy.rules import Report as Report
@@ -50,7 +50,7 @@ _PUBLIC = {
     "Trajectory": "nirdeploy.trajectory",
     "check": "nirdeploy.pipeline",
     "compare": "nirdeploy.comparison",
-    "convention": "nirdeploy.reference.convention",
+    "convention": "nirdeploy.reference.presets",
     "deploy": "nirdeploy.pipeline",
     "feedback_edges": "nirdeploy.graph",
     "load_deployment": "nirdeploy.storage",

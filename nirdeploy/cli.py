@@ -105,7 +105,7 @@ def _convention(preset: str | None, dt: float | None, fields: list[str] | None) 
     if preset is None and dt is None and not fields:
         return None
     from nirdeploy.configuration import refuse_separate
-    from nirdeploy.reference.convention import convention
+    from nirdeploy.reference.presets import convention
 
     values: dict[str, Any] = {}
     for item in fields or []:

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nirdeploy.errors import ConfigurationError
 from nirdeploy.files import unreadable
-from nirdeploy.reference.convention import Convention, convention
+from nirdeploy.reference.convention import Convention
+from nirdeploy.reference.presets import convention
 
 __all__ = ["PipelineConfiguration", "load_configuration", "refuse_separate"]
 

@@ -151,7 +151,7 @@ class TrajectoryWriter:
     ) -> None:
         self.counters: dict[str, Mapping[str, int]] = {}
         self._path = Path(path)
-        self._attributes = {
+        self._attributes: dict[str, str | int] = {
             "format": FORMAT,
             "version": FORMAT_VERSION,
             "producer": producer,
@@ -197,8 +197,8 @@ class TrajectoryWriter:
             # without a cache of chunks, so that data are written when they are handed over
             self._file = h5py.File(self._temporary, "w", rdcc_nbytes=0)
             for name, value in self._attributes.items():
-                self._file.attrs[name] = value
-            self._file.attrs["reason"] = np.array(b"", dtype=f"S{_REASON_BYTES}")
+                _set(self._file, name, value)
+            _set(self._file, "reason", "", _REASON_BYTES)
             self._file.create_group("nodes")
             self._reserve(0)
         except (OSError, RuntimeError) as error:
@@ -358,7 +358,7 @@ class TrajectoryWriter:
         self._unflushed += rows.nbytes
         if self._unflushed > _FLUSH_BYTES:
             self._unflushed = 0
-            self._file.attrs["order"] = json.dumps([list(key) for key in self._streams])
+            _set(self._file, "order", json.dumps([list(key) for key in self._streams]))
             self._file.flush()
             self._reserve(0)
 
@@ -407,7 +407,7 @@ class TrajectoryWriter:
         dataset = group.create_dataset(
             variable,
             shape=(0, *stream.row),
-            maxshape=(None, *stream.row),
+            maxshape=(None, *(length or None for length in stream.row)),  # HDF5 has no chunks of fixed length 0
             dtype=stream.dtype,
             chunks=(chunk, *(max(1, length) for length in stream.row)),
             compression="gzip" if compressed else None,
@@ -418,11 +418,11 @@ class TrajectoryWriter:
         dataset.dims[0].label = _step_name(stream)
         dataset.dims[0].attach_scale(stream.scale)
         _attach_axes(group, dataset, _axis_names(stream), first=1)
+        for name in ("scale", "units", "source", "lag"):
+            _set(dataset, name, getattr(record, name))
+        _set(dataset, "view", record.view or "")
         details = dataset.attrs
-        details["scale"], details["units"] = record.scale, record.units
-        details["source"], details["lag"] = record.source, record.lag
-        details["view"], details["batched"] = record.view or "", int(record.batched)
-        details["packed"] = int(stream.packed)
+        details["batched"], details["packed"] = int(record.batched), int(stream.packed)
         if stream.packed:
             # with the batch, where there is one: the shape of one step
             details["sample_shape"] = np.asarray(record.shape[1:], dtype=np.int64)
@@ -524,9 +524,9 @@ class TrajectoryWriter:
         for stream in self._streams.values():
             self._settle(stream, stream.rows if trouble is None else stream.rows_before(step))
         counters = {node: dict(found) for node, found in self.counters.items()}
-        self._file.attrs["counters"] = json.dumps(counters)
-        self._file.attrs["order"] = json.dumps([list(key) for key in self._streams])
-        self._file.attrs["outputs"] = json.dumps([n for n in self._outputs if (n, "output") in self._streams])
+        _set(self._file, "counters", json.dumps(counters))
+        _set(self._file, "order", json.dumps([list(key) for key in self._streams]))
+        _set(self._file, "outputs", json.dumps([n for n in self._outputs if (n, "output") in self._streams]))
         if self._saved is not None and not self._saved.complete:
             trouble = self._saved.reason
         _mark(self._file, self._saved.n_steps if self._saved else step, trouble)
@@ -618,11 +618,21 @@ def _rows(stream: _Stream, data: NDArray[Any] | PackedSpikes) -> NDArray[Any]:
         except RasterError as error:
             message = f"{record.variable} from row {stream.rows} on: {error}"
             raise FileError(message, node=record.node) from error
-    array = data.unpack() if isinstance(data, PackedSpikes) else data
+    array = data.unpack().view(np.int8) if isinstance(data, PackedSpikes) else data
     if not np.can_cast(array.dtype, stream.dtype, "safe"):
         message = f"{record.variable} of type {array.dtype}, declared as {stream.dtype}"
         raise FileError(message, node=record.node, remedy="Convert it first.")
     return array
+
+
+def _set(item: Any, name: str, value: str | float, size: int = 1) -> None:
+    """Set an attribute; text in place of its own length, as HDF5 can hang on damaged text of variable length."""
+    if not isinstance(value, str):
+        item.attrs[name] = value
+        return
+    encoded = value.encode()
+    kind = h5py.string_dtype("utf-8", max(size, len(encoded)))
+    item.attrs.create(name, np.array(encoded, dtype=kind), dtype=kind)
 
 
 def _mark(file: Any, step: int, trouble: str | None) -> None:
@@ -630,7 +640,7 @@ def _mark(file: Any, step: int, trouble: str | None) -> None:
     file.attrs.modify("complete", int(trouble is None))
     file.attrs.modify("n_steps", step)
     text = (trouble or "").encode("utf-8", "replace")[:_REASON_BYTES].decode("utf-8", "ignore")
-    file.attrs.modify("reason", np.array(text.encode(), dtype=f"S{_REASON_BYTES}"))
+    file.attrs.modify("reason", np.array(text.encode(), dtype=h5py.string_dtype("utf-8", _REASON_BYTES)))
 
 
 def _reason(error: BaseException) -> str:

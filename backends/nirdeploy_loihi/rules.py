@@ -46,6 +46,7 @@ _CONVENTION: dict[str, tuple[tuple[Any, ...], str, str]] = {
         "not supported yet; the chip's own delay of a step a connection is in the records' lag",
         "Use population_delay=0.",
     ),
+    "v_start": (("zero",), "v starts at 0", "Use v_start='zero'."),
     "reset_time": (("same_step",), "the chip resets in the step of the spike", "Use reset_time='same_step'."),
 }
 

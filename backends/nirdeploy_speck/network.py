@@ -409,9 +409,16 @@ def _neuron(graph: nir.NIRGraph, name: str, convention: Convention, notes: _Find
         notes.add("v_reset", name, "v_reset is not 0: the chip resets to 0 or subtracts", "Use v_reset = 0.")
     if np.any(np.asarray(node.v_threshold) <= 0):
         notes.add("threshold", name, "v_threshold is not positive", "Use a positive threshold.")
-    for option, only in (("fires", "after_update"), ("reset_time", "same_step"), ("population_delay", 0)):
+    for option, only in (
+        ("fires", "after_update"),
+        ("reset_time", "same_step"),
+        ("population_delay", 0),
+        ("v_start", "zero"),
+        ("integrator", "euler"),
+    ):
         value = getattr(here, option)
-        if value != only:
+        # without a leak 'exponential' is 'euler'; 'exact' resets inside the step
+        if value not in (only, "exponential"):
             notes.add("convention", name, f"{option}={value!r} is not how the chip works", f"Use {only!r}.")
     if here.if_gain == "r_dt" and here.gain != "unit" and here.dt is None:
         notes.add("convention", name, "IF with input gain r dt needs dt", "Give dt, or if_gain='r'.")

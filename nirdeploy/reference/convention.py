@@ -16,7 +16,7 @@ from typing import Any, Literal
 from nirdeploy.errors import ConventionError
 from nirdeploy.names import suggest
 
-__all__ = ["PER_NODE", "PRESETS", "Convention", "Preset", "convention"]
+__all__ = ["PER_NODE", "Convention"]
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "integrator": ("euler", "exponential", "exact"),
@@ -30,7 +30,11 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "population_delay": (0, 1),
     "feedback_start": ("silence", "zero"),
     "if_gain": ("r", "r_dt"),
-    "v_unit": ("model", "gain"),
+    "v_unit": ("model", "gain", "threshold"),
+    "v_start": ("zero", "v_reset", "v_leak"),
+    "late_reset": ("usual", "before_update", "after_update"),
+    "synapse_integrator": ("same", "euler", "exponential"),
+    "synapse_gain": ("same", "euler", "decay", "unit", "decayed"),
 }
 
 
@@ -59,7 +63,7 @@ class Convention:
         gain: input gain of leaky nodes, 'euler' (r dt/tau), 'decay' (r (1 - decay)) or 'unit' (1).
         use_r: whether the resistance multiplies the input.
         reset: 'v_reset' (NIR), 'zero' or 'subtract' (the threshold).
-        reset_time: 'same_step' or 'next_step'.
+        reset_time: in the 'same_step' as the spike or in the 'next_step'.
         crossing: 'strict' (v > threshold) or 'inclusive' (v >= threshold).
         spikes_per_step: 'one' or 'many' (floor of v / threshold).
         v_min: lower bound of v after the reset, in model units; '-threshold'; None for none.
@@ -67,7 +71,14 @@ class Convention:
         population_delay: 1 where every stateful node reads its inputs one step late.
         feedback_start: what feedback edges carry at step 0.
         if_gain: input gain of IF nodes, 'r_dt' (NIR's equation) or 'r'.
-        v_unit: 'model', or 'gain' where v is recorded divided by the node's input gain.
+        v_unit: 'model', or 'gain' where v is recorded divided by the node's input gains (membrane's and synapse's), or
+            'threshold' where it is divided by the threshold.
+        v_start: v of a population at rest, 'zero', or its 'v_reset' or 'v_leak' where it has one.
+        late_reset: where a reset that happens in the step after its spike stands: 'usual' is subtraction after the
+            update, and a value before it.
+        synapse_integrator: the integrator of synapses, where it is not the 'same'.
+        synapse_gain: the input gain of synapses, where it is not the 'same'; 'decayed' is that of
+            i = a (i + x), where what comes in decays in the same step.
         feedback_edges: edges to treat as feedback instead of the rule's choice.
         overrides: node name or primitive type -> fields that differ there; a name wins over a type.
         preset: name of the preset it came from, for display only.
@@ -86,7 +97,11 @@ class Convention:
     population_delay: Literal[0, 1] = 0
     feedback_start: Literal["silence", "zero"] = "silence"
     if_gain: Literal["r", "r_dt"] = "r_dt"
-    v_unit: Literal["model", "gain"] = "model"
+    v_unit: Literal["model", "gain", "threshold"] = "model"
+    v_start: Literal["zero", "v_reset", "v_leak"] = "zero"
+    late_reset: Literal["usual", "before_update", "after_update"] = "usual"
+    synapse_integrator: Literal["same", "euler", "exponential"] = "same"
+    synapse_gain: Literal["same", "euler", "decay", "unit", "decayed"] = "same"
     feedback_edges: tuple[tuple[str, str], ...] | None = None
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     preset: str = field(default="", compare=False)
@@ -170,66 +185,3 @@ def _check_choice(name: str, value: Any) -> None:
 def _check_v_min(value: Any) -> None:
     if value is not None and value != "-threshold" and not (_is_number(value) and math.isfinite(value)):
         raise ConventionError(f"v_min is {value!r}, expected a voltage, '-threshold' or None")
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A named convention: its fields and what they were held against."""
-
-    fields: Mapping[str, Any]
-    verified_against: str
-
-
-# Sources: the libraries' own code at norse 1.1.0, snnTorch 1.0.0 and sinabs 3.1.3.
-PRESETS: Mapping[str, Preset] = {
-    "nir": Preset({}, "definition: forward Euler of NIR's equations, reset to v_reset"),
-    "norse": Preset(
-        {
-            "reset": "zero",
-            "if_gain": "r",
-            "feedback_start": "zero",
-            # norse leaves r out for these two, and uses it for CubaLIF
-            "overrides": {"LIF": {"use_r": False}, "IF": {"use_r": False}},
-        },
-        "published traces of the NIR paper: lif_norse.csv, no spike differs, v within 1e-6 of the threshold; the "
-        "recurrent Braille network, none of 9,728 spike bits differs",
-    ),
-    "snntorch": Preset(
-        {"reset": "zero", "if_gain": "r", "v_unit": "gain"},
-        "published traces of the NIR paper: lif_snntorch.csv, no spike differs, v within 1e-6 of the threshold; the "
-        "recurrent Braille network, none of 9,728 spike bits differs",
-    ),
-    "sinabs": Preset(
-        {
-            "integrator": "exponential",
-            "gain": "unit",
-            "use_r": False,
-            "reset": "subtract",
-            "crossing": "inclusive",
-            "spikes_per_step": "many",
-            "if_gain": "r",
-            "overrides": {"IF": {"v_min": "-threshold"}},
-        },
-        "published trace lif_sinabs.csv of the NIR paper (with gain='euler', use_r=True), bit for bit; "
-        "sinabs 3.1.3 run on four networks for the integer IF",
-    ),
-}
-
-
-def convention(preset: str = "nir", dt: float | None = None, **fields: Any) -> Convention:
-    """A preset with changes.
-
-    Args:
-        preset: one of `PRESETS`.
-        dt: step in seconds.
-        **fields: any field of `Convention`, replacing the preset's.
-
-    Raises:
-        ConventionError: an unknown preset, field or value; the message suggests the nearest name.
-    """
-    if not isinstance(preset, str) or preset not in PRESETS:
-        raise ConventionError(f"unknown convention preset {preset!r}", remedy=suggest(str(preset), PRESETS))
-    for name in ("preset", "dt"):
-        if name in fields:
-            raise ConventionError(f"{name!r} is no field to change", remedy="Give preset and dt by themselves.")
-    return Convention.from_dict({**PRESETS[preset].fields, **fields, "dt": dt, "preset": preset})

@@ -124,7 +124,7 @@ class _Builder:
             np.array(self.sources, np.int64),
             _table(copies, 3),
             np.concatenate([a.astype(like, copy=False) for a in self.floats]) if self.floats else np.zeros(1, like),
-            _table([list(h) for h in self.how], 5),
+            _table([list(h) for h in self.how], 6),
             _table(record, 3),
             _table(places, 3),
             self.slots,

@@ -6,7 +6,8 @@ Convention says.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import dataclasses
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,11 +21,13 @@ __all__ = [
     "coefficients",
     "emit",
     "exact_step",
+    "late_after_update",
     "lower_bound",
     "refuse_exact",
     "reset",
     "reset_value",
     "resets_late",
+    "synapse_convention",
 ]
 
 _MOST_SPIKES = 10_000  # in one step of integrator 'exact'
@@ -76,6 +79,16 @@ def coefficients(
     return Coefficients(decay, found, 0.0 if v_leak is None else (1.0 - decay) * v_leak)
 
 
+def synapse_convention(convention: Convention) -> Convention:
+    """The convention at a synapse: tau di/dt = -i + w x is a membrane without leak whose r is w."""
+    changes: dict[str, Any] = {"use_r": True, "overrides": {}}
+    if convention.synapse_integrator != "same":
+        changes["integrator"] = convention.synapse_integrator
+    if convention.synapse_gain not in ("same", "decayed"):
+        changes["gain"] = convention.synapse_gain
+    return dataclasses.replace(convention, **changes)
+
+
 def _dt(convention: Convention, kind: str, node: str | None) -> float:
     if convention.dt is None:
         why = "whose input gain is r dt" if kind in ("IF", "I") else "with a time constant"
@@ -103,6 +116,13 @@ def emit(v: Tensor, threshold: Tensor, convention: Convention, surrogate: Surrog
     ratio = (v / threshold).detach()
     whole = torch.floor(ratio) if inclusive else torch.ceil(ratio) - 1
     return spikes * whole.clamp(min=1.0)
+
+
+def late_after_update(convention: Convention) -> bool:
+    """Whether a late reset comes after decay and input: usual for subtraction, not for a value."""
+    if convention.late_reset == "usual":
+        return convention.reset == "subtract"
+    return convention.late_reset == "after_update"
 
 
 def reset_value(v_reset: Tensor, convention: Convention) -> Tensor:

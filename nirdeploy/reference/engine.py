@@ -184,7 +184,8 @@ class Engine:
         assert isinstance(module, Membrane)
         given = lookup(self._given, path)
         if given is None:
-            return self._zeros(shape), self._zeros(shape) if "tau_syn" in module.fields else None
+            v = module.rest_potential(self._zeros(shape))
+            return v if self.grad else v.detach(), self._zeros(shape) if "tau_syn" in module.fields else None
         try:
             v, i = module.split(given, torch.empty((self.batch, *shape), dtype=self.dtype, device="meta"))
         except ConventionError as error:

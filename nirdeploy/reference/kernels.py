@@ -80,14 +80,17 @@ def _many(x, v, s, decay, leak, gain, threshold, v_reset, v_min, inclusive, subt
 
 
 @_compile
-def _late(x, v, s, decay, leak, gain, threshold, v_reset, v_min, inclusive, subtract, many, before):  # type: ignore[no-untyped-def]
-    """The crossing of the step before resets: subtraction from what was integrated, a value before integrating."""
+def _late(x, v, s, decay, leak, gain, threshold, v_reset, v_min, inclusive, subtract, many, before, after):  # type: ignore[no-untyped-def]
+    """The crossing of the step before resets, `after` decay and input or ahead of them."""
     one = v.dtype.type(1)
     for j in range(v.shape[0]):
         crossed = _count(v[j], threshold[j], one, inclusive, many)
-        start = v[j] if (subtract or crossed == 0) else v_reset[j]
-        u = decay[j] * start + leak[j] + gain[j] * x[j]
-        u = u - crossed * threshold[j] if subtract else u
+        u = v[j]
+        if crossed > 0 and not after:
+            u = u - crossed * threshold[j] if subtract else v_reset[j]
+        u = decay[j] * u + leak[j] + gain[j] * x[j]
+        if crossed > 0 and after:
+            u = u - crossed * threshold[j] if subtract else v_reset[j]
         u = u if u >= v_min[j] else v_min[j]
         v[j] = u
         s[j] = crossed if before else _count(u, threshold[j], one, inclusive, many)
@@ -142,7 +145,7 @@ def _synapse(x, i, decay, gain):  # type: ignore[no-untyped-def]
 @_compile
 def _advance(x, v, s, p, a, b, how, dt):  # type: ignore[no-untyped-def]
     """One step of neurons a to b: `x` input, `v` state, `s` what they emit; parameters `p` are those of all."""
-    mode, inclusive, subtract, many, uniform = how
+    mode, inclusive, subtract, many, uniform, after = how
     if mode == ONE and uniform:
         _one_uniform(x, v, s, p[0, 0], p[1, 0], p[2, 0], p[3, 0], p[4, 0], p[5, 0], inclusive, subtract)
         return
@@ -160,7 +163,7 @@ def _advance(x, v, s, p, a, b, how, dt):  # type: ignore[no-untyped-def]
         _exact(x, v, s, gain, leak, threshold, v_reset, v_min, p[TAU][a:b], dt, inclusive, subtract, many)
     else:
         before = mode == BEFORE
-        _late(x, v, s, decay, leak, gain, threshold, v_reset, v_min, inclusive, subtract, many, before)
+        _late(x, v, s, decay, leak, gain, threshold, v_reset, v_min, inclusive, subtract, many, before, after)
 
 
 # ---------------------------------------------------------------- a population whose inputs are known
@@ -377,7 +380,7 @@ def loop(  # type: ignore[no-untyped-def]
         outside: inputs [step, batch, outside slot].
         places: [outside, field]: offset in `outside`, offset in `values`, size.
         floats: parameters of all operations.
-        how: mode and flags of every population, [population, 5].
+        how: mode and flags of every population, [population, 6].
         dt: step, for mode EXACT.
         out: what is read out [step, batch, place].
         record: [place, field]: offset in `values`, offset in `out`, size.
@@ -433,7 +436,7 @@ def _operate(op, sources, held, floats, how, dt, step):  # type: ignore[no-untyp
     elif kind == POPULATION:
         p = floats[at : at + 7 * size].reshape(7, size)
         row = how[op[8]]
-        flags = (row[0], row[1] != 0, row[2] != 0, row[3] != 0, row[4] != 0)
+        flags = (row[0], row[1] != 0, row[2] != 0, row[3] != 0, row[4] != 0, row[5] != 0)
         v = held[op[9] : op[9] + size]
         if op[10] >= 0:
             i = held[op[10] : op[10] + size]

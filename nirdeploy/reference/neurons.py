@@ -5,7 +5,6 @@ The arithmetic of one step is in `dynamics`.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -22,11 +21,12 @@ from nirdeploy.reference.dynamics import (
     coefficients,
     emit,
     exact_step,
+    late_after_update,
     lower_bound,
     refuse_exact,
     reset,
-    reset_value,
     resets_late,
+    synapse_convention,
 )
 from nirdeploy.reference.surrogates import SURROGATES, Surrogate, heaviside, surrogate_of
 
@@ -110,9 +110,10 @@ class Membrane(Stateful):
         """Decay and gain of the synapse; None where there is none."""
         if "tau_syn" not in self.fields:
             return None
-        w_in = cast("Tensor", self.w_in)
-        use_w = dataclasses.replace(self.convention, use_r=True, overrides={})
-        return coefficients(self.kind, use_w, r=w_in, tau=cast("Tensor", self.tau_syn), node=node)
+        w_in, own = cast("Tensor", self.w_in), synapse_convention(self.convention)
+        found = coefficients(self.kind, own, r=w_in, tau=cast("Tensor", self.tau_syn), node=node)
+        decayed = self.convention.synapse_gain == "decayed"
+        return found._replace(gain=found.decay * torch.ones_like(w_in)) if decayed else found
 
     def check(self, node: str) -> None:
         """Raise now what the first step would raise, naming the node."""
@@ -142,15 +143,20 @@ class Membrane(Stateful):
         found: Tensor = decay * v + leak + gain * x
         return found
 
+    def rest_potential(self, x: Tensor) -> Tensor:
+        """v before anything has come in, in the shape of `x`: 0, or what the convention's v_start names."""
+        start = getattr(self, self.convention.v_start, None)
+        return torch.zeros_like(x) if start is None else torch.zeros_like(x) + start
+
     def split(self, state: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """v and i_syn of a state; zeros in the shape of `x` where it is missing.
+        """v and i_syn of a state; at rest in the shape of `x` where it is missing.
 
         Raises:
             ConventionError: the state belongs to another batch or another kind of node.
         """
         has_synapse = "tau_syn" in self.fields
         if state is None:
-            return torch.zeros_like(x), torch.zeros_like(x) if has_synapse else None
+            return self.rest_potential(x), torch.zeros_like(x) if has_synapse else None
         if has_synapse != isinstance(state, Mapping):
             raise ConventionError(f"state of type {type(state).__name__} is not that of a {self.kind}")
         if not has_synapse:
@@ -162,9 +168,18 @@ class Membrane(Stateful):
         return v if current is None else {"i_syn": current, "v_mem": v}
 
     def v_mem(self, state: Any) -> Tensor:
-        """v of a state as it is recorded: model units, or divided by the input gain (v_unit='gain')."""
+        """v of a state as it is recorded, divided by `unit`."""
         v: Tensor = state["v_mem"] if isinstance(state, Mapping) else state
-        return v if self.convention.v_unit == "model" else v / self.membrane().gain
+        return v if self.convention.v_unit == "model" else v / self.unit()
+
+    def unit(self) -> Tensor:
+        """What v is divided by when it is recorded: 1, the input gains, or the threshold."""
+        if self.convention.v_unit == "threshold" and "v_threshold" in self.fields:
+            return cast("Tensor", self.v_threshold)
+        if self.convention.v_unit != "gain":
+            return torch.ones_like(self.r)
+        synapse = self.synapse()
+        return self.membrane().gain * (1.0 if synapse is None else synapse.gain)  # type: ignore[return-value]
 
     def to_node(self, shape: tuple[int, ...]) -> nir.NIRNode:
         """The NIR node for a population of this shape."""
@@ -175,6 +190,10 @@ class Membrane(Stateful):
 
 class Integrator(Membrane):
     """Base of the populations that emit v itself."""
+
+    def rest(self, x: Tensor) -> Tensor:
+        """The initial v."""
+        return self.rest_potential(x)
 
     def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """One step: v and the new state.
@@ -241,10 +260,10 @@ class Neuron(Membrane):
             spikes = emit(v, self.v_threshold, convention, self.surrogate)
             v = reset(v, spikes, self.v_threshold, self.v_reset, convention)
             return spikes, self.join(lower_bound(v, self.v_threshold, convention), current)
-        # the crossing of the step before: subtraction leaves what was integrated, a value is integrated from
+        # the crossing of the step before
         spikes = emit(v, self.v_threshold, convention, self.surrogate)
-        if convention.reset == "subtract":
-            v = self.integrate(v, x) - spikes * self.v_threshold
+        if late_after_update(convention):
+            v = reset(self.integrate(v, x), spikes, self.v_threshold, self.v_reset, convention)
         else:
             v = self.integrate(reset(v, spikes, self.v_threshold, self.v_reset, convention), x)
         v = lower_bound(v, self.v_threshold, convention)
@@ -266,8 +285,7 @@ class Neuron(Membrane):
 
     def threshold_values(self) -> float | np.ndarray:
         """The threshold in the unit in which v_mem is recorded; one number where all neurons agree."""
-        unit = 1.0 if self.convention.v_unit == "model" else self.membrane().gain
-        array = (self.v_threshold / unit).detach().cpu().numpy()
+        array = (self.v_threshold / self.unit()).detach().cpu().numpy()
         return float(array.flat[0]) if array.size and np.all(array == array.flat[0]) else array
 
 

@@ -19,7 +19,7 @@ from nirdeploy.convert.build import GraphModule
 from nirdeploy.convert.layers import FlattenSample, SumPool2d
 from nirdeploy.convert.primitives import Scale
 from nirdeploy.reference import kernels
-from nirdeploy.reference.dynamics import reset_value
+from nirdeploy.reference.dynamics import late_after_update, reset_value
 from nirdeploy.reference.neurons import IF, LI, LIF, CubaLI, CubaLIF, Delay, I, Membrane, Neuron, Threshold
 from nirdeploy.reference.sparse import Weights, pack_convolution, pack_matrix, reach_of_pool
 from nirdeploy.schedule import NodePath
@@ -63,13 +63,13 @@ class Native:
     Attributes:
         p: [row, neuron], as `kernels` numbers the rows.
         q: decay and gain of the synapse [2, neuron]; [2, 0] where there is none.
-        how: mode, inclusive, subtract, many, uniform.
+        how: mode, inclusive, subtract, many, uniform, and whether a late reset comes after the update.
         dt: step for the closed form.
     """
 
     p: Array
     q: Array
-    how: tuple[int, bool, bool, bool, bool]
+    how: tuple[int, bool, bool, bool, bool, bool]
     dt: Any
 
 
@@ -126,6 +126,7 @@ def native(module: Membrane, shape: tuple[int, ...], dtype: torch.dtype) -> Nati
         convention.reset == "subtract",
         convention.spikes_per_step == "many",
         uniform,
+        late_after_update(convention),
     )
     timed = convention.dt is not None and (tau is not None or convention.if_gain == "r_dt")
     return Native(p, q, how, p.dtype.type(convention.dt if timed else 1.0))

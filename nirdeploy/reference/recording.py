@@ -233,9 +233,8 @@ class Recorder(Sink):
                 threshold = np.broadcast_to(threshold, shape).reshape(-1)[neurons]
             elif np.ndim(threshold):
                 threshold = np.broadcast_to(threshold, shape)
-        if variable == "v_mem" and module.convention.v_unit == "gain":
-            gain = torch.as_tensor(module.membrane().gain).detach().cpu()
-            unit = gain.expand(shape).reshape(-1).numpy()
+        if variable == "v_mem" and module.convention.v_unit != "model" and _divides(module):
+            unit = module.unit().detach().cpu().expand(shape).reshape(-1).numpy()
         packed = spikes and self.selection.packed
         if packed and module.convention.spikes_per_step == "many":
             raise RasterError(
@@ -246,7 +245,9 @@ class Recorder(Sink):
         return _Entry(name, variable, tuple(kept), dtype, neurons, unit, threshold, packed)
 
     def _details(self, path: NodePath, entry: _Entry) -> dict[str, Any]:
-        unit = "model" if entry.unit is None else "input gain"
+        node = self.module.get(path)
+        units = {"gain": "input gain", "threshold": "threshold"}
+        unit = units[node.convention.v_unit] if entry.unit is not None and isinstance(node, Membrane) else "model"
         return {
             "units": "count" if entry.variable == "spikes" else unit,
             "threshold": entry.threshold,
@@ -347,6 +348,10 @@ class Recorder(Sink):
             details = self._details(path, entry)
             found[entry.name, variable] = Record(entry.name, variable, data, batched=self.batched, **details)
         return found
+
+
+def _divides(module: Membrane) -> bool:
+    return module.convention.v_unit == "gain" or "v_threshold" in module.fields
 
 
 def _lags(module: GraphModule) -> dict[NodePath, int]:

@@ -6,7 +6,7 @@ import pytest
 
 from nirdeploy.graph import make_node, with_metadata
 from nirdeploy.pipeline import check
-from nirdeploy.reference.convention import convention
+from nirdeploy.reference.presets import convention
 
 
 def small(nets, neuron=None, weight=((1.0, -1.0),)):

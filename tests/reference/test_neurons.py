@@ -8,7 +8,7 @@ from nets import chain, if_node, lif_node, linear_node
 
 import nirdeploy as nd
 from nirdeploy.errors import ConventionError, UnsupportedError
-from nirdeploy.reference.convention import PRESETS
+from nirdeploy.reference.presets import PRESETS
 
 
 def run(node, inputs, **fields):
