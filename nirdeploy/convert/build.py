@@ -135,6 +135,33 @@ class GraphModule(Scope):
         found = {dotted(path): values[path] for path in self.plan.outputs}
         return (next(iter(found.values())) if len(found) == 1 else found), new_state
 
+    def sequence(
+        self,
+        raster: Tensor | Mapping[str, Tensor],
+        state: Mapping[str, Any] | None = None,
+        *,
+        method: str = "dense",
+    ) -> Any:
+        """Many steps at once, as calling the module step after step, with gradients where they are enabled.
+
+        Time is folded into the batch of layers without state; populations have a backward pass of their own.
+
+        Args:
+            raster: [step, batch, ...], on the module's device; a dict by name with several Inputs.
+            state: what an earlier call returned; missing entries mean rest. Never changed.
+            method: 'dense', or 'event' where Linear layers and their gradients should read the spikes alone.
+
+        Returns:
+            The output [step, batch, ...] (a dict by name with several Outputs) and the new state.
+
+        Raises:
+            RasterError: a raster of another shape, type or device than the module's.
+            ConventionError: a state of another batch, naming the node.
+        """
+        from nirdeploy.reference.sequence import sequence
+
+        return sequence(self, raster, state or {}, method)
+
     def _arguments(
         self, inputs: tuple[Any, ...], state: Mapping[str, Any] | None, named: Mapping[str, Tensor]
     ) -> tuple[dict[NodePath, Tensor], Mapping[str, Any] | None]:

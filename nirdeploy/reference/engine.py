@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from nirdeploy.convert.build import lookup, nested, store
 from nirdeploy.convert.layers import FlattenSample
 from nirdeploy.errors import ConventionError
-from nirdeploy.reference import kernels
+from nirdeploy.reference import kernels, training
 from nirdeploy.reference.cycle import Cycle
 from nirdeploy.reference.neurons import Delay, Membrane, Neuron
 from nirdeploy.reference.program import FOLDED, POPULATIONS, Part, Program, is_plain
@@ -84,7 +84,7 @@ class Signal:
     def rows(self) -> Rows:
         """The same as events."""
         if self._rows is None:
-            source = self._raw if self._raw is not None else self.dense().numpy()
+            source = self._raw if self._raw is not None else self.dense().detach().numpy()
             like = np.empty(0, torch.empty(0, dtype=self._dtype).numpy().dtype)
             flat = np.ascontiguousarray(source).reshape(self.steps, self.batch, self.size)
             self._rows = from_raster(flat, like)
@@ -96,7 +96,7 @@ class Signal:
             return self._rows.density
         if self._density is not None:
             return self._density
-        source = self._raw if self._raw is not None else self.dense().numpy()
+        source = self._raw if self._raw is not None else self.dense().detach().numpy()
         return survey(np.ascontiguousarray(source))[2] / max(1, source.size)
 
 
@@ -148,6 +148,7 @@ class Engine:
         self.dtype, self.device, self.grad = dtype, device, grad
         self.native = device.type == "cpu" and not grad
         self.events = events and self.native
+        self.sparse = events and grad and device.type == "cpu"
         self.start = 0
         self._given = state
         self._states: dict[NodePath, Any] = {}
@@ -257,12 +258,21 @@ class Engine:
                 self._signals[path] = self.signal(sources[0][0])  # an Output is a wire
                 return self._signals[path]
             x, _ = self._input(path)
-            if module is not None:
+            if self.sparse and is_plain(module, (nn.Linear,)) and self._sparse(path):
+                x = training.sparse_linear(module, x, self.signal(sources[0][0]).rows())  # type: ignore[arg-type]
+            elif module is not None:
                 folded = x.reshape(self._steps * self.batch, *x.shape[2:])
                 y = module(folded)
                 x = y.reshape(self._steps, self.batch, *y.shape[1:])
             self._signals[path] = self._emitted(path, x)
         return self._signals[path]
+
+    def _sparse(self, path: NodePath) -> bool:
+        """Whether a Linear's input comes from one node and is mostly zero."""
+        sources = self.program.sources[path]
+        if len(sources) != 1 or sources[0][1] is not None:
+            return False
+        return self.signal(sources[0][0]).density() <= _CROSSOVER[nn.Linear]
 
     def _emitted(self, path: NodePath, dense: Tensor) -> Signal:
         return Signal(
@@ -359,8 +369,6 @@ class Engine:
 
     def _population_torch(self, path: NodePath) -> None:
         """Step by step with the module itself; where autograd is on, the folded backward pass if it has one."""
-        from nirdeploy.reference import training
-
         module = self.program.modules[path]
         assert isinstance(module, Membrane)
         x, _ = self._input(path)

@@ -19,35 +19,35 @@ from nirdeploy.names import suggest
 __all__ = ["SURROGATES", "Surrogate", "atan", "fast_sigmoid", "heaviside", "rectangle", "surrogate_of", "triangle"]
 
 
-def fast_sigmoid(distance: Any, slope: Any) -> Any:
+def fast_sigmoid(distance: Any, factor: Any, one: Any) -> Any:
     """1 / (1 + slope |d|)^2 (Zenke and Ganguli, Neural Computation 30, 2018; SuperSpike)."""
-    below = 1.0 + slope * abs(distance)
-    return 1.0 / (below * below)
+    below = one + factor * abs(distance)
+    return one / (below * below)
 
 
-def atan(distance: Any, slope: Any) -> Any:
+def atan(distance: Any, factor: Any, one: Any) -> Any:
     """1 / (1 + (pi slope d / 2)^2) (Fang et al., ICCV 2021)."""
-    scaled = (0.5 * math.pi) * slope * distance
-    return 1.0 / (1.0 + scaled * scaled)
+    scaled = factor * distance
+    return one / (one + scaled * scaled)
 
 
-def triangle(distance: Any, slope: Any) -> Any:
+def triangle(distance: Any, factor: Any, one: Any) -> Any:
     """max(0, 1 - slope |d|) (Bellec et al., NeurIPS 2018)."""
-    height = 1.0 - slope * abs(distance)
-    return height * (height > 0.0)
+    height = one - factor * abs(distance)
+    return (height + abs(height)) / (one + one)
 
 
-def rectangle(distance: Any, slope: Any) -> Any:
+def rectangle(distance: Any, factor: Any, one: Any) -> Any:
     """Slope where |d| < 1 / (2 slope), else 0 (Wu et al., Frontiers in Neuroscience 12, 2018)."""
-    return slope * (2.0 * slope * abs(distance) < 1.0)
+    return factor * ((factor + factor) * abs(distance) < one)
 
 
-# function and default slope; the order is the code that the native backward pass knows them by
-SURROGATES: Mapping[str, tuple[Callable[[Any, Any], Any], float]] = {
-    "fast_sigmoid": (fast_sigmoid, 10.0),
-    "atan": (atan, 2.0),
-    "triangle": (triangle, 1.0),
-    "rectangle": (rectangle, 1.0),
+# function, default slope, and what the slope is multiplied by; the order is the code of the native backward pass
+SURROGATES: Mapping[str, tuple[Callable[[Any, Any, Any], Any], float, float]] = {
+    "fast_sigmoid": (fast_sigmoid, 10.0, 1.0),
+    "atan": (atan, 2.0, 0.5 * math.pi),
+    "triangle": (triangle, 1.0, 1.0),
+    "rectangle": (rectangle, 1.0, 1.0),
 }
 
 
@@ -76,10 +76,15 @@ class Surrogate:
         """Its number in the native backward pass."""
         return list(SURROGATES).index(self.kind)
 
+    @property
+    def factor(self) -> float:
+        """What the distance is multiplied by."""
+        return float(self.slope or 0.0) * SURROGATES[self.kind][2]
+
     def __call__(self, distance: Tensor) -> Tensor:
         """The derivative at v - threshold = `distance`."""
-        found = SURROGATES[self.kind][0](distance, self.slope)
-        return found.to(distance.dtype) if isinstance(found, Tensor) else found  # type: ignore[no-any-return]
+        found: Tensor = SURROGATES[self.kind][0](distance, self.factor, 1.0)
+        return found
 
 
 def surrogate_of(given: str | Surrogate) -> Surrogate:

@@ -1,0 +1,227 @@
+"""Native loops of training: populations that keep v before the reset, their backward pass, and sparse layers.
+
+Without fastmath, like `kernels`; loops over neurons are innermost so that they become vector instructions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+
+from nirdeploy.reference import surrogates
+
+__all__ = ["backward", "forward", "linear_backward", "linear_forward", "spread", "weight_gradient"]
+
+_compile: Any = numba.njit(cache=True, nogil=True, error_model="numpy")
+_fast_sigmoid = _compile(surrogates.fast_sigmoid)
+_atan = _compile(surrogates.atan)
+_triangle = _compile(surrogates.triangle)
+_rectangle = _compile(surrogates.rectangle)
+# rows of parameters and of their gradients
+DECAY, LEAK, GAIN, THRESHOLD, V_RESET, V_MIN = range(6)
+
+
+@_compile
+def linear_forward(x, v, p, out, first, last):  # type: ignore[no-untyped-def]
+    """v = (decay v + leak) + gain x over time; `out` [step, batch, neuron] gets every v, `v` [batch, neuron] the last."""
+    decay, leak, gain = p[DECAY], p[LEAK], p[GAIN]
+    for b in range(first, last):
+        state = v[b]
+        for t in range(x.shape[0]):
+            given, row = x[t, b], out[t, b]
+            for j in range(state.shape[0]):
+                u = decay[j] * state[j] + leak[j] + gain[j] * given[j]
+                state[j] = u
+                row[j] = u
+
+
+@_compile
+def linear_backward(g, x, v_start, out, p, gx, gv, gp, wanted, first, last):  # type: ignore[no-untyped-def]
+    """Backward pass of `linear_forward`: gv [batch, neuron] comes as that of the last v and leaves as that of the first.
+
+    `gp` [row, neuron] in float64 gets the sums over time and batch where they are `wanted`.
+    """
+    decay, gain = p[DECAY], p[GAIN]
+    for b in range(first, last):
+        carried = gv[b]
+        for t in range(x.shape[0] - 1, -1, -1):
+            row, given = gx[t, b], g[t, b]
+            if wanted:
+                before = out[t - 1, b] if t > 0 else v_start[b]
+                came = x[t, b]
+                for j in range(carried.shape[0]):
+                    a = given[j] + carried[j]
+                    gp[DECAY, j] += a * before[j]
+                    gp[LEAK, j] += a
+                    gp[GAIN, j] += a * came[j]
+            for j in range(carried.shape[0]):
+                a = given[j] + carried[j]
+                row[j] = gain[j] * a
+                carried[j] = decay[j] * a
+
+
+@_compile
+def forward(x, v, p, inclusive, subtract, many, u_out, s_out, first, last):  # type: ignore[no-untyped-def]
+    """A population as `kernels.scan` advances it; `u_out` gets v before the reset, `s_out` the spikes."""
+    decay, leak, gain, threshold, v_reset, v_min = p[0], p[1], p[2], p[3], p[4], p[5]
+    one, zero = v.dtype.type(1), v.dtype.type(0)
+    for b in range(first, last):
+        state = v[b]
+        for t in range(x.shape[0]):
+            given, kept, spikes = x[t, b], u_out[t, b], s_out[t, b]
+            for j in range(state.shape[0]):
+                u = decay[j] * state[j] + leak[j] + gain[j] * given[j]
+                kept[j] = u
+                state[j] = u
+            if many:
+                for j in range(state.shape[0]):
+                    u = state[j]
+                    fired = (u > threshold[j]) | (inclusive & (u == threshold[j]))
+                    ratio = u / threshold[j]
+                    whole = np.floor(ratio) if inclusive else np.ceil(ratio) - one
+                    whole = whole if whole > one else one
+                    spikes[j] = whole if fired else zero
+            else:
+                for j in range(state.shape[0]):
+                    u = state[j]
+                    fired = (u > threshold[j]) | (inclusive & (u == threshold[j]))
+                    spikes[j] = one if fired else zero
+            for j in range(state.shape[0]):
+                u = state[j]
+                after = u - spikes[j] * threshold[j] if subtract else v_reset[j]
+                u = after if spikes[j] > zero else u
+                state[j] = u if u >= v_min[j] else v_min[j]
+
+
+@_compile
+def _slopes(u, threshold, code, factor, out):  # type: ignore[no-untyped-def]
+    one = u.dtype.type(1)
+    if code == 0:
+        for j in range(u.shape[0]):
+            out[j] = _fast_sigmoid(u[j] - threshold[j], factor, one)
+    elif code == 1:
+        for j in range(u.shape[0]):
+            out[j] = _atan(u[j] - threshold[j], factor, one)
+    elif code == 2:
+        for j in range(u.shape[0]):
+            out[j] = _triangle(u[j] - threshold[j], factor, one)
+    else:
+        for j in range(u.shape[0]):
+            out[j] = _rectangle(u[j] - threshold[j], factor, one)
+
+
+@_compile
+def backward(  # type: ignore[no-untyped-def]
+    g, x, v_start, u_out, s_out, p, subtract, bound, code, factor, gx, gv, gp, wanted, first, last
+):  # fmt: skip
+    """Backward pass of `forward`.
+
+    With S = H(u - threshold) m spikes (m >= 1 a constant), w the v after the reset and v = max(w, v_min):
+    dL/dS = g - [subtract] threshold dL/dw; dL/du = dL/dw [not reset to a value] + m dL/dS H', H' the surrogate.
+
+    Args:
+        g: gradient of the spikes [step, batch, neuron].
+        x: what came in, read where parameters' gradients are wanted.
+        v_start: v before the first step [batch, neuron].
+        u_out, s_out: as `forward` left them.
+        p: parameters.
+        subtract: reset by subtraction.
+        bound: 0: no v_min, 1: a constant, 2: minus the threshold.
+        code: which surrogate.
+        factor: what it multiplies the distance by.
+        gx: gets the gradient of x.
+        gv: [batch, neuron], comes as the gradient of the last v and leaves as that of the first.
+        gp: [row, neuron] in float64, gets the gradients of parameters where they are `wanted`.
+        wanted: whether they are.
+        first: first sample.
+        last: sample to stop before.
+    """
+    decay, gain, threshold, v_reset, v_min = p[DECAY], p[GAIN], p[THRESHOLD], p[V_RESET], p[V_MIN]
+    one, zero = gv.dtype.type(1), gv.dtype.type(0)
+    half = one / (one + one)
+    slope = np.empty(gv.shape[1], gv.dtype)
+    for b in range(first, last):
+        carried = gv[b]
+        for t in range(u_out.shape[0] - 1, -1, -1):
+            u, spikes, given, row = u_out[t, b], s_out[t, b], g[t, b], gx[t, b]
+            _slopes(u, threshold, code, factor, slope)
+            if wanted or bound:
+                for j in range(carried.shape[0]):
+                    fired = spikes[j] > zero
+                    after = u[j] - spikes[j] * threshold[j] if subtract else v_reset[j]
+                    w = after if fired else u[j]
+                    share = one if w > v_min[j] else (half if w == v_min[j] else zero)
+                    gw = carried[j] * share
+                    m = spikes[j] if fired else one
+                    gs = given[j] - threshold[j] * gw if subtract else given[j]
+                    gh = gs * m * slope[j]
+                    gu = (gw if (subtract or not fired) else zero) + gh
+                    if wanted:
+                        gt = -gh
+                        gt -= spikes[j] * gw if subtract else zero
+                        gt -= carried[j] - gw if bound == 2 else zero
+                        gp[THRESHOLD, j] += gt
+                        gp[V_RESET, j] += gw if (fired and not subtract) else zero
+                        gp[LEAK, j] += gu
+                        gp[GAIN, j] += gu * x[t, b, j]
+                        if t > 0:
+                            above = s_out[t - 1, b, j]
+                            last_u = u_out[t - 1, b, j]
+                            before = last_u - above * threshold[j] if subtract else v_reset[j]
+                            before = before if above > zero else last_u
+                            before = before if before >= v_min[j] else v_min[j]
+                        else:
+                            before = v_start[b, j]
+                        gp[DECAY, j] += gu * before
+                    row[j] = gain[j] * gu
+                    carried[j] = decay[j] * gu
+            else:
+                for j in range(carried.shape[0]):
+                    gw, fired = carried[j], spikes[j] > zero
+                    gs = given[j] - threshold[j] * gw if subtract else given[j]
+                    m = spikes[j] if fired else one
+                    kept = gw if (subtract | (not fired)) else zero
+                    gu = kept + gs * m * slope[j]
+                    row[j] = gain[j] * gu
+                    carried[j] = decay[j] * gu
+
+
+# ---------------------------------------------------------------- sparse layers
+
+
+@_compile
+def spread(pointer, index, value, steps, first, last, weight, bias, out):  # type: ignore[no-untyped-def]
+    """out[t, b] = bias + sum of count * weight[address]; four events share a pass, added one after the other."""
+    one = out.dtype.type(1)
+    for b in range(first, last):
+        for t in range(steps):
+            y = out[t, b]
+            for j in range(y.shape[0]):
+                y[j] = bias[j]
+            k, stop = pointer[b * steps + t], pointer[b * steps + t + 1]
+            while k < stop:
+                if k + 4 <= stop:
+                    if (value[k] == one) & (value[k + 1] == one) & (value[k + 2] == one) & (value[k + 3] == one):
+                        w0, w1, w2, w3 = weight[index[k]], weight[index[k + 1]], weight[index[k + 2]], weight[index[k + 3]]
+                        for j in range(y.shape[0]):
+                            y[j] = (((y[j] + w0[j]) + w1[j]) + w2[j]) + w3[j]
+                        k += 4
+                        continue
+                w, count = weight[index[k]], value[k]
+                for j in range(y.shape[0]):
+                    y[j] += count * w[j]
+                k += 1
+
+
+@_compile
+def weight_gradient(pointer, index, value, steps, batch, g, out, first, last):  # type: ignore[no-untyped-def]
+    """out[address] += count * g[t, b] over all events, for outputs `first` to `last`."""
+    for b in range(batch):
+        for t in range(steps):
+            row = g[t, b][first:last]
+            for k in range(pointer[b * steps + t], pointer[b * steps + t + 1]):
+                to, count = out[index[k]][first:last], value[k]
+                for j in range(row.shape[0]):
+                    to[j] += count * row[j]
