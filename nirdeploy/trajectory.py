@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -249,7 +249,7 @@ class Record:
 
 
 def _stored(data: ArrayLike | PackedSpikes | Storage) -> NDArray[Any] | PackedSpikes | Storage:
-    if isinstance(data, PackedSpikes | Storage):
+    if not isinstance(data, np.ndarray) and isinstance(data, PackedSpikes | Storage):  # a protocol is slow to ask
         return data
     # a view: the caller's own array stays writable
     view = np.asarray(data).view()
@@ -302,7 +302,7 @@ class Trajectory:
         producer: program and version that wrote it.
         complete: whether the run went to its end; False: it was cut off, and `reason` says why.
         reason: why it is not complete, e.g. 'No space left on device'; '' where it is.
-        state: where a reference run ended, to start the next one with; not in files.
+        state_at_end: gives the state a reference run ended in; see `state`.
     """
 
     records: Mapping[tuple[str, str], Record]
@@ -315,7 +315,7 @@ class Trajectory:
     producer: str = ""
     complete: bool = True
     reason: str = ""
-    state: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
+    state_at_end: Callable[[], Mapping[str, Any]] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "records", MappingProxyType(dict(self.records)))
@@ -351,9 +351,14 @@ class Trajectory:
         """Number of steps."""
         return max((record.n_steps for record in self.records.values()), default=0)
 
-    def ending(self, state: Mapping[str, Any]) -> Trajectory:
-        """The same, with the state the run ended in."""
-        return replace(self, state=state)
+    @property
+    def state(self) -> Mapping[str, Any] | None:
+        """Where a reference run ended, to start the next one with; None for other runs and for files."""
+        return None if self.state_at_end is None else self.state_at_end()
+
+    def ending(self, state_at_end: Callable[[], Mapping[str, Any]]) -> Trajectory:
+        """The same, knowing the state the run ended in."""
+        return replace(self, state_at_end=state_at_end)
 
     def save(self, path: str | Path) -> None:
         """Write an HDF5 file that `load_trajectory` and `xarray.open_datatree(engine='h5netcdf')` read.

@@ -44,6 +44,13 @@ class Scope(nn.Module):
             scope = None if scope is None else scope._modules.get(escape(name, reserved=_RESERVED))
         return scope
 
+    def holder(self, path: NodePath) -> tuple[Any, str]:
+        """The dict that holds the module of a node, and its key there."""
+        scope: nn.Module = self
+        for name in path[:-1]:
+            scope = scope._modules[escape(name, reserved=_RESERVED)]  # type: ignore[assignment]
+        return scope._modules, escape(path[-1], reserved=_RESERVED)
+
     def forward(self, *_: Any) -> Any:
         """A scope is run by the graph it belongs to."""
         raise ConversionError("a subgraph of an imported graph cannot be called by itself")
@@ -103,6 +110,16 @@ class GraphModule(Scope):
                     scope.put(name, Scope())
                 scope = scope._modules[escape(name, reserved=_RESERVED)]  # type: ignore[assignment]
             scope.put(path[-1], module)
+
+        self._index = {path: self.holder(path) for path in modules}
+
+    def get(self, path: NodePath) -> nn.Module | None:
+        """The module of a node; None for Inputs and Outputs."""
+        if path not in self._index:
+            return super().get(path)
+        held, key = self._index[path]
+        found: nn.Module | None = held.get(key)
+        return found
 
     @property
     def input_names(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -41,7 +42,7 @@ class Layout:
         slots: numbers a sample holds.
         emits: where each node's output stands.
         states: v and i of populations (i -1 where there is none); start and length of delay lines.
-        previous: where delayed edges keep their source's previous value.
+        previous: by key, the source of each delayed edge and where its previous value is kept.
         outside: what comes from outside, in the order of `places`.
         read: what is read out, in the order of `record`: node, variable, offset, size.
         dt: for the closed form.
@@ -57,7 +58,7 @@ class Layout:
     slots: int
     emits: Mapping[NodePath, int]
     states: Mapping[NodePath, tuple[int, int]]
-    previous: Mapping[NodePath, int]
+    previous: Mapping[str, tuple[NodePath, int]]
     outside: tuple[Edge, ...]
     read: tuple[tuple[NodePath, str, int, int], ...]
     dt: Any
@@ -73,7 +74,7 @@ class _Builder:
         self.slots = 0
         self.emits: dict[NodePath, int] = {}
         self.states: dict[NodePath, tuple[int, int]] = {}
-        self.previous: dict[NodePath, int] = {}
+        self.previous: dict[str, tuple[NodePath, int]] = {}
         self.outside: dict[Edge, int] = {}
         self.ops: list[list[int]] = []
         self.sources: list[int] = []
@@ -83,7 +84,7 @@ class _Builder:
         self.dt: Any = None
 
     def size(self, path: NodePath, port: str = "output") -> int:
-        return int(np.prod(getattr(self.shapes[path], port), dtype=np.int64))
+        return math.prod(getattr(self.shapes[path], port))
 
     def take(self, size: int) -> int:
         self.slots += size
@@ -102,11 +103,11 @@ class _Builder:
                 if source not in self.inside:
                     if (source, key) not in self.outside:
                         self.outside[source, key] = self.take(self.size(source))
-                elif key is not None and source not in self.previous:
-                    self.previous[source] = self.take(self.size(source))
+                elif key is not None and key not in self.previous:
+                    self.previous[key] = (source, self.take(self.size(source)))
         for path in self.part.paths:
             self.node(path)
-        copies = [[self.emits[p], at, self.size(p)] for p, at in self.previous.items()]
+        copies = [[self.emits[p], at, self.size(p)] for p, at in self.previous.values()]
         places, begin = [], 0
         for (source, _), at in self.outside.items():
             places.append([begin, at, self.size(source)])
@@ -144,10 +145,10 @@ class _Builder:
             if source not in self.inside:
                 self.sources.append(self.outside[source, key])
             else:
-                self.sources.append(self.emits[source] if key is None else self.previous[source])
+                self.sources.append(self.emits[source] if key is None else self.previous[key][1])
         count = len(self.sources) - begin
         wire = module is None or is_plain(module, (FlattenSample, nn.Identity))
-        if wire and count == 1 and self.program.sources[path][0][1] is None and path not in self.previous:
+        if wire and count == 1 and self.program.sources[path][0][1] is None:
             self.emits[path] = self.sources[begin]
             return
         x = self.sources[begin] if count == 1 else self.take(size)
@@ -191,7 +192,7 @@ def _matrix(module: Any, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Ar
         if isinstance(module, nn.Linear):
             bias = torch.zeros(module.out_features, dtype=dtype) if module.bias is None else module.bias
             return module.weight.detach().T.numpy(), bias.detach().numpy()
-        size = int(np.prod(shape))
+        size = math.prod(shape)
         basis = torch.eye(size, dtype=dtype).reshape(size, *shape)
         bias = None
         if isinstance(module, nn.Conv1d | nn.Conv2d):
@@ -217,7 +218,7 @@ class Cycle:
         self.native = engine.native and self._fits()
         self.steps = 0
         self._state: dict[NodePath, Any] = {}
-        self._carried: dict[NodePath, Tensor] = {}
+        self._carried: dict[str, Tensor] = {}
         if self.native:
             key = (part, self._read(), engine.dtype)
             self.layout: Layout = self.program.made(
@@ -227,14 +228,17 @@ class Cycle:
             self._enter()
 
     def _fits(self) -> bool:
-        total = 0
+        total, lengths = 0, set()
         for path in self.part.paths:
             if not self.program.native_node(path):
                 return False
+            if is_plain(self.program.modules[path], POPULATIONS):
+                native = self.program.native(path, self.engine.dtype)
+                lengths |= {float(native.dt)} if native.how[0] == kernels.EXACT else set()
             module = self.program.modules[path]
             if module is not None and not isinstance(module, Stateful | Scale | Threshold | FlattenSample | nn.Identity):
-                total += int(np.prod(self.shapes[path].input)) * int(np.prod(self.shapes[path].output))
-        return total <= _MOST_WEIGHTS
+                total += math.prod(self.shapes[path].input) * math.prod(self.shapes[path].output)
+        return total <= _MOST_WEIGHTS and len(lengths) < 2  # the loop knows one dt
 
     def _read(self) -> tuple[tuple[NodePath, str], ...]:
         """What is needed outside: node and variable."""
@@ -256,7 +260,7 @@ class Cycle:
         """Put initial states and previous values into their slots."""
         batch = self.engine.batch
         for path, (first, second) in self.layout.states.items():
-            module, size = self.program.modules[path], int(np.prod(self.shapes[path].input))
+            module, size = self.program.modules[path], math.prod(self.shapes[path].input)
             if isinstance(module, Delay):
                 line = lookup(self.engine._given, path)
                 for k in range(second if line is not None else 0):
@@ -267,10 +271,9 @@ class Cycle:
             self.values[:, first : first + size] = v.reshape(batch, size).numpy()
             if i is not None:
                 self.values[:, second : second + size] = i.reshape(batch, size).numpy()
-        for source, at in self.layout.previous.items():
-            target = next(t for s, t in self.inner if s == source)
-            value = self.engine.before(source, f"{dotted(source)}->{dotted(target)}")
-            size = int(np.prod(self.shapes[source].output))
+        for key, (source, at) in self.layout.previous.items():
+            value = self.engine.before(source, key)
+            size = math.prod(self.shapes[source].output)
             self.values[:, at : at + size] = value.detach().reshape(batch, size).numpy()
 
     def states(self) -> dict[NodePath, Any]:
@@ -281,16 +284,17 @@ class Cycle:
         for path, (first, second) in self.layout.states.items():
             shape = self.shapes[path].input
             if isinstance(self.program.modules[path], Delay):
-                size = int(np.prod(shape))
+                size = math.prod(shape)
                 line = [self._slot(first + ((self.steps - 1 - k) % second) * size, shape) for k in range(second)]
-                found[path] = torch.stack(line) if line else torch.zeros((0, self.engine.batch, *shape))
+                none = torch.zeros((0, self.engine.batch, *shape), dtype=self.engine.dtype)
+                found[path] = torch.stack(line) if line else none
                 continue
             v = self._slot(first, shape)
             found[path] = v if second < 0 else {"i_syn": self._slot(second, shape), "v_mem": v}
         return found
 
     def _slot(self, at: int, shape: tuple[int, ...]) -> Tensor:
-        size = int(np.prod(shape))
+        size = math.prod(shape)
         return torch.from_numpy(self.values[:, at : at + size].reshape(-1, *shape).copy())
 
     def previous(self) -> dict[str, Tensor]:
@@ -299,9 +303,9 @@ class Cycle:
         for source, target in self.inner:
             key = f"{dotted(source)}->{dotted(target)}"
             if self.native:
-                found[key] = self._slot(self.layout.previous[source], self.shapes[source].output)
-            elif source in self._carried:
-                found[key] = self._carried[source]
+                found[key] = self._slot(self.layout.previous[key][1], self.shapes[source].output)
+            elif key in self._carried:
+                found[key] = self._carried[key]
         return found
 
     # ------------------------------------------------------------ run
@@ -351,8 +355,8 @@ class Cycle:
         stateful = {step.path for step in module._steps if step.stateful}
         traces: dict[NodePath, list[Tensor]] = {path: [] for path in self.part.paths}
         states: dict[NodePath, list[Any]] = {path: [] for path in self.part.paths if path in stateful}
-        keys = {(source, target): f"{dotted(source)}->{dotted(target)}" for source, target in self.inner}
-        carried = {s: self._carried[s] if s in self._carried else engine.before(s, key) for (s, _), key in keys.items()}
+        keys = {f"{dotted(source)}->{dotted(target)}": source for source, target in self.inner}
+        carried = self._carried or {key: engine.before(source, key) for key, source in keys.items()}
         for t in range(steps):
             values: dict[NodePath, Tensor] = {}
             for path in self.part.paths:
@@ -361,7 +365,7 @@ class Cycle:
                     if (source, key) in given:
                         part = given[source, key][t]
                     else:
-                        part = values[source] if key is None else carried[source]
+                        part = values[source] if key is None else carried[key]
                     total = part if total is None else total + part
                 assert total is not None
                 own = self.program.modules[path]
@@ -373,7 +377,7 @@ class Cycle:
                     total = own(total)
                 values[path] = total
                 traces[path].append(total)
-            carried = {source: values[source] for source, _ in self.inner}
+            carried = {key: values[source] for key, source in keys.items()}
         self._carried = carried
         found = {path: engine._emitted(path, torch.stack(steps_)) for path, steps_ in traces.items()}
         for path in self.part.paths:

@@ -6,7 +6,9 @@ With autograd or off the CPU, torch does the same with its own operations.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from nirdeploy.reference.cycle import Cycle
 from nirdeploy.reference.neurons import Delay, Membrane, Neuron
 from nirdeploy.reference.program import FOLDED, POPULATIONS, Part, Program, is_plain
 from nirdeploy.reference.sparse import Rows, from_raster, join, survey, to_raster
+from nirdeploy.reference.stack import Stack
 from nirdeploy.reference.threads import split
 from nirdeploy.schedule import NodePath, dotted
 
@@ -60,7 +63,7 @@ class Signal:
     @property
     def size(self) -> int:
         """Numbers a sample."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
     @property
     def whole(self) -> bool:
@@ -98,6 +101,17 @@ class Signal:
             return self._density
         source = self._raw if self._raw is not None else self.dense().detach().numpy()
         return survey(np.ascontiguousarray(source))[2] / max(1, source.size)
+
+
+@contextmanager
+def _counting(path: NodePath) -> Iterator[None]:
+    """Name the node where the kernel of 'exact' gives up counting."""
+    try:
+        yield
+    except OverflowError as error:
+        raise ConventionError(
+            "more than 10000 spikes in a step", node=dotted(path), remedy="Use a smaller dt or spikes 'one'."
+        ) from error
 
 
 class Sink:
@@ -142,7 +156,6 @@ class Engine:
         events: bool = False,
         grad: bool = False,
     ) -> None:
-        program.refresh()
         self.program, self.batch, self.sink = program, batch, sink or Sink()
         self.module, self.shapes = program.module, program.module.shapes
         self.dtype, self.device, self.grad = dtype, device, grad
@@ -153,7 +166,7 @@ class Engine:
         self._given = state
         self._states: dict[NodePath, Any] = {}
         self._previous: dict[str, Tensor] = {}
-        self._cycles: dict[Part, Cycle] = {}
+        self._cycles: dict[Part, Cycle | Stack] = {}
         self._signals: dict[NodePath, Signal] = {}
         self._steps = 0
 
@@ -164,14 +177,12 @@ class Engine:
         found: dict[str, Any] = {}
         for path, value in self._states.items():
             store(found, path, value)
-        for part, cycle in self._cycles.items():
+        for cycle in self._cycles.values():
             for path, value in cycle.states().items():
                 store(found, path, value)
-            del part
+            self._previous.update(cycle.previous())
         for source, target in self.module.plan.feedback:
             key = f"{dotted(source)}->{dotted(target)}"
-            for cycle in self._cycles.values():
-                self._previous.update(cycle.previous())
             if key in self._previous:
                 found[key] = self._previous[key]
         return found
@@ -238,7 +249,8 @@ class Engine:
                 continue
             module = self.program.modules[path]
             if is_plain(module, POPULATIONS):
-                self._population(path)
+                with _counting(path):
+                    self._population(path)
             elif is_plain(module, (Delay,)):
                 self._delay(path)
             elif module is not None and not is_plain(module, FOLDED):
@@ -248,6 +260,10 @@ class Engine:
         self._remember()
         self.start += self._steps
         return outputs
+
+    def release(self) -> None:
+        """Let go of everything but the state."""
+        self._signals, self.sink = {}, Sink()
 
     def signal(self, path: NodePath) -> Signal:
         """What a node emits; nodes without state are computed when somebody asks."""
@@ -302,9 +318,9 @@ class Engine:
 
     def _remember(self) -> None:
         """Keep what delayed edges carry into the next chunk."""
-        inside = {path for part in self.program.parts if part.cyclic for path in part.paths}
+        part_of = {path: n for n, part in enumerate(self.program.parts) if part.cyclic for path in part.paths}
         for source, target in self.module.plan.feedback:
-            if not (source in inside and target in inside):
+            if source not in part_of or part_of[source] != part_of.get(target):
                 last = self.signal(source).dense()[-1]
                 self._previous[f"{dotted(source)}->{dotted(target)}"] = last if self.grad else last.clone()
 
@@ -319,7 +335,7 @@ class Engine:
         if self.events and self._driven(path):
             return
         x, own = self._input(path)
-        shape, size = self.shapes[path].output, int(np.prod(self.shapes[path].output))
+        shape, size = self.shapes[path].output, math.prod(self.shapes[path].output)
         flat = x.contiguous().reshape(self._steps, self.batch, size)
         out = flat if own else torch.empty_like(flat)
         self._scan(path, flat.numpy(), out.numpy())
@@ -499,10 +515,30 @@ class Engine:
     def _cycle(self, part: Part) -> None:
         cycle = self._cycles.get(part)
         if cycle is None:
-            cycle = self._cycles[part] = Cycle(self, part)
-        inputs: dict[NodePath, list[Callable[[], Tensor]]] = {}
-        del inputs
-        self._signals.update(cycle.run(self._steps))
+            read = self._stackable()
+            stack = None if read is None else Stack(self, self.program.stack or (), read)
+            cycle = self._cycles[part] = stack or Cycle(self, part)
+        with _counting(part.paths[0]):
+            self._signals.update(cycle.run(self._steps))
+
+    def _stackable(self) -> tuple[tuple[NodePath, str], ...] | None:
+        """What is read of a network that is a stack of layers; None where it is none, or more is wanted of it."""
+        layers = self.program.stack
+        if layers is None or not self.native or not self.program.whole:
+            return None
+        wants = self.sink.wants
+        if any(wants(p, "output") for layer in layers for p in (layer.weight, layer.back) if p is not None):
+            return None
+        if any(self.program.native(layer.population, self.dtype).how[0] == kernels.EXACT for layer in layers):
+            return None
+        read = []
+        for layer in layers:
+            path = layer.population
+            emitted = "spikes" if isinstance(self.program.modules[path], Neuron) else "output"
+            if wants(path, emitted) or path == layers[-1].population:
+                read.append((path, emitted))
+            read += [(path, variable) for variable in ("v_mem", "i_syn") if wants(path, variable)]
+        return tuple(read)
 
     def _record_stateless(self) -> None:
         for path in self.module.plan.order:

@@ -17,11 +17,13 @@ from nirdeploy import graph as graphs
 from nirdeploy.convert.build import GraphModule, lookup, nir_to_torch, store
 from nirdeploy.convert.trace import torch_to_nir
 from nirdeploy.errors import ConventionError, ConversionError, GraphError, RasterError, UnsupportedError
+from nirdeploy.events import Events
+from nirdeploy.names import suggest
 from nirdeploy.reference.convention import Convention
 from nirdeploy.reference.engine import Engine
 from nirdeploy.reference.input import Source, sources_of
 from nirdeploy.reference.neurons import Delay, Membrane
-from nirdeploy.reference.program import Program
+from nirdeploy.reference.program import POPULATIONS, Program
 from nirdeploy.reference.recording import Recorder, Selection, check_record
 from nirdeploy.schedule import NodePath, dotted
 from nirdeploy.trajectory import Trajectory, load_trajectory
@@ -90,12 +92,14 @@ def run(
     module = _as_module(graph_or_module, raster, convention)
     program = program_of(module)
     _check_parameters(program)
-    dtype, device = numbers_of(module)
+    dtype, device = program.made("numbers", lambda: numbers_of(module))
+    if dtype not in (torch.float32, torch.float64):
+        raise UnsupportedError(f"a run in {dtype}", remedy="Use module.float() or module.double().")
     sources = sources_of(module, raster, dtype)
     first = next(iter(sources.values()))
     n_steps, batch, batched = first.steps, first.batch, first.batched
     selection = Selection.of(module, record, nodes, neurons, steps, packed, n_steps)
-    started = _batched_state(module, state or {}, batched)
+    started = _batched_state(module, {} if state is None else state, batch, batched, dtype, device)
     with ExitStack() as stack:
         writer = None
         if output is not None:
@@ -108,29 +112,35 @@ def run(
                     outputs=tuple(module.output_names),
                 )
             )
+        ended: Callable[[], dict[str, Any]]
         recorder = Recorder(
-            module, selection, n_steps=n_steps, batch=batch, batched=batched, dtype=dtype, writer=writer
+            module, selection, n_steps=n_steps, batch=batch, batched=batched, dtype=dtype, writer=writer, made=program.made
         )
         stack.enter_context(torch.no_grad())
         if method == "loop":
-            ended = _loop(module, sources, started, recorder, dtype, device)
+            last = _loop(module, sources, started, recorder, dtype, device)
+            ended = lambda: last  # noqa: E731
         else:
             engine = Engine(
                 program, batch, started, dtype=dtype, device=device, sink=recorder, events=method == "event"
             )
             for start, stop in _chunks(program, n_steps, batch, dtype, method):
                 engine.chunk({path: source.signal(start, stop, dtype, device) for path, source in sources.items()})
-            ended = engine.state()
-    ended = ended if batched else _unbatched(module, ended)
+            engine.release()
+            ended = engine.state
+
+    def state_at_end() -> dict[str, Any]:
+        return ended() if batched else _unbatched(module, ended())
+
     if output is not None:
-        return load_trajectory(output, lazy=True).ending(ended)
+        return load_trajectory(output, lazy=True).ending(state_at_end)
     return Trajectory(
         recorder.records(),
         output_names=tuple(module.output_names),
         convention=module.convention,
         graph_sha256=_digest(graph_or_module, program),
         producer=f"nirdeploy {__version__}",
-    ).ending(ended)
+    ).ending(state_at_end)
 
 
 # ---------------------------------------------------------------- modules
@@ -162,9 +172,9 @@ def _as_module(given: Any, raster: Any, convention: Convention | None) -> GraphM
 
 
 def program_of(module: GraphModule) -> Program:
-    """How a module is run, worked out once for each module."""
+    """How a module is run, worked out once for each module; anew where a submodule or hook was put into it."""
     found = _PROGRAMS.get(module)
-    if found is None:
+    if found is None or not found.fits():
         found = _PROGRAMS[module] = Program(module)
     return found
 
@@ -208,8 +218,9 @@ def _digest(given: Any, program: Program) -> str:
 def _traced(module: nn.Module, raster: Any) -> nir.NIRGraph:
     """The graph of a module whose input shape, where it matters, is the raster's with or without batch."""
     failure: ConversionError | None = None
-    shape = np.shape(raster) if not isinstance(raster, Mapping) else ()
-    for guess in (None, shape[2:], shape[1:]):
+    shape = () if isinstance(raster, Mapping | Events) else np.shape(raster)
+    events = raster.shape if isinstance(raster, Events) else None
+    for guess in (None, events, shape[2:], shape[1:]):
         try:
             return torch_to_nir(module, input_shape=guess)
         except ConversionError as error:
@@ -286,21 +297,77 @@ def _loop(
 # ---------------------------------------------------------------- state
 
 
-def _batched_state(module: GraphModule, state: Mapping[str, Any], batched: bool) -> Mapping[str, Any]:
-    """A state as it is inside a run, with a batch axis."""
+def _batched_state(
+    module: GraphModule,
+    state: Mapping[str, Any],
+    batch: int,
+    batched: bool,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> dict[str, Any]:
+    """A state as it is inside a run, with a batch axis and in the run's own type.
+
+    Raises:
+        ConventionError: an entry of no node, or of another type or shape than the node's.
+    """
+    if isinstance(state, Mapping) and not state:
+        return {}
     module._check_state(state)
-    return state if batched else _with_axis(module, state, lambda value, axis: value.unsqueeze(axis))
+    _check_names(module, state)
+
+    def own(value: Any, shape: tuple[int, ...], axis: int, name: str, what: str) -> Tensor:
+        wanted = (*shape[:axis], batch, *shape[axis:]) if batched else shape
+        if not isinstance(value, Tensor):
+            raise ConventionError(f"{what} of type {type(value).__name__}, expected a tensor", node=name)
+        if tuple(value.shape) != wanted:
+            raise ConventionError(f"{what} of shape {tuple(value.shape)}, expected {wanted}", node=name)
+        value = value.detach().to(dtype=dtype, device=device)
+        return value if batched else value.unsqueeze(axis)
+
+    found: dict[str, Any] = {}
+    for step in module._steps:
+        value, node, name = lookup(state, step.path), module.get(step.path), dotted(step.path)
+        if value is None or not step.stateful:
+            continue
+        shape = module.shapes[step.path].input
+        if isinstance(node, Delay):
+            value = own(value, (node.longest, *shape), 1, name, "state")
+        elif isinstance(node, Membrane):
+            names = ("i_syn", "v_mem") if "tau_syn" in node.fields else ()
+            if type(node) not in POPULATIONS:  # a subclass may keep more
+                names = tuple(value) if isinstance(value, Mapping) else ()
+            if isinstance(value, Mapping) != bool(names) or (names and set(value) != set(names)):
+                kind = sorted(value) if isinstance(value, Mapping) else type(value).__name__
+                raise ConventionError(f"state of type {kind} is not that of a {node.kind}", node=name)
+            if names:
+                value = {what: own(value[what], shape, 0, name, what) for what in names}
+            else:
+                value = own(value, shape, 0, name, "state")
+        store(found, step.path, value)
+    for source, target in module.plan.feedback:
+        key = f"{dotted(source)}->{dotted(target)}"
+        if state.get(key) is not None:
+            found[key] = own(state[key], module.shapes[source].output, 0, dotted(source), f"state {key!r}")
+    return found
+
+
+def _check_names(module: GraphModule, state: Mapping[str, Any], at: NodePath = ()) -> None:
+    """Refuse entries of subgraphs that name no node with state."""
+    stateful = {step.path for step in module._steps if step.stateful}
+    scopes = {path[:depth] for path in stateful for depth in range(1, len(path))}
+    for name, value in state.items():
+        path = (*at, name)
+        if path in scopes and value is not None:
+            if not isinstance(value, Mapping):
+                raise ConventionError(f"state of type {type(value).__name__}, expected a dict", node=dotted(path))
+            _check_names(module, value, path)
+        elif at and path not in stateful:
+            known = [found[-1] for found in stateful | scopes if found[:-1] == at]
+            raise ConventionError(f"the state has an entry {dotted(path)!r}", remedy=suggest(str(name), known))
 
 
 def _unbatched(module: GraphModule, state: Mapping[str, Any]) -> dict[str, Any]:
-    """A state without the batch axis that a run gave it."""
-    return _with_axis(module, state, lambda value, axis: value.squeeze(axis))
-
-
-def _with_axis(
-    module: GraphModule, state: Mapping[str, Any], change: Callable[[Tensor, int], Tensor]
-) -> dict[str, Any]:
-    """A state whose tensors have their batch axis changed; that of a delay line is its second."""
+    """A state without the batch axis that a run gave it; that of a delay line is its second."""
     found: dict[str, Any] = {}
     for step in module._steps:
         value, node = lookup(state, step.path), module.get(step.path)
@@ -308,12 +375,12 @@ def _with_axis(
             continue
         if isinstance(node, Membrane):
             whole = isinstance(value, Mapping)
-            value = {k: change(v, 0) for k, v in value.items()} if whole else change(value, 0)
+            value = {k: v.squeeze(0) for k, v in value.items()} if whole else value.squeeze(0)
         elif isinstance(node, Delay):
-            value = change(value, 1)
+            value = value.squeeze(1)
         store(found, step.path, value)
     for source, target in module.plan.feedback:
         key = f"{dotted(source)}->{dotted(target)}"
         if state.get(key) is not None:
-            found[key] = change(state[key], 0)
+            found[key] = state[key].squeeze(0)
     return found

@@ -105,7 +105,7 @@ def _exact(x, v, s, r, v_leak, threshold, v_reset, v_min, tau, dt, inclusive, su
         drive = r[j] * x[j] + v_leak[j]
         u, left, count = v[j], dt, 0
         rises = drive > (threshold[j] if leaks else zero)
-        while count < 10000:
+        while True:
             above = (u > threshold[j]) | (inclusive & (u == threshold[j]))
             wait = zero
             if not above:
@@ -123,6 +123,8 @@ def _exact(x, v, s, r, v_leak, threshold, v_reset, v_min, tau, dt, inclusive, su
             count += 1
             if not many:
                 break
+            if count == 10000:
+                raise OverflowError
         u = drive + (u - drive) * np.exp(-left / tau[j]) if leaks else u + drive * left
         v[j] = u if u >= v_min[j] else v_min[j]
         s[j] = v.dtype.type(count)
@@ -471,3 +473,123 @@ def _operate(op, sources, held, floats, how, dt, step):  # type: ignore[no-untyp
         for j in range(y.shape[0]):
             y[j] = x[j]
 
+
+
+# ---------------------------------------------------------------- a stack of layers
+
+
+@_compile
+def _add_rows(x, weights, index, value, count):  # type: ignore[no-untyped-def]
+    """Add rows of `weights`, four in a pass over `x`, one after the other."""
+    k = 0
+    while k + 4 <= count:
+        w0, w1 = weights[np.uint32(index[k])], weights[np.uint32(index[k + 1])]
+        w2, w3 = weights[np.uint32(index[k + 2])], weights[np.uint32(index[k + 3])]
+        c0, c1, c2, c3 = value[k], value[k + 1], value[k + 2], value[k + 3]
+        for j in range(x.shape[0]):
+            x[j] = (((x[j] + c0 * w0[j]) + c1 * w1[j]) + c2 * w2[j]) + c3 * w3[j]
+        k += 4
+    while k < count:
+        w, times = weights[np.uint32(index[k])], value[k]
+        for j in range(x.shape[0]):
+            x[j] += times * w[j]
+        k += 1
+
+
+@_compile
+def _cuba_uniform(x, i, v, s, keep, into, decay, leak, gain, threshold, v_reset, v_min, inclusive, subtract):  # type: ignore[no-untyped-def]
+    """`_synapse` and `_one_uniform` in one pass."""
+    one, zero = v.dtype.type(1), v.dtype.type(0)
+    for j in range(v.shape[0]):
+        c = keep * i[j] + into * x[j]
+        u = decay * v[j] + leak + gain * c
+        fired = (u > threshold) | (inclusive & (u == threshold))
+        after = u - threshold if subtract else v_reset
+        u = after if fired else u
+        i[j] = c
+        v[j] = u if u >= v_min else v_min
+        s[j] = one if fired else zero
+
+
+@_compile
+def stack(layers, floats, values, how, dt, outside, out, first, last):  # type: ignore[no-untyped-def]
+    """Layers one behind the other, each a matrix and a population, which may have a matrix back into itself.
+
+    Args:
+        layers: [layer, field]: numbers in and out; those out rounded up to whole vectors, as matrices, parameters and
+            states have them; where in `floats` its matrix [source, neuron], its bias (with that of the matrix back),
+            the matrix back (-1 for none) and its parameters stand; its row of `how`; where in `values` its input (what
+            it starts from in the next step), v, i (-1 for none) and spikes stand; where in `out` its spikes, v and i
+            go (-1 for nowhere); whether all neurons have the same parameters.
+        floats: matrices and parameters.
+        values: [batch, slot]: states; advanced in place.
+        how: mode and flags of every population.
+        dt: step, for mode EXACT.
+        outside: input [step, batch, source].
+        out: what is read out [step, batch, place].
+        first: first sample.
+        last: sample to stop before.
+    """
+    steps = outside.shape[0]
+    widest = max(np.max(layers[:, 0]), np.max(layers[:, 2])) + 1
+    index, value = np.empty(widest, np.int32), np.empty(widest, floats.dtype)
+    for b in range(first, last):
+        held = values[b]
+        for t in range(steps):
+            given = outside[t, b]
+            count = 0
+            for k in range(given.shape[0]):
+                index[count] = k
+                value[count] = given[k]
+                count += 1 if given[k] != 0 else 0
+            for n in range(layers.shape[0]):
+                layer = layers[n]
+                size_in, size, wide = layer[0], layer[1], layer[2]
+                x = held[layer[8] : layer[8] + wide]
+                v = held[layer[9] : layer[9] + wide]
+                s = held[layer[11] : layer[11] + wide]
+                _add_rows(x, floats[layer[3] : layer[3] + size_in * wide].reshape(size_in, wide), index, value, count)
+                row, p = how[layer[7]], floats[layer[6] : layer[6] + 9 * wide]
+                inclusive, subtract = row[1] != 0, row[2] != 0
+                if layer[15]:
+                    decay, leak, gain, threshold = p[0], p[wide], p[2 * wide], p[3 * wide]
+                    v_reset, v_min = p[4 * wide], p[5 * wide]
+                    if layer[10] >= 0:
+                        i = held[layer[10] : layer[10] + wide]
+                        _cuba_uniform(
+                            x, i, v, s, p[7 * wide], p[8 * wide],
+                            decay, leak, gain, threshold, v_reset, v_min, inclusive, subtract,
+                        )  # fmt: skip
+                    else:
+                        _one_uniform(x, v, s, decay, leak, gain, threshold, v_reset, v_min, inclusive, subtract)
+                else:
+                    flags = (row[0], inclusive, subtract, row[3] != 0, row[4] != 0, row[5] != 0)
+                    rows = p.reshape(9, wide)
+                    if layer[10] >= 0:
+                        i = held[layer[10] : layer[10] + wide]
+                        _synapse(x, i, rows[7], rows[8])
+                        _advance(i, v, s, rows, 0, wide, flags, dt)
+                    else:
+                        _advance(x, v, s, rows, 0, wide, flags, dt)
+                count = 0
+                for j in range(size):
+                    index[count] = j
+                    value[count] = s[j]
+                    count += 1 if s[j] != 0 else 0
+                start = floats[layer[4] : layer[4] + wide]
+                for j in range(wide):
+                    x[j] = start[j]
+                if layer[5] >= 0 and count > 0:
+                    _add_rows(x, floats[layer[5] : layer[5] + size * wide].reshape(size, wide), index, value, count)
+                if layer[12] >= 0:
+                    _copy(s, out[t, b], layer[12], size)
+                if layer[13] >= 0:
+                    _copy(v, out[t, b], layer[13], size)
+                if layer[14] >= 0:
+                    _copy(held[layer[10] : layer[10] + wide], out[t, b], layer[14], size)
+
+
+@_compile
+def _copy(source, target, at, size):  # type: ignore[no-untyped-def]
+    for j in range(size):
+        target[np.uint64(at + j)] = source[np.uint64(j)]

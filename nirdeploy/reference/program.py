@@ -6,6 +6,8 @@ A Program is made once for a module. What depends on parameters is made anew whe
 from __future__ import annotations
 
 import itertools
+import math
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +23,8 @@ from nirdeploy.convert.primitives import Scale
 from nirdeploy.reference import kernels
 from nirdeploy.reference.dynamics import late_after_update, reset_value
 from nirdeploy.reference.neurons import IF, LI, LIF, CubaLI, CubaLIF, Delay, I, Membrane, Neuron, Threshold
-from nirdeploy.reference.sparse import Weights, pack_convolution, pack_matrix, reach_of_pool
-from nirdeploy.schedule import NodePath
+from nirdeploy.reference.sparse import Weights, checksum, pack_convolution, pack_matrix, reach_of_pool
+from nirdeploy.schedule import NodePath, dotted
 from nirdeploy.shapes import pair
 
 __all__ = ["FOLDED", "POPULATIONS", "Chain", "Native", "Part", "Program", "is_plain"]
@@ -83,16 +85,23 @@ def is_plain(module: nn.Module | None, kinds: tuple[type[nn.Module], ...]) -> bo
     )
 
 
+def _is_native(module: nn.Module | None) -> bool:
+    if module is None:
+        return True
+    padding = getattr(module, "padding_mode", "zeros")
+    return padding == "zeros" and is_plain(module, (*FOLDED, *POPULATIONS, Delay))
+
+
 def native(module: Membrane, shape: tuple[int, ...], dtype: torch.dtype) -> Native:
     """A population's parameters, broadcast to one a neuron."""
-    convention, size = module.convention, int(np.prod(shape))
+    convention, size = module.convention, math.prod(shape)
 
     def full(value: Tensor | float) -> Array:
         tensor = torch.as_tensor(value, dtype=dtype).detach().cpu()
         return tensor.expand(shape).reshape(size).numpy()
 
     p = np.zeros((7, size), full(0.0).dtype)
-    exact = convention.integrator == "exact"
+    exact = convention.integrator == "exact" and isinstance(module, Neuron)  # others do without a crossing
     tau = module.tau_membrane()
     decay, gain, leak = module.membrane()
     rows = [decay, leak, gain, 0.0, 0.0, -np.inf, np.inf if tau is None else tau]
@@ -136,16 +145,16 @@ class Program:
     """How a module is run over many steps.
 
     Attributes:
-        module: the graph.
         sources: for each node its sources in name order, with the key of the state entry where the edge is delayed.
         consumers: for each node those that read it.
         parts: in the order they are computed.
         chains: populations that events can drive, by path.
         whole: whether the graph is one native loop.
+        stack: its layers, where that loop is one layer behind the other.
     """
 
     def __init__(self, module: GraphModule) -> None:
-        self.module = module
+        self._module = weakref.ref(module)  # programs are kept by module, and must not keep it
         plan = module.plan
         self.sources = {step.path: step.sources for step in module._steps}
         self.consumers: dict[NodePath, list[NodePath]] = {path: [] for path in plan.order}
@@ -160,21 +169,31 @@ class Program:
             inner = tuple(path for path in plan.order if path not in plan.inputs)
             self.parts = (*(Part((p,), False) for p in plan.inputs), Part(inner, True))
         self.chains = dict(self._chains())
-        self._slots = [
-            (owner._parameters, name)
-            for found in self.modules.values()
-            if found is not None
-            for owner in found.modules()
-            for name in owner._parameters
-        ]
-        self._seen: list[tuple[Any, int]] = []
+        from nirdeploy.reference.stack import layers_of
+
+        self.stack = layers_of(self) if self.whole else None
+        self.names = {dotted(path): path for path in plan.order}
+        inner = [part for found in self.modules.values() if found is not None for part in found.modules()]
+        self._watched = tuple(inner)
+        self._holders = tuple(module.holder(path) for path in plan.order if self.modules[path] is not None)
+        self._structure = self._look()
+        self._slots = [(held, name) for m in inner for held in (m._parameters, m._buffers) for name in held]
+        self._seen: list[tuple[Any, int, int]] = []
+        self._views: dict[int, tuple[Any, int, Array]] = {}
         self._made: dict[Any, Any] = {}
 
     # ------------------------------------------------------------ structure
 
+    @property
+    def module(self) -> GraphModule:
+        """The graph."""
+        found = self._module()
+        assert found is not None, "whoever runs a program holds its module"
+        return found
+
     def native_node(self, path: NodePath) -> bool:
         """Whether the kernels know a node."""
-        return self.modules[path] is None or is_plain(self.modules[path], (*FOLDED, *POPULATIONS, Delay))
+        return _is_native(self.modules[path])
 
     def _parts(self) -> Iterator[Part]:
         import networkx as nx
@@ -198,7 +217,7 @@ class Program:
             if not self.native_node(path):
                 return False
             if is_plain(self.modules[path], (nn.Linear, nn.Conv1d, nn.Conv2d, nn.AvgPool2d, SumPool2d)):
-                total += int(np.prod(shapes[path].input)) * int(np.prod(shapes[path].output))
+                total += math.prod(shapes[path].input) * math.prod(shapes[path].output)
         return total <= _ABSORBED
 
     def _chains(self) -> Iterator[tuple[NodePath, Chain]]:
@@ -231,6 +250,7 @@ class Program:
             and module.groups == 1  # type: ignore[union-attr]
             and pair(module.dilation) == (1, 1)  # type: ignore[union-attr]
             and not isinstance(module.padding, str)  # type: ignore[union-attr]
+            and module.padding_mode == "zeros"  # type: ignore[union-attr]
         )
 
     def _maps(self, path: NodePath) -> bool:
@@ -239,27 +259,61 @@ class Program:
             return True
         if not is_plain(module, (SumPool2d, nn.AvgPool2d)):
             return False
+        if isinstance(module, nn.AvgPool2d) and (module.ceil_mode or module.divisor_override is not None):
+            return False
         return pair(module.padding) == (0, 0) and pair(module.kernel_size) == pair(module.stride)  # type: ignore[union-attr]
 
     def step_size(self) -> int:
         """Numbers that one step of one sample takes in all nodes together."""
-        return sum(int(np.prod(self.module.shapes[path].output)) for path in self.module.plan.order)
+        return sum(math.prod(self.module.shapes[path].output) for path in self.module.plan.order)
 
     # ------------------------------------------------------------ parameters
 
+    def _look(self) -> tuple[Any, ...]:
+        """What the structure was worked out from: which modules there are, their hooks and conventions."""
+        watched = tuple(
+            (len(m._forward_hooks), len(m._forward_pre_hooks), id(getattr(m, "convention", None)), "forward" in vars(m))
+            for m in self._watched
+        )
+        return watched, tuple(id(held.get(key)) for held, key in self._holders)
+
+    def fits(self) -> bool:
+        """Whether the module still has the submodules, hooks and conventions the program was made for."""
+        return self._look() == self._structure
+
     def refresh(self) -> None:
-        """Forget what was made from parameters if one of them has changed."""
-        now = [(owner[name], -1 if owner[name] is None else owner[name]._version) for owner, name in self._slots]
-        seen = self._seen
-        if len(seen) != len(now) or any(a[0] is not b[0] or a[1] != b[1] for a, b in zip(seen, now, strict=True)):
+        """Forget what was made from parameters if one of them has changed.
+
+        Parameters are read, not asked for their version: `parameter.data` can be written to without one.
+        """
+        now = []
+        for n, (held, name) in enumerate(self._slots):
+            tensor = held.get(name)
+            if tensor is None:
+                now.append((None, 0, 0))
+                continue
+            pointer, seen = tensor.data_ptr(), self._views.get(n)
+            if seen is None or seen[0] is not tensor or seen[1] != pointer:
+                if tensor.device.type != "cpu":
+                    self._made.clear()  # not worth a transfer to find out
+                    return
+                array = tensor.detach().contiguous().reshape(-1).numpy()
+                seen = self._views[n] = (tensor, pointer, array.view(f"u{array.itemsize}"))
+                if not tensor.is_contiguous():
+                    del self._views[n]  # a copy: it would not see the next change
+            now.append((tensor, pointer, checksum(seen[2])))
+        if len(now) != len(self._seen) or any(
+            a[0] is not b[0] or a[1:] != b[1:] for a, b in zip(now, self._seen, strict=True)
+        ):
             self._made.clear()
             self._seen = now
 
     def made(self, key: Any, make: Callable[[], Any]) -> Any:
         """What was made from the present parameters under a key, or what `make` makes of them now."""
-        if key not in self._made:
-            self._made[key] = make()
-        return self._made[key]
+        kept = self._made
+        if key not in kept:
+            kept[key] = make()
+        return kept[key]
 
     def native(self, path: NodePath, dtype: torch.dtype) -> Native:
         """A population's parameters for the kernels."""
@@ -274,7 +328,7 @@ class Program:
     def _weights(self, chain: Chain) -> Weights:
         shapes = self.module.shapes
         factor = 1.0
-        reach = np.arange(int(np.prod(shapes[chain.source].output)))
+        reach = np.arange(math.prod(shapes[chain.source].output))
         for path in chain.maps:
             module = self.modules[path]
             if is_plain(module, (FlattenSample, nn.Identity)):
@@ -294,13 +348,15 @@ class Program:
         return pack_convolution(weight, bias, given[1:], out[1:], stride, padding, reach)  # type: ignore[arg-type]
 
     def silence(self) -> dict[NodePath, Tensor]:
-        """What every node emits while nothing comes in, without a batch axis; `GraphModule._silence`."""
+        """What every node emits while nothing comes in, of one sample; `GraphModule._silence`."""
 
         def make() -> dict[NodePath, Tensor]:
             module = self.module
             like = next(itertools.chain(module.parameters(), module.buffers()), torch.zeros(1))
             dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
-            zeros = {p: torch.zeros(module.shapes[p].input, dtype=dtype, device=like.device) for p in module.plan.inputs}
+            # with a batch axis, as modules of the user's own may need one
+            shapes = {p: (1, *module.shapes[p].input) for p in module.plan.inputs}
+            zeros = {p: torch.zeros(shape, dtype=dtype, device=like.device) for p, shape in shapes.items()}
             with torch.no_grad():
                 return module._silence(zeros)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import threading
 import weakref
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -75,15 +77,19 @@ class Selection:
         names = {dotted(path): path for path in module.plan.order}
         chosen = None
         if nodes is not None:
+            if not isinstance(nodes, Iterable):
+                raise RasterError(f"nodes is {nodes!r}, expected names of nodes")
             chosen = frozenset({nodes} if isinstance(nodes, str) else nodes)
             for name in sorted(chosen, key=str):
                 if name not in names:
                     raise RasterError(f"no node {name!r} to record", remedy=suggest(str(name), names))
         subset = {}
+        if neurons is not None and not isinstance(neurons, Mapping):
+            raise RasterError(f"neurons is a {type(neurons).__name__}, expected a dict by node name")
         for name, indices in (neurons or {}).items():
             if name not in names:
                 raise RasterError(f"no node {name!r} to record neurons of", remedy=suggest(str(name), names))
-            subset[name] = _indices(name, indices, int(np.prod(module.shapes[names[name]].output)))
+            subset[name] = _indices(name, indices, math.prod(module.shapes[names[name]].output))
         return cls(check_record(record), chosen, subset, _range(steps, n_steps), bool(packed))
 
     def includes(self, name: str) -> bool:
@@ -97,8 +103,9 @@ def _indices(name: str, given: Any, size: int) -> Array:
         found = np.flatnonzero(found)
     if found.ndim != 1 or found.dtype.kind not in "iu" or not found.size:
         raise RasterError("neurons to record are not a row of flat indices", node=name)
-    if found.min() < 0 or found.max() >= size:
-        raise RasterError(f"neuron {int(found.max())} to record, there are {size}", node=name)
+    beyond = found[(found < 0) | (found >= size)]
+    if beyond.size:
+        raise RasterError(f"neuron {int(beyond[0])} to record, there are {size}", node=name)
     if len(np.unique(found)) != len(found):
         raise RasterError("a neuron to record is named twice", node=name)
     return found.astype(np.int64)
@@ -123,6 +130,7 @@ class _Lease:
     """Memory lent to arrays; when the last of them is gone, the next run gets it."""
 
     free: list[Array] = []  # noqa: RUF012 (of the process)
+    lock = threading.RLock()  # the same thread may come back, when a lease ends while it holds the lock
 
     def __init__(self, block: Array, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self.__array_interface__ = {
@@ -135,20 +143,21 @@ class _Lease:
 
     @staticmethod
     def back(block: Array) -> None:
-        _Lease.free.append(block)
-        while sum(b.nbytes for b in _Lease.free) > _KEPT_BYTES:
-            _Lease.free.pop(0)
+        with _Lease.lock:
+            _Lease.free.append(block)
+            while sum(b.nbytes for b in _Lease.free) > _KEPT_BYTES:
+                _Lease.free.pop(0)
 
 
 def lend(shape: tuple[int, ...], dtype: Any) -> Array:
     """An array of undefined content, in memory that an earlier run has touched where there is such."""
     kind = np.dtype(dtype)
-    size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
+    size = math.prod(shape) * kind.itemsize
     if size < 1 << 20:
         return np.empty(shape, kind)
-    fitting = [b for b in _Lease.free if size <= b.nbytes <= 2 * size]
-    block = min(fitting, key=lambda b: b.nbytes) if fitting else np.empty(size, np.uint8)
-    if fitting:
+    with _Lease.lock:
+        fitting = [b for b in _Lease.free if size <= b.nbytes <= 2 * size]
+        block = min(fitting, key=lambda b: b.nbytes) if fitting else np.empty(size, np.uint8)
         _Lease.free[:] = [b for b in _Lease.free if b is not block]
     return np.asarray(_Lease(block, shape, kind))
 
@@ -184,6 +193,7 @@ class Recorder(Sink):
         batched: whether records have a batch axis.
         dtype: of v and i.
         writer: where records go instead of memory.
+        made: `Program.made`, to keep what does not change from run to run.
     """
 
     def __init__(
@@ -196,6 +206,7 @@ class Recorder(Sink):
         batched: bool,
         dtype: torch.dtype,
         writer: TrajectoryWriter | None = None,
+        made: Callable[[Any, Callable[[], Any]], Any] | None = None,
     ) -> None:
         self.module, self.selection = module, selection
         self.n_steps, self.batch, self.batched, self.writer = n_steps, batch, batched, writer
@@ -203,9 +214,25 @@ class Recorder(Sink):
         self.float = torch.empty(0, dtype=dtype).numpy().dtype
         self.lags = _lags(module)
         self._chunk = 0
-        self.entries = {(e[0], e[1].variable): e[1] for path in module.plan.order for e in self._entries(path)}
-        for path, entry in ((path, entry) for (path, _), entry in self.entries.items()):
+        self.entries: dict[tuple[NodePath, str], _Entry] = {}
+        for path, template in self._templates(made):
+            entry = replace(template, bits=[])
+            self.entries[path, entry.variable] = entry
             self._declare(path, entry)
+
+    def _templates(self, made: Callable[[Any, Callable[[], Any]], Any] | None) -> list[tuple[NodePath, _Entry]]:
+        """What is recorded, worked out once for runs that record alike."""
+        chosen = self.selection
+
+        def make() -> list[tuple[NodePath, _Entry]]:
+            return [found for path in self.module.plan.order for found in self._entries(path)]
+
+        if made is None or chosen.neurons:
+            return make()
+        found: list[tuple[NodePath, _Entry]] = made(
+            ("entries", chosen.variables, chosen.nodes, chosen.packed, self.float), make
+        )
+        return found
 
     def _entries(self, path: NodePath) -> list[tuple[NodePath, _Entry]]:
         module, name, selection = self.module.get(path), dotted(path), self.selection
@@ -269,7 +296,7 @@ class Recorder(Sink):
                 **self._details(path, entry),
             )
         elif not entry.packed:
-            size = int(np.prod(entry.shape, dtype=np.int64))
+            size = math.prod(entry.shape)
             entry.buffer = lend((self.kept, self.batch, size), entry.dtype)
 
     # ------------------------------------------------------------ as a sink
@@ -289,7 +316,7 @@ class Recorder(Sink):
             return None
         if entry.buffer is not None and entry.neurons is None and self.selection.steps is None:
             return entry.buffer[start : start + steps]
-        size = int(np.prod(self.module.shapes[path].output, dtype=np.int64))
+        size = math.prod(self.module.shapes[path].output)
         shape = (steps, self.batch, size)
         if entry.scratch is None or entry.scratch.shape != shape:
             entry.scratch = np.empty(shape, entry.dtype)

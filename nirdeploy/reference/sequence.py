@@ -32,8 +32,10 @@ def sequence(module: GraphModule, raster: Any, state: Mapping[str, Any], method:
         or any(x.requires_grad for x in inputs.values())
         or any(t.requires_grad for t in _tensors(state))
     )
+    program = program_of(module)
+    program.refresh()
     engine = Engine(
-        program_of(module), batch, state, dtype=dtype, device=device, events=method == "event", grad=grad
+        program, batch, state, dtype=dtype, device=device, events=method == "event", grad=grad
     )
     with torch.set_grad_enabled(grad):
         signals = {

@@ -18,6 +18,7 @@ from nirdeploy.reference.threads import split
 __all__ = [
     "Rows",
     "Weights",
+    "checksum",
     "from_raster",
     "join",
     "pack_convolution",
@@ -82,6 +83,17 @@ class Weights:
 
 
 # ---------------------------------------------------------------- rasters
+
+
+@_compile
+def checksum(bits):  # type: ignore[no-untyped-def]
+    """A number that differs where the bits do, but for rare accidents: a sum of all and one weighted by position."""
+    total, weighted = np.uint64(0), np.uint64(0)
+    for k in range(bits.shape[0]):
+        u = np.uint64(bits[k])
+        total += u
+        weighted += u * (np.uint64(k) + np.uint64(0x9E3779B97F4A7C15))
+    return total ^ (weighted << np.uint64(1))
 
 
 @_compile
