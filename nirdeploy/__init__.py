@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from nirdeploy.convert.build import nir_to_torch as nir_to_torch
     from nirdeploy.convert.trace import torch_to_nir as torch_to_nir
     from nirdeploy.errors import NirdeployError as NirdeployError
+    from nirdeploy.event_files import load_events as load_events
+    from nirdeploy.event_files import save_events as save_events
+    from nirdeploy.events import Events as Events
+    from nirdeploy.events import bin_events as bin_events
+    from nirdeploy.events import events_to_raster as events_to_raster
+    from nirdeploy.events import raster_to_events as raster_to_events
+    from nirdeploy.events import stack_events as stack_events
     from nirdeploy.graph import feedback_edges as feedback_edges
     from nirdeploy.io import read as read
     from nirdeploy.io import write as write
@@ -25,8 +32,9 @@ if TYPE_CHECKING:
     from nirdeploy.placement import Placement as Placement
     from nirdeploy.quantization import Quantized as Quantized
     from nirdeploy.reference.convention import Convention as Convention
-    from nirdeploy.reference.presets import convention as convention
     from nirdeploy.reference.executor import run as run
+    from nirdeploy.reference.presets import convention as convention
+    from nirdeploy.reference.surrogates import Surrogate as Surrogate
     from nirdeploy.rules import Finding as Finding
     from nirdeploy.rules import Report as Report
     from nirdeploy.storage import load_deployment as load_deployment
@@ -40,26 +48,34 @@ _PUBLIC = {
     "Comparison": "nirdeploy.comparison",
     "Convention": "nirdeploy.reference.convention",
     "Deployment": "nirdeploy.pipeline",
+    "Events": "nirdeploy.events",
     "Finding": "nirdeploy.rules",
     "NirdeployError": "nirdeploy.errors",
     "Placement": "nirdeploy.placement",
     "Quantized": "nirdeploy.quantization",
     "Record": "nirdeploy.trajectory",
     "Report": "nirdeploy.rules",
+    "Surrogate": "nirdeploy.reference.surrogates",
     "Target": "nirdeploy.target",
     "Trajectory": "nirdeploy.trajectory",
+    "bin_events": "nirdeploy.events",
     "check": "nirdeploy.pipeline",
     "compare": "nirdeploy.comparison",
     "convention": "nirdeploy.reference.presets",
     "deploy": "nirdeploy.pipeline",
+    "events_to_raster": "nirdeploy.events",
     "feedback_edges": "nirdeploy.graph",
     "load_deployment": "nirdeploy.storage",
+    "load_events": "nirdeploy.event_files",
     "load_trajectory": "nirdeploy.trajectory",
     "nir_to_torch": "nirdeploy.convert.build",
     "place": "nirdeploy.pipeline",
     "quantize": "nirdeploy.pipeline",
+    "raster_to_events": "nirdeploy.events",
     "read": "nirdeploy.io",
     "run": "nirdeploy.reference.executor",
+    "save_events": "nirdeploy.event_files",
+    "stack_events": "nirdeploy.events",
     "targets": "nirdeploy.backend",
     "torch_to_nir": "nirdeploy.convert.trace",
     "write": "nirdeploy.io",

@@ -18,6 +18,7 @@
     └── UnavailableError     (NotImplementedError)  a vendor SDK, device or extra that is not installed
 
     QuantizationWarning      (UserWarning)          a trap of the quantiser asked for, met on this graph
+    StabilityWarning         (UserWarning)          a step longer than a time constant it is integrated with
 
 A message names the node (and its torch path), the value, the limit and the remedy, as far as they are known.
 """
@@ -44,6 +45,7 @@ __all__ = [
     "QuantizationError",
     "QuantizationWarning",
     "RasterError",
+    "StabilityWarning",
     "TargetError",
     "UnavailableError",
     "UnsupportedError",
@@ -149,6 +151,10 @@ class ConfigurationError(NirdeployError, ValueError):
 
 class UnavailableError(NirdeployError, NotImplementedError):
     """A vendor SDK, device or optional package is not installed."""
+
+
+class StabilityWarning(UserWarning):
+    """Forward Euler with a step longer than a time constant: v swings, or grows without bound beyond twice of it."""
 
 
 class QuantizationWarning(UserWarning):

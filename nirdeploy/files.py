@@ -29,8 +29,10 @@ __all__ = [
     "member",
     "numbers",
     "open_hdf5",
+    "put_text",
     "reopen",
     "reserve",
+    "set_attribute",
     "sha256",
     "stamp",
     "text_of",
@@ -311,6 +313,25 @@ def sha256(path: str | Path) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def put_text(group: h5py.Group, name: str, value: Any) -> None:
+    """Write text (one, or an array of such) with a length of its own: HDF5 can hang on damaged text of any length."""
+    encoded = np.array(
+        [v if isinstance(v, bytes) else str(v).encode() for v in np.asarray(value, dtype=object).reshape(-1)], dtype="S"
+    ).reshape(np.shape(value))
+    kind = h5py.string_dtype("utf-8", max(1, encoded.dtype.itemsize))
+    group.create_dataset(name, data=encoded.astype(kind), dtype=kind)
+
+
+def set_attribute(item: Any, name: str, value: Any, size: int = 1) -> None:
+    """Set an attribute; text with a length of its own, of at least `size` bytes, as in `put_text`."""
+    if not isinstance(value, str):
+        item.attrs[name] = value
+        return
+    encoded = value.encode()
+    kind = h5py.string_dtype("utf-8", max(size, len(encoded)))
+    item.attrs.create(name, np.array(encoded, dtype=kind), dtype=kind)
 
 
 def text_of(value: Any) -> str:

@@ -113,16 +113,16 @@ def write(path: str | Path, graph: nir.NIRGraph, convention: Convention | None =
 # ---------------------------------------------------------------- writing
 
 
-def store_graph(group: h5py.Group, graph: nir.NIRGraph) -> None:
-    """Write a graph into an HDF5 group in NIR's layout."""
-    group.create_dataset("type", data="NIRGraph", dtype=h5py.string_dtype())
+def store_graph(group: h5py.Group, graph: nir.NIRGraph, *, fixed: bool = False) -> None:
+    """Write a graph into an HDF5 group in NIR's layout; with `fixed`, text has a length of its own."""
+    _put_text(group, "type", "NIRGraph", fixed)
     nodes = group.create_group("nodes")
     for name, node in graph.nodes.items():
-        _store_node(nodes.create_group(_stored_name(name)), name, node)
-    edges = np.array([[_stored_name(a), _stored_name(b)] for a, b in graph.edges], dtype=object)
-    group.create_dataset("edges", data=edges.reshape(-1, 2), dtype=h5py.string_dtype())
+        _store_node(nodes.create_group(_stored_name(name)), name, node, fixed)
+    edges = [[_stored_name(a), _stored_name(b)] for a, b in graph.edges]
+    _put_text(group, "edges", np.array(edges, dtype=object).reshape(-1, 2), fixed)
     meta = graph.metadata if isinstance(graph.metadata, Mapping) else {}
-    _store_metadata(group, meta, None)
+    _store_metadata(group, meta, None, fixed)
 
 
 def _stored_name(name: str) -> str:
@@ -132,26 +132,34 @@ def _stored_name(name: str) -> str:
     return escape(name)
 
 
-def _store_node(group: h5py.Group, name: str, node: nir.NIRNode) -> None:
+def _put_text(group: h5py.Group, name: str, value: Any, fixed: bool) -> None:
+    """Text of variable length, as nir writes it; or of a length of its own, as HDF5 can hang on damaged such text."""
+    if not fixed:
+        group.create_dataset(name, data=value, dtype=h5py.string_dtype())
+    else:
+        files.put_text(group, name, value)
+
+
+def _store_node(group: h5py.Group, name: str, node: nir.NIRNode, fixed: bool) -> None:
     if isinstance(node, nir.NIRGraph):
-        store_graph(group, node)
+        store_graph(group, node, fixed=fixed)
         return
-    group.create_dataset("type", data=type(node).__name__, dtype=h5py.string_dtype())
+    _put_text(group, "type", type(node).__name__, fixed)
     if isinstance(node, nir.Input):
-        _store_value(group, "shape", node.input_type["input"], name)
+        _store_value(group, "shape", node.input_type["input"], name, fixed)
     elif isinstance(node, nir.Output):
-        _store_value(group, "shape", node.output_type["output"], name)
+        _store_value(group, "shape", node.output_type["output"], name, fixed)
     else:
         values = parameters(node)
         if _left_out(values):
             # nir 1.0.4 refuses files that have the field at all; every later reader takes 0 for it
             del values["v_reset"]
         for field, value in values.items():
-            _store_value(group, field, value, name)
+            _store_value(group, field, value, name, fixed)
         if isinstance(node, nir.Flatten):
-            _store_value(group, "input_type", node.input_type["input"], name)
+            _store_value(group, "input_type", node.input_type["input"], name, fixed)
     meta = getattr(node, "metadata", None)
-    _store_metadata(group, meta if isinstance(meta, Mapping) else {}, name)
+    _store_metadata(group, meta if isinstance(meta, Mapping) else {}, name, fixed)
 
 
 def _left_out(values: Mapping[str, Any]) -> bool:
@@ -163,33 +171,33 @@ def _left_out(values: Mapping[str, Any]) -> bool:
     return bool(same and stored.tobytes() == absent.tobytes())
 
 
-def _store_metadata(group: h5py.Group, meta: Mapping[str, Any], node: str | None) -> None:
+def _store_metadata(group: h5py.Group, meta: Mapping[str, Any], node: str | None, fixed: bool) -> None:
     if not meta:
         return
     inner = group.create_group("metadata")
     try:
-        _store_mapping(inner, meta, node)
+        _store_mapping(inner, meta, node, fixed)
     except (TypeError, ValueError) as error:  # what h5py raises for a key or value it cannot hold
         if isinstance(error, GraphError):
             raise
         raise GraphError(f"metadata that a file cannot hold: {error}", node=node, remedy="Remove it.") from error
 
 
-def _store_mapping(group: h5py.Group, values: Mapping[str, Any], node: str | None) -> None:
+def _store_mapping(group: h5py.Group, values: Mapping[str, Any], node: str | None, fixed: bool) -> None:
     for key, value in values.items():
         if isinstance(value, Mapping):
-            _store_mapping(group.create_group(str(key)), value, node)
+            _store_mapping(group.create_group(str(key)), value, node, fixed)
         else:
-            _store_value(group, str(key), value, node)
+            _store_value(group, str(key), value, node, fixed)
 
 
-def _store_value(group: h5py.Group, name: str, value: Any, node: str | None) -> None:
+def _store_value(group: h5py.Group, name: str, value: Any, node: str | None, fixed: bool) -> None:
     if value is None:
         return
     if isinstance(value, str | bytes):
         if reason := unstorable(value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value):
             raise GraphError(f"{name!r} {reason}; a file cannot hold it", node=node)
-        group.create_dataset(name, data=value, dtype=h5py.string_dtype())
+        _put_text(group, name, value, fixed)
         return
     array = np.asarray(value)
     if array.dtype.kind not in "biuf":

@@ -68,12 +68,14 @@ def _discard(path: Path) -> None:
 
 def _store(file: h5py.File, deployment: Deployment) -> None:
     quantized = deployment.quantized
-    attributes = file.attrs
-    attributes["format"], attributes["version"] = FORMAT, FORMAT_VERSION
-    attributes["producer"] = f"nirdeploy {__version__}"
-    attributes["target"] = quantized.target.name
-    attributes["quantizer"] = quantized.quantizer
-    attributes["graph_sha256"] = graphs.sha256(quantized.graph)
+    attributes = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "producer": f"nirdeploy {__version__}",
+        "target": quantized.target.name,
+        "quantizer": quantized.quantizer,
+        "graph_sha256": graphs.sha256(quantized.graph),
+    }
     # datasets, not attributes: those stop at 64 KiB
     texts = {
         "convention": quantized.convention.to_json(),
@@ -82,18 +84,20 @@ def _store(file: h5py.File, deployment: Deployment) -> None:
         "notes": json.dumps(list(quantized.notes)),
     }
     for name, text in texts.items():
-        file.create_dataset(name, data=text, dtype=h5py.string_dtype())
-    store_graph(file.create_group("graph"), quantized.graph)
+        files.put_text(file, name, text)
+    store_graph(file.create_group("graph"), quantized.graph, fixed=True)
     layers = file.create_group("layers")
     for name, layer in quantized.layers.items():
         group = layers.create_group(escape(name))
-        group.attrs["type"] = type(layer).__name__
+        files.set_attribute(group, "type", type(layer).__name__)
         for field, value in vars(layer).items():
             if isinstance(value, np.ndarray):
                 group.create_dataset(field, data=value, compression="gzip" if value.size > 64 else None)
             elif value is not None:
-                group.attrs[field] = value
+                files.set_attribute(group, field, value)
     attributes["layers_sha256"] = _digest(quantized.layers, texts)
+    for name, value in attributes.items():
+        files.set_attribute(file, name, value)
 
 
 def _digest(layers: Mapping[str, QuantizedWeight | QuantizedNeuron], texts: Mapping[str, str]) -> str:

@@ -197,8 +197,8 @@ class TrajectoryWriter:
             # without a cache of chunks, so that data are written when they are handed over
             self._file = h5py.File(self._temporary, "w", rdcc_nbytes=0)
             for name, value in self._attributes.items():
-                _set(self._file, name, value)
-            _set(self._file, "reason", "", _REASON_BYTES)
+                files.set_attribute(self._file, name, value)
+            files.set_attribute(self._file, "reason", "", _REASON_BYTES)
             self._file.create_group("nodes")
             self._reserve(0)
         except (OSError, RuntimeError) as error:
@@ -358,7 +358,7 @@ class TrajectoryWriter:
         self._unflushed += rows.nbytes
         if self._unflushed > _FLUSH_BYTES:
             self._unflushed = 0
-            _set(self._file, "order", json.dumps([list(key) for key in self._streams]))
+            files.set_attribute(self._file, "order", json.dumps([list(key) for key in self._streams]))
             self._file.flush()
             self._reserve(0)
 
@@ -419,8 +419,8 @@ class TrajectoryWriter:
         dataset.dims[0].attach_scale(stream.scale)
         _attach_axes(group, dataset, _axis_names(stream), first=1)
         for name in ("scale", "units", "source", "lag"):
-            _set(dataset, name, getattr(record, name))
-        _set(dataset, "view", record.view or "")
+            files.set_attribute(dataset, name, getattr(record, name))
+        files.set_attribute(dataset, "view", record.view or "")
         details = dataset.attrs
         details["batched"], details["packed"] = int(record.batched), int(stream.packed)
         if stream.packed:
@@ -524,9 +524,11 @@ class TrajectoryWriter:
         for stream in self._streams.values():
             self._settle(stream, stream.rows if trouble is None else stream.rows_before(step))
         counters = {node: dict(found) for node, found in self.counters.items()}
-        _set(self._file, "counters", json.dumps(counters))
-        _set(self._file, "order", json.dumps([list(key) for key in self._streams]))
-        _set(self._file, "outputs", json.dumps([n for n in self._outputs if (n, "output") in self._streams]))
+        files.set_attribute(self._file, "counters", json.dumps(counters))
+        files.set_attribute(self._file, "order", json.dumps([list(key) for key in self._streams]))
+        files.set_attribute(
+            self._file, "outputs", json.dumps([n for n in self._outputs if (n, "output") in self._streams])
+        )
         if self._saved is not None and not self._saved.complete:
             trouble = self._saved.reason
         _mark(self._file, self._saved.n_steps if self._saved else step, trouble)
@@ -623,16 +625,6 @@ def _rows(stream: _Stream, data: NDArray[Any] | PackedSpikes) -> NDArray[Any]:
         message = f"{record.variable} of type {array.dtype}, declared as {stream.dtype}"
         raise FileError(message, node=record.node, remedy="Convert it first.")
     return array
-
-
-def _set(item: Any, name: str, value: str | float, size: int = 1) -> None:
-    """Set an attribute; text in place of its own length, as HDF5 can hang on damaged text of variable length."""
-    if not isinstance(value, str):
-        item.attrs[name] = value
-        return
-    encoded = value.encode()
-    kind = h5py.string_dtype("utf-8", max(size, len(encoded)))
-    item.attrs.create(name, np.array(encoded, dtype=kind), dtype=kind)
 
 
 def _mark(file: Any, step: int, trouble: str | None) -> None:

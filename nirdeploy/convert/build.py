@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,11 @@ from torch import Tensor, nn
 from nirdeploy import graph as graphs
 from nirdeploy import io
 from nirdeploy.convert.primitives import PRIMITIVES, BuildContext, find, row_for_node
-from nirdeploy.errors import ConventionError, ConversionError, RasterError, UnsupportedError
+from nirdeploy.errors import ConventionError, ConversionError, RasterError, StabilityWarning, UnsupportedError
 from nirdeploy.names import escape, suggest
 from nirdeploy.nodes import type_name
 from nirdeploy.reference.convention import Convention
-from nirdeploy.reference.neurons import Stateful
+from nirdeploy.reference.neurons import Membrane, Stateful
 from nirdeploy.schedule import NodePath, Schedule, dotted, schedule
 
 __all__ = ["GraphModule", "lookup", "nested", "nir_to_torch", "store"]
@@ -87,6 +88,7 @@ class GraphModule(Scope):
         convention: Convention,
     ) -> None:
         super().__init__()
+        self._index: dict[NodePath, tuple[Any, str]] = {}
         self.skeleton = graph
         self.convention = convention
         self.plan = dataclasses.replace(plan, nodes={})  # the nodes' arrays are in the submodules
@@ -111,7 +113,7 @@ class GraphModule(Scope):
                 scope = scope._modules[escape(name, reserved=_RESERVED)]  # type: ignore[assignment]
             scope.put(path[-1], module)
 
-        self._index = {path: self.holder(path) for path in modules}
+        self._index.update({path: self.holder(path) for path in modules})
 
     def get(self, path: NodePath) -> nn.Module | None:
         """The module of a node; None for Inputs and Outputs."""
@@ -392,8 +394,31 @@ def nir_to_torch(
             # what was read from a file for this call alone need not be copied
             context = BuildContext(dotted(path), shapes[path].input, here, shared=from_file, dtype=dtype)
             modules[path] = _build(context, inner, *maps)
+    _warn_unstable(modules)
     module = GraphModule(graphs.skeleton(node), plan, shapes, modules, used)
     return module.to(device=device, dtype=dtype)
+
+
+def _warn_unstable(modules: Mapping[NodePath, nn.Module]) -> None:
+    """Say which populations forward Euler cannot follow: 1 - dt/tau is negative where dt is larger than tau."""
+    found = []
+    for path, module in modules.items():
+        if not isinstance(module, Membrane):
+            continue
+        synapse = module.synapse()
+        decays = [module.membrane().decay, *([] if synapse is None else [synapse.decay])]
+        tensors = [torch.as_tensor(decay).detach() for decay in decays]
+        lowest = min((float(tensor.min()) for tensor in tensors if tensor.numel()), default=0.0)
+        if lowest < 0:
+            found.append(f"{dotted(path)!r} (dt is {1 - lowest:.3g} tau)")
+    if found:
+        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+        warnings.warn(
+            f"forward Euler with a dt larger than a time constant is unstable: {', '.join(found[:5])}{more}. "
+            "Use a smaller dt, or integrator='exponential'.",
+            StabilityWarning,
+            stacklevel=3,
+        )
 
 
 def _check_overrides(plan: Schedule, convention: Convention) -> None:

@@ -114,9 +114,9 @@ class _Builder:
             begin += self.size(source)
         record, found, begin = [], [], 0
         for path, variable in read:
-            at = {"v_mem": 0, "i_syn": 1}.get(variable)
+            state = {"v_mem": 0, "i_syn": 1}.get(variable)
             size = self.size(path)
-            record.append([self.emits[path] if at is None else self.states[path][at], begin, size])
+            record.append([self.emits[path] if state is None else self.states[path][state], begin, size])
             found.append((path, variable, begin, size))
             begin += size
         like = torch.empty(0, dtype=self.dtype).numpy().dtype
@@ -189,12 +189,12 @@ def _table(rows: list[list[int]], width: int) -> Array:
 def _matrix(module: Any, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Array, Array]:
     """A linear layer as a matrix [source, neuron] and a bias."""
     with torch.no_grad():
+        bias: Tensor | None = None
         if isinstance(module, nn.Linear):
-            bias = torch.zeros(module.out_features, dtype=dtype) if module.bias is None else module.bias
-            return module.weight.detach().T.numpy(), bias.detach().numpy()
+            own = torch.zeros(module.out_features, dtype=dtype) if module.bias is None else module.bias.detach()
+            return module.weight.detach().T.numpy(), own.numpy()
         size = math.prod(shape)
         basis = torch.eye(size, dtype=dtype).reshape(size, *shape)
-        bias = None
         if isinstance(module, nn.Conv1d | nn.Conv2d):
             convolve: Any = functional.conv2d if isinstance(module, nn.Conv2d) else functional.conv1d
             options = (module.stride, module.padding, module.dilation, module.groups)
@@ -236,7 +236,9 @@ class Cycle:
                 native = self.program.native(path, self.engine.dtype)
                 lengths |= {float(native.dt)} if native.how[0] == kernels.EXACT else set()
             module = self.program.modules[path]
-            if module is not None and not isinstance(module, Stateful | Scale | Threshold | FlattenSample | nn.Identity):
+            if module is not None and not isinstance(
+                module, Stateful | Scale | Threshold | FlattenSample | nn.Identity
+            ):
                 total += math.prod(self.shapes[path].input) * math.prod(self.shapes[path].output)
         return total <= _MOST_WEIGHTS and len(lengths) < 2  # the loop knows one dt
 
@@ -314,7 +316,9 @@ class Cycle:
         """Run a chunk; what every node emits that somebody outside reads."""
         outside = self.layout.outside if self.native else self._outside()
         given = [self.engine._edge(source, key) for source, key in outside]
-        found = self._native(steps, given) if self.native else self._torch(steps, dict(zip(outside, given, strict=True)))
+        found = (
+            self._native(steps, given) if self.native else self._torch(steps, dict(zip(outside, given, strict=True)))
+        )
         self.steps += steps
         return found
 
@@ -391,4 +395,3 @@ class Cycle:
             v, i = self.engine.initial(path)
             return v if i is None else {"i_syn": i, "v_mem": v}
         return lookup(self.engine._given, path)
-

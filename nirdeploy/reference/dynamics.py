@@ -194,10 +194,7 @@ def exact_step(
             raise ConventionError(
                 f"more than {_MOST_SPIKES} spikes in a step", node=node, remedy="Use a smaller dt or spikes 'one'."
             )
-    if tau is None:
-        v = v + drive * left
-    else:
-        v = drive + (v - drive) * torch.exp(-left / tau)
+    v = v + drive * left if tau is None else drive + (v - drive) * torch.exp(-left / tau)
     return count, lower_bound(v, threshold, convention)
 
 

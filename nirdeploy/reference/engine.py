@@ -202,9 +202,12 @@ class Engine:
             v, i = module.split(given, torch.empty((self.batch, *shape), dtype=self.dtype, device="meta"))
         except ConventionError as error:
             raise ConventionError(str(error), node=dotted(path)) from error
-        own = {"dtype": self.dtype, "device": self.device, "copy": True}
-        v = v.detach().to(**own).contiguous() if not self.grad else v.to(**own)
-        return v, None if i is None else (i.detach().to(**own).contiguous() if not self.grad else i.to(**own))
+        return self._own(v), None if i is None else self._own(i)
+
+    def _own(self, state: Tensor) -> Tensor:
+        """A copy in the run's type; it keeps its gradient where gradients are wanted."""
+        copied = state.to(device=self.device, dtype=self.dtype, copy=True)
+        return copied if self.grad else copied.detach().contiguous()
 
     def before(self, source: NodePath, key: str) -> Tensor:
         """What a delayed edge carries into the first step of this chunk, [batch, *shape]."""
@@ -358,9 +361,7 @@ class Engine:
         v_record, i_record, none = self._targets(path, x.dtype)
 
         def work(first: int, last: int) -> None:
-            kernels.scan(
-                x, v, i, native.p, native.q, native.how, native.dt, out, v_record, i_record, first, last
-            )
+            kernels.scan(x, v, i, native.p, native.q, native.how, native.dt, out, v_record, i_record, first, last)
 
         split(work, self.batch, max(1, (1 << 18) // max(1, x.shape[0] * x.shape[2])))
         self._put_states(path, v_record, i_record, none)
@@ -424,7 +425,7 @@ class Engine:
             return False
         source = self._signals.get(chain.source) or self.signal(chain.source)
         kind = type(self.program.modules[chain.weight])
-        if source.density() > _CROSSOVER[kind]:  # type: ignore[index]
+        if source.density() > _CROSSOVER[kind]:
             return False
         rows, weights = source.rows(), self.program.weights(path)
         native = self.program.native(path, self.dtype)
@@ -442,7 +443,8 @@ class Engine:
             pointer = np.empty((last - first) * self._steps + 1, np.int64)
             found = kernels.events_layer(
                 rows.pointer, rows.index, rows.value, self._steps, first, last, weights.weight, weights.table,
-                weights.reach, weights.bias, weights.pieces, order, v, i, p, q, native.how, native.dt, pointer, v_record, i_record,
+                weights.reach, weights.bias, weights.pieces, order, v, i, p, q, native.how, native.dt,
+                pointer, v_record, i_record,
             )  # fmt: skip
             return (pointer, *found)
 
@@ -482,7 +484,8 @@ class Engine:
                 line = torch.zeros(wanted, dtype=self.dtype, device=self.device)
             elif tuple(line.shape) != wanted:
                 raise ConventionError(
-                    f"state of shape {tuple(line.shape)} for an input of shape {(self.batch, *shape)}", node=dotted(path)
+                    f"state of shape {tuple(line.shape)} for an input of shape {(self.batch, *shape)}",
+                    node=dotted(path),
                 )
         history = torch.cat([line.flip(0).to(x), x])
         step = torch.arange(self._steps, device=self.device).reshape(-1, *([1] * (x.ndim - 1)))
@@ -546,4 +549,3 @@ class Engine:
             if stateless and self.sink.wants(path, "output"):
                 dense = self.signal(path).dense().detach()
                 self.sink.put(path, "output", self.start, dense.reshape(self._steps, self.batch, -1).cpu().numpy())
-

@@ -114,7 +114,14 @@ def run(
             )
         ended: Callable[[], dict[str, Any]]
         recorder = Recorder(
-            module, selection, n_steps=n_steps, batch=batch, batched=batched, dtype=dtype, writer=writer, made=program.made
+            module,
+            selection,
+            n_steps=n_steps,
+            batch=batch,
+            batched=batched,
+            dtype=dtype,
+            writer=writer,
+            made=program.made,
         )
         stack.enter_context(torch.no_grad())
         if method == "loop":
@@ -251,9 +258,7 @@ def resolve_convention(graph: nir.NIRGraph, convention: Convention | None) -> Co
 # ---------------------------------------------------------------- steps
 
 
-def _chunks(
-    program: Program, n_steps: int, batch: int, dtype: torch.dtype, method: str
-) -> Iterator[tuple[int, int]]:
+def _chunks(program: Program, n_steps: int, batch: int, dtype: torch.dtype, method: str) -> Iterator[tuple[int, int]]:
     """Steps that are run together: few enough to stay in cache, many enough to fill a GEMM."""
     item = torch.empty(0, dtype=dtype).element_size()
     step = max(1, program.step_size() * batch * item)
@@ -321,8 +326,8 @@ def _batched_state(
             raise ConventionError(f"{what} of type {type(value).__name__}, expected a tensor", node=name)
         if tuple(value.shape) != wanted:
             raise ConventionError(f"{what} of shape {tuple(value.shape)}, expected {wanted}", node=name)
-        value = value.detach().to(dtype=dtype, device=device)
-        return value if batched else value.unsqueeze(axis)
+        moved: Tensor = value.detach().to(dtype=dtype, device=device)
+        return moved if batched else moved.unsqueeze(axis)
 
     found: dict[str, Any] = {}
     for step in module._steps:

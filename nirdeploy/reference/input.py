@@ -53,13 +53,16 @@ class Source:
             self._data = raster
             self.steps, self.batch = given[0], given[1] if self.batched else 1
             return
-        if isinstance(raster, torch.Tensor) and raster.layout == torch.strided and not raster.is_complex():
+        if isinstance(raster, torch.Tensor) and _is_readable(raster):
             raster = raster.detach().cpu() if raster.is_floating_point() or raster.is_cuda else raster
             raster = raster.numpy() if raster.dtype not in (torch.bfloat16,) and not raster.is_quantized else raster
-        self._data, self.batched, self._density = self._checked(raster, 0)
+        try:
+            self._data, self.batched, self._density = self._checked(raster)
+        except RasterError as error:
+            raise RasterError(str(error), node=node) from error
         self.steps, self.batch = self._data.shape[:2]
 
-    def _checked(self, raster: Any, start: int) -> tuple[np.ndarray, bool, float | None]:
+    def _checked(self, raster: Any) -> tuple[np.ndarray, bool, float | None]:
         """A raster with a batch axis, its density where it was counted; one pass where nothing is wrong with it."""
         quick = isinstance(raster, np.ndarray) and raster.dtype.str in _QUICK and not np.ma.isMaskedArray(raster)
         rank = len(self.shape)
@@ -71,10 +74,13 @@ class Source:
                 found = found.view(np.uint8) if found.dtype == np.bool_ else found
                 return found, batched, filled / found.size
         data, batched = check_raster(raster, self.shape, integer=False)
-        if data.max() > self._exact:
+        data = data.astype(np.float32) if data.dtype == np.float16 else data  # the kernels know no half precision
+        highest = data.max().item()  # in Python's numbers, as float16 has none so large
+        if highest > self._exact:
+            where = tuple(int(n[0]) for n in np.nonzero(data == data.max()))
+            where = where if batched else (where[0], *where[2:])
             raise RasterError(
-                f"the raster holds {data.max()}, beyond {self._exact:.0f}, up to which the module counts exactly",
-                node=self.node,
+                f"the raster holds {highest} at {where}, beyond {self._exact:.0f}, up to which floats count exactly"
             )
         return data, batched, None
 
@@ -83,14 +89,18 @@ class Source:
         if self._lazy:
             part = np.asarray(self._data[start:stop])
             try:
-                part, _, density = self._checked(part, start)
+                part, _, density = self._checked(part)
             except RasterError as error:
-                raise RasterError(f"in steps {start} to {stop - 1}, counted from {start}: {error}", node=self.node) from error
+                raise RasterError(
+                    f"in steps {start} to {stop - 1}, counted from {start}: {error}", node=self.node
+                ) from error
         else:
             part, density = self._data[start:stop], self._density
-        return Signal(
-            self.shape, stop - start, self.batch, raw=part, density=density, dtype=dtype, device=device
-        )
+        return Signal(self.shape, stop - start, self.batch, raw=part, density=density, dtype=dtype, device=device)
+
+
+def _is_readable(tensor: torch.Tensor) -> bool:
+    return tensor.layout == torch.strided and not tensor.is_complex() and not tensor.is_meta
 
 
 def _is_lazy(raster: Any) -> bool:

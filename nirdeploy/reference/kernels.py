@@ -474,7 +474,6 @@ def _operate(op, sources, held, floats, how, dt, step):  # type: ignore[no-untyp
             y[j] = x[j]
 
 
-
 # ---------------------------------------------------------------- a stack of layers
 
 

@@ -47,6 +47,7 @@ __all__ = [
     "Threshold",
 ]
 
+
 class Stateful(nn.Module):
     """Base of every module that keeps state: `out, state = module(x, state)`, never changing `state`."""
 

@@ -173,12 +173,11 @@ class Program:
 
         self.stack = layers_of(self) if self.whole else None
         self.names = {dotted(path): path for path in plan.order}
-        inner = [part for found in self.modules.values() if found is not None for part in found.modules()]
-        self._watched = tuple(inner)
+        self._watched = tuple(m for found in self.modules.values() if found is not None for m in found.modules())
         self._holders = tuple(module.holder(path) for path in plan.order if self.modules[path] is not None)
         self._structure = self._look()
-        self._slots = [(held, name) for m in inner for held in (m._parameters, m._buffers) for name in held]
-        self._seen: list[tuple[Any, int, int]] = []
+        self._slots = [(held, name) for m in self._watched for held in (m._parameters, m._buffers) for name in held]
+        self._seen: list[tuple[Any, int, Any]] = []
         self._views: dict[int, tuple[Any, int, Array]] = {}
         self._made: dict[Any, Any] = {}
 
@@ -242,15 +241,15 @@ class Program:
         return sources[0][0] if len(sources) == 1 and sources[0][1] is None else None
 
     def _packs(self, path: NodePath) -> bool:
-        module = self.modules[path]
+        module: Any = self.modules[path]
         if is_plain(module, (nn.Linear,)):
             return True
         return (
             is_plain(module, (nn.Conv2d,))
-            and module.groups == 1  # type: ignore[union-attr]
-            and pair(module.dilation) == (1, 1)  # type: ignore[union-attr]
-            and not isinstance(module.padding, str)  # type: ignore[union-attr]
-            and module.padding_mode == "zeros"  # type: ignore[union-attr]
+            and module.groups == 1
+            and pair(module.dilation) == (1, 1)
+            and not isinstance(module.padding, str)
+            and bool(module.padding_mode == "zeros")
         )
 
     def _maps(self, path: NodePath) -> bool:
@@ -286,7 +285,7 @@ class Program:
 
         Parameters are read, not asked for their version: `parameter.data` can be written to without one.
         """
-        now = []
+        now: list[tuple[Any, int, Any]] = []
         for n, (held, name) in enumerate(self._slots):
             tensor = held.get(name)
             if tensor is None:
@@ -295,9 +294,10 @@ class Program:
             pointer, seen = tensor.data_ptr(), self._views.get(n)
             if seen is None or seen[0] is not tensor or seen[1] != pointer:
                 if tensor.device.type != "cpu":
-                    self._made.clear()  # not worth a transfer to find out
+                    self._made = {}  # not worth a transfer to find out
                     return
-                array = tensor.detach().contiguous().reshape(-1).numpy()
+                flat = tensor.detach().contiguous().reshape(-1)
+                array = (flat.view(torch.int16) if flat.dtype == torch.bfloat16 else flat).numpy()
                 seen = self._views[n] = (tensor, pointer, array.view(f"u{array.itemsize}"))
                 if not tensor.is_contiguous():
                     del self._views[n]  # a copy: it would not see the next change
@@ -305,7 +305,7 @@ class Program:
         if len(now) != len(self._seen) or any(
             a[0] is not b[0] or a[1:] != b[1:] for a, b in zip(now, self._seen, strict=True)
         ):
-            self._made.clear()
+            self._made = {}  # not cleared: another thread may be making something for the old one
             self._seen = now
 
     def made(self, key: Any, make: Callable[[], Any]) -> Any:

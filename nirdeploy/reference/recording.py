@@ -114,7 +114,10 @@ def _indices(name: str, given: Any, size: int) -> Array:
 def _range(steps: Any, n_steps: int) -> range | None:
     if steps is None:
         return None
-    found = range(*steps.indices(n_steps)) if isinstance(steps, slice) else steps
+    try:
+        found = range(*steps.indices(n_steps)) if isinstance(steps, slice) else steps
+    except (TypeError, ValueError):  # a stride of 0, or what are no whole numbers
+        found = None
     if not isinstance(found, range) or found.step < 1 or not len(found) or found[0] < 0 or found[-1] >= n_steps:
         raise RasterError(
             f"steps to record are {steps!r}, expected a slice or range that goes up within the run's {n_steps} steps",
@@ -264,9 +267,7 @@ class Recorder(Sink):
             unit = module.unit().detach().cpu().expand(shape).reshape(-1).numpy()
         packed = spikes and self.selection.packed
         if packed and module.convention.spikes_per_step == "many":
-            raise RasterError(
-                "several spikes a step do not fit a bit", node=name, remedy="Record without packed=True."
-            )
+            raise RasterError("several spikes a step do not fit a bit", node=name, remedy="Record without packed=True.")
         dtype = np.dtype(np.int32) if spikes else self.float
         kept = shape if neurons is None else (len(neurons),)
         return _Entry(name, variable, tuple(kept), dtype, neurons, unit, threshold, packed)
@@ -358,7 +359,7 @@ class Recorder(Sink):
             kind = np.uint8 if entry.packed else entry.dtype
             self.writer.append(entry.name, entry.variable, values.reshape(shape).astype(kind, copy=False))
         elif entry.packed:
-            entry.bits.append(PackedSpikes.pack(values.reshape(shape)))
+            entry.bits.append(PackedSpikes.pack(values.reshape(shape).astype(entry.dtype, copy=False)))
         else:
             assert entry.buffer is not None
             entry.buffer[first : first + len(values)] = values

@@ -34,9 +34,7 @@ def sequence(module: GraphModule, raster: Any, state: Mapping[str, Any], method:
     )
     program = program_of(module)
     program.refresh()
-    engine = Engine(
-        program, batch, state, dtype=dtype, device=device, events=method == "event", grad=grad
-    )
+    engine = Engine(program, batch, state, dtype=dtype, device=device, events=method == "event", grad=grad)
     with torch.set_grad_enabled(grad):
         signals = {
             path: Signal(module.shapes[path].input, steps, batch, dense=x, dtype=dtype, device=device)
@@ -46,9 +44,7 @@ def sequence(module: GraphModule, raster: Any, state: Mapping[str, Any], method:
     return (next(iter(found.values())) if len(found) == 1 else found), engine.state()
 
 
-def _inputs(
-    module: GraphModule, raster: Any, dtype: torch.dtype, device: torch.device
-) -> dict[NodePath, Tensor]:
+def _inputs(module: GraphModule, raster: Any, dtype: torch.dtype, device: torch.device) -> dict[NodePath, Tensor]:
     names = module.input_names
     given = dict(raster) if isinstance(raster, Mapping) else {names[0]: raster} if len(names) == 1 else {}
     if set(given) != set(names):

@@ -99,10 +99,11 @@ def checksum(bits):  # type: ignore[no-untyped-def]
 @_compile
 def _survey(flat, first, last):  # type: ignore[no-untyped-def]
     zero = flat.dtype.type(0)
-    low, high, filled, sound = zero, zero, 0, True
+    low, high, filled, sound = zero, zero, np.int64(0), True
     for k in range(first, last, 4096):
         part = flat[k : min(last, k + 4096)]
-        lowest, highest, count, bad = zero, zero, np.uint32(0), np.uint32(0)
+        lowest, highest = zero, zero
+        count, bad = np.uint32(0), np.uint32(0)  # narrow, so that they fit a vector
         for j in range(part.shape[0]):
             u = part[j]
             lowest = u if u < lowest else lowest
@@ -111,7 +112,7 @@ def _survey(flat, first, last):  # type: ignore[no-untyped-def]
             bad |= np.uint32(1) if u != u else np.uint32(0)  # noqa: PLR0124 (NaN)
         low = lowest if lowest < low else low
         high = highest if highest > high else high
-        filled += count
+        filled += np.int64(count)
         sound = sound and bad == 0
     return low, high, filled, sound
 
@@ -171,7 +172,9 @@ def join(parts: list[tuple[Array, Array, Array]], steps: int, batch: int, size: 
         pointer[row : row + len(begin)] = begin + used
         row += len(begin) - 1
         used += len(index)
-    return Rows(pointer, np.concatenate([p[1] for p in parts]), np.concatenate([p[2] for p in parts]), steps, batch, size)
+    return Rows(
+        pointer, np.concatenate([p[1] for p in parts]), np.concatenate([p[2] for p in parts]), steps, batch, size
+    )
 
 
 def from_raster(raster: Array, like: Array) -> Rows:
@@ -260,7 +263,8 @@ def pack_convolution(
         bias: [output channel].
         size: rows and columns that come in.
         outputs: rows and columns that go out.
-        stride, padding: of rows and columns.
+        stride: of rows and columns.
+        padding: likewise.
         reach: for each address of events its flat address in [channel, y, x] of what comes in, -1 for none.
     """
     channels_out, channels, rows, columns = weight.shape
@@ -308,4 +312,3 @@ def reach_of_pool(size: tuple[int, ...], window: tuple[int, int]) -> Array:
     inside = (y // window[0] < rows) & (x // window[1] < columns)
     address = (channel * rows + y // window[0]) * columns + x // window[1]
     return np.where(inside, address, -1).reshape(-1)
-

@@ -38,7 +38,8 @@ def layers_of(program: Program) -> tuple[Layer, ...] | None:
     plan = program.module.plan
     if len(plan.inputs) != 1 or len(plan.outputs) != 1:
         return None
-    now, found = plan.inputs[0], []
+    now = plan.inputs[0]
+    found: list[Layer] = []
     seen = {now, plan.outputs[0]}
     while True:
         following = [p for p in program.consumers[now] if p not in seen]
@@ -58,7 +59,11 @@ def layers_of(program: Program) -> tuple[Layer, ...] | None:
 
 def _layer(program: Program, source: NodePath, weight: NodePath) -> Layer | None:
     modules, sources, consumers = program.modules, program.sources, program.consumers
-    if not is_plain(modules[weight], (nn.Linear,)) or sources[weight] != ((source, None),) or len(consumers[weight]) != 1:
+    if (
+        not is_plain(modules[weight], (nn.Linear,))
+        or sources[weight] != ((source, None),)
+        or len(consumers[weight]) != 1
+    ):
         return None
     (population,) = consumers[weight]
     flat = len(program.module.shapes[population].input) == 1
@@ -89,7 +94,10 @@ class _Layout:
 def _layout(program: Program, layers: tuple[Layer, ...], read: tuple[tuple[NodePath, str], ...], dtype: Any) -> _Layout:
     floats: list[Array] = []
     length = slot = place = 0
-    table, how, slots, kept = [], [], [], []
+    table: list[list[int]] = []
+    how: list[list[int]] = []
+    slots: list[tuple[int, int, int, int]] = []
+    kept: list[tuple[NodePath, str, int, int]] = []
 
     def put(array: Array) -> int:
         nonlocal length
@@ -131,7 +139,21 @@ def _layout(program: Program, layers: tuple[Layer, ...], read: tuple[tuple[NodeP
                     kept.append((layer.population, variable, place, size))
                     place += size
         table.append(
-            [len(weight.weight.T), size, wide, own, begin, again, parameters, len(how), *at[:2], at[2], at[3], *outs, uniform]
+            [
+                len(weight.weight.T),
+                size,
+                wide,
+                own,
+                begin,
+                again,
+                parameters,
+                len(how),
+                *at[:2],
+                at[2],
+                at[3],
+                *outs,
+                uniform,
+            ]
         )
         how.append([int(flag) for flag in native.how])
         slots.append(at)

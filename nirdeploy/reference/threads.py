@@ -38,5 +38,7 @@ def _pool() -> ThreadPoolExecutor:
     process = os.getpid()
     if process not in _POOL:
         _POOL.clear()
-        _POOL[process] = ThreadPoolExecutor(max_workers=max(1, (os.cpu_count() or 1) - 1), thread_name_prefix="nirdeploy")
+        _POOL[process] = ThreadPoolExecutor(
+            max_workers=max(1, (os.cpu_count() or 1) - 1), thread_name_prefix="nirdeploy"
+        )
     return _POOL[process]

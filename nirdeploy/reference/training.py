@@ -84,7 +84,7 @@ def _rows(parameters: tuple[Tensor, ...], count: int) -> Array:
 
 
 def _least(x: Array) -> int:
-    return max(1, _LEAST // max(1, x.shape[0] * x.shape[2]))
+    return max(1, _LEAST // max(1, int(x.shape[0]) * int(x.shape[2])))
 
 
 def _gradients(ctx: Any, gp: list[Array], order: tuple[int, ...], like: Tensor, first: int) -> list[Tensor | None]:

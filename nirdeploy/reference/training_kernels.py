@@ -25,7 +25,7 @@ DECAY, LEAK, GAIN, THRESHOLD, V_RESET, V_MIN = range(6)
 
 @_compile
 def linear_forward(x, v, p, out, first, last):  # type: ignore[no-untyped-def]
-    """v = (decay v + leak) + gain x over time; `out` [step, batch, neuron] gets every v, `v` [batch, neuron] the last."""
+    """v = (decay v + leak) + gain x over time; `out` [step, batch, neuron] gets every v, `v` the last."""
     decay, leak, gain = p[DECAY], p[LEAK], p[GAIN]
     for b in range(first, last):
         state = v[b]
@@ -39,7 +39,7 @@ def linear_forward(x, v, p, out, first, last):  # type: ignore[no-untyped-def]
 
 @_compile
 def linear_backward(g, x, v_start, out, p, gx, gv, gp, wanted, first, last):  # type: ignore[no-untyped-def]
-    """Backward pass of `linear_forward`: gv [batch, neuron] comes as that of the last v and leaves as that of the first.
+    """Backward pass of `linear_forward`: gv [batch, neuron] comes as that of the last v, leaves as that of the first.
 
     `gp` [row, neuron] in float64 gets the sums over time and batch where they are `wanted`.
     """
@@ -204,7 +204,12 @@ def spread(pointer, index, value, steps, first, last, weight, bias, out):  # typ
             while k < stop:
                 if k + 4 <= stop:
                     if (value[k] == one) & (value[k + 1] == one) & (value[k + 2] == one) & (value[k + 3] == one):
-                        w0, w1, w2, w3 = weight[index[k]], weight[index[k + 1]], weight[index[k + 2]], weight[index[k + 3]]
+                        w0, w1, w2, w3 = (
+                            weight[index[k]],
+                            weight[index[k + 1]],
+                            weight[index[k + 2]],
+                            weight[index[k + 3]],
+                        )
                         for j in range(y.shape[0]):
                             y[j] = (((y[j] + w0[j]) + w1[j]) + w2[j]) + w3[j]
                         k += 4
