@@ -26,7 +26,7 @@ except KeyboardInterrupt:  # Ctrl-C while the imports run
     raise SystemExit(130) from None
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from nirdeploy.demonstration import Demo
     from nirdeploy.pipeline import Deployment
@@ -48,7 +48,7 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output instead of tables.")]
 TargetName = Annotated[str, typer.Option("--target", "-t", help="A name from `nirdeploy targets`.")]
-Preset = Annotated[str | None, typer.Option(help="Convention preset, e.g. nir, norse, snntorch, sinabs.")]
+Preset = Annotated[str | None, typer.Option(help="Convention preset, e.g. nir, norse, snntorch, sinabs, lava.")]
 Step = Annotated[float | None, typer.Option("--dt", help="Step in seconds.")]
 Fields = Annotated[
     list[str] | None, typer.Option("--set", help="A convention field, e.g. --set reset=zero; repeatable.")
@@ -302,10 +302,16 @@ def _print_deployment(deployment: Deployment, folder: Path, *, as_json: bool) ->
 )
 def run(
     source: Annotated[Path, typer.Argument(help="A .nir file, or a deployment folder.")],
-    raster: Annotated[Path, typer.Argument(help="Counts: .npz with 'raster', or .npy.")],
+    raster: Annotated[
+        Path, typer.Argument(help="Counts: .npz with 'raster', or .npy; or recorded events, with --step-us.")
+    ],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Trajectory file to write.")] = None,
     on: Annotated[str, typer.Option(help="emulator, simulator or chip; for deployments.")] = "emulator",
     record: Annotated[str, typer.Option(help="Variables, comma separated.")] = "spikes,v_mem",
+    nodes: Annotated[str | None, typer.Option(help="Nodes to record, comma separated; default: all.")] = None,
+    method: Annotated[str | None, typer.Option(help="dense (default), event or loop; for .nir files.")] = None,
+    packed: Annotated[bool, typer.Option("--packed", help="Keep a bit a spike; for .nir files.")] = False,
+    step_us: Annotated[int | None, typer.Option(help="Microseconds of a step, for files of events.")] = None,
     preset: Preset = None,
     dt: Step = None,
     fields: Fields = None,
@@ -316,19 +322,39 @@ def run(
     from nirdeploy.raster import load_raster
     from nirdeploy.reference.executor import run as run_reference
 
-    counts, labels = load_raster(raster)
+    counts, labels = load_raster(raster, step_us=step_us)
     convention = _convention(preset, dt, fields)
     wanted = tuple(record.split(","))
+    chosen = None if nodes is None else tuple(nodes.split(","))
+    streamed = False
     if source.is_dir() or source.suffix == ".h5":
         if convention is not None:
             raise ConfigurationError("a deployment has its convention already", remedy="Leave --preset, --dt, --set.")
-        trajectory = storage.load_deployment(source).run(counts, on=on, record=wanted)
+        if method is not None or packed:
+            raise ConfigurationError("--method and --packed are the reference's", remedy="Leave them for deployments.")
+        trajectory = storage.load_deployment(source).run(counts, on=on, record=wanted, nodes=chosen)
     else:
-        trajectory = run_reference(io.read(source), counts, convention=convention, record=wanted)
+        streamed = output is not None and labels is None  # labels are held against the run before a file is written
+        with _progress(as_json) as progress:
+            trajectory = run_reference(
+                io.read(source),
+                counts,
+                convention=convention,
+                record=wanted,
+                nodes=chosen,
+                method=method or "dense",
+                packed=packed,
+                output=output if streamed else None,
+                progress=progress,
+            )
     scored = None if labels is None else _accuracy(trajectory, labels, raster)
-    if output is not None:
+    if output is not None and not streamed:
         trajectory.save(output)
-    spikes = {n: int(r.data.sum()) for (n, variable), r in trajectory.records.items() if variable == "spikes"}
+    spikes = {
+        n: sum(int(r.read(a, b).sum()) for a, b in r.blocks())
+        for (n, variable), r in trajectory.records.items()
+        if variable == "spikes"
+    }
     found: dict[str, Any] = {"executor": trajectory.executor, "target": trajectory.target, "spikes": spikes}
     if scored is not None:
         found["accuracy"] = scored
@@ -339,6 +365,20 @@ def run(
     _print_table(title, ("node", "spikes"), spikes.items())
     if "accuracy" in found:
         _say(f"accuracy {found['accuracy']:.4f}")
+
+
+@contextlib.contextmanager
+def _progress(hidden: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """What a run tells how far it is: a bar on the terminal, which is gone afterwards."""
+    if hidden or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("steps", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _accuracy(trajectory: Trajectory, labels: Any, raster: Path) -> float | None:

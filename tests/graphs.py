@@ -6,6 +6,7 @@ order, or has real numbers.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,6 +157,7 @@ def runnable_graphs(draw, convention, exact, most=7, depth=1, shapes=((3,), (2, 
     """A graph with one or two Inputs."""
     maker = Maker(draw, convention, exact)
     nodes, edges, gets, gives = {}, [], {}, {}
+    fans_in, loops = draw(st.booleans()), draw(st.booleans())
     for index in range(draw(st.integers(1, 2)) if depth else 1):
         name, shape = f"in{index}" if depth else "i", draw(st.sampled_from(shapes))
         nodes[name], gets[name], gives[name] = input_node(*shape), shape, shape
@@ -165,7 +167,11 @@ def runnable_graphs(draw, convention, exact, most=7, depth=1, shapes=((3,), (2, 
         source = list(nodes)[-1] if draw(st.booleans()) else source
         shape = gives[source]
         name = f"{draw(st.sampled_from('abcz'))}{index}"
-        kind = draw(st.sampled_from((*maker.kinds(shape), *(("sub",) if depth else ()))))
+        kinds = (*maker.kinds(shape), *(("sub",) if depth else ()))
+        weights = [k for k in kinds if k in ("Linear", "Affine", "Conv1d", "Conv2d")]
+        # weight and population in turn is what networks are made of
+        usual = NEURONS if type(nodes[source]).__name__ in ("Linear", "Affine", "Conv1d", "Conv2d") else weights
+        kind = draw(st.sampled_from(usual if draw(st.booleans()) else kinds))
         if kind == "sub":
             node = draw(runnable_graphs(convention, exact, 2, 0, (shape,)))
             (last,) = [n for n in node.nodes.values() if isinstance(n, nir.Output)]
@@ -175,13 +181,12 @@ def runnable_graphs(draw, convention, exact, most=7, depth=1, shapes=((3,), (2, 
             out = _fits(node, name, shape)
         if out is None:
             continue
-        for other in [n for n in nodes if gives[n] == shape and n != source]:
-            if draw(st.integers(0, 3)) == 0:
-                edges.append((other, name))
+        others = [n for n in nodes if gives[n] == shape and n != source] if fans_in else []
+        edges += [(other, name) for other in others if draw(st.integers(0, 3)) == 0]
         nodes[name], gets[name], gives[name] = node, shape, out
         edges.append((source, name))
     inner = [n for n in nodes if not isinstance(nodes[n], nir.Input)]
-    for source in inner:
+    for source in inner if loops else ():
         for target in inner:
             if gives[source] == gets[target] and (source, target) not in edges and draw(st.integers(0, 4)) == 0:
                 edges.append((source, target))
@@ -193,10 +198,29 @@ def runnable_graphs(draw, convention, exact, most=7, depth=1, shapes=((3,), (2, 
         name = f"out{index}" if depth else "o"
         nodes[name] = output_node(*gives[end])
         edges.append((end, name))
-        for other in inner:
-            if depth and other != end and gives[other] == gives[end] and draw(st.integers(0, 5)) == 0:
-                edges.append((other, name))
+        others = [n for n in inner if n != end and gives[n] == gives[end]] if depth and fans_in else []
+        edges += [(other, name) for other in others if draw(st.integers(0, 5)) == 0]
     return make_graph(nodes, edges)
+
+
+@st.composite
+def recurrent_stacks(draw, convention, exact):
+    """Layers one behind the other, each a matrix and a population, some with a matrix back into itself."""
+    maker = Maker(draw, convention, exact)
+    nodes, edges, last, size = {"in0": input_node(3)}, [], "in0", 3
+    for n in range(draw(st.integers(1, 3))):
+        width = maker.one(2, 5)
+        weight, bias = maker.weight(width, size), maker.weight(width)
+        nodes[f"w{n}"] = nir.Affine(weight, bias) if draw(st.booleans()) else linear_node(weight)
+        nodes[f"n{n}"] = maker.population(maker.one("IF", "LIF", "CubaLIF", "LI"), (width,))
+        edges += [(last, f"w{n}"), (f"w{n}", f"n{n}")]
+        if n == 0 or draw(st.booleans()):
+            weight = maker.weight(width, width)
+            nodes[f"b{n}"] = nir.Affine(weight, maker.weight(width)) if draw(st.booleans()) else linear_node(weight)
+            edges += [(f"n{n}", f"b{n}"), (f"b{n}", f"n{n}")]
+        last, size = f"n{n}", width
+    nodes["out0"] = output_node(size)
+    return make_graph(nodes, [*edges, (last, "out0")])
 
 
 CHOICES = {
@@ -231,7 +255,8 @@ def conventions(draw, exact):
         fields["fires"], fields["reset_time"] = draw(st.sampled_from(late))
         fields["gain"] = draw(st.sampled_from(("euler", "decay", "unit")))
     fields["synapse_gain"] = draw(st.sampled_from(("same", "euler", "decay", "unit", "decayed")))
-    fields["synapse_integrator"] = draw(st.sampled_from(("same", "euler") if exact else ("same", "euler", "exponential")))
+    integrators = ("same", "euler") if exact else ("same", "euler", "exponential")
+    fields["synapse_integrator"] = draw(st.sampled_from(integrators))
     for key in draw(st.lists(st.sampled_from((*NEURONS, "LI", "I")), max_size=2)):
         name = draw(st.sampled_from(sorted(CHOICES)))
         overrides[key] = {**overrides.get(key, {}), name: draw(st.sampled_from(CHOICES[name]))}
@@ -249,12 +274,10 @@ class Case:
 
 
 @st.composite
-def cases(draw, exact, dtype, steps=6):
+def cases(draw, exact, dtype, steps=6, graphs=runnable_graphs):
     """A graph, a convention with overrides by name too, and rasters with a batch of 1 or 5 or none."""
-    import dataclasses
-
     convention = draw(conventions(exact))
-    graph = draw(runnable_graphs(convention, exact))
+    graph = draw(graphs(convention, exact))
     neurons = [n for n, node in graph.nodes.items() if type(node).__name__ in NEURONS]
     if neurons and draw(st.booleans()):
         name = draw(st.sampled_from(sorted(CHOICES)))

@@ -52,6 +52,7 @@ def run(
     steps: slice | range | None = None,
     packed: bool = False,
     output: str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Trajectory:
     """Run the float reference over a raster.
 
@@ -72,6 +73,7 @@ def run(
         packed: whether to keep spikes of one a step as bits.
         output: a trajectory file to write records to while the run goes on, instead of into memory; the trajectory
             returned then reads from it on access.
+        progress: called now and then with the steps done and the steps of the run.
 
     Returns:
         Records of every neuron node and an 'output' record of every Output node.
@@ -133,6 +135,8 @@ def run(
             )
             for start, stop in _chunks(program, n_steps, batch, dtype, method):
                 engine.chunk({path: source.signal(start, stop, dtype, device) for path, source in sources.items()})
+                if progress is not None:
+                    progress(stop, n_steps)
             engine.release()
             ended = engine.state
 

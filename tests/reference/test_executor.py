@@ -11,7 +11,7 @@ import nir
 import numpy as np
 import pytest
 import torch
-from graphs import cases
+from graphs import cases, recurrent_stacks
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from nets import chain, conv_node, flatten_node, if_node, input_node, linear_node, output_node, raster
@@ -137,14 +137,14 @@ def check(case, limits, record, at, close):
         assert_same_state(second.state, wanted.state, close)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=CHECKS)
+@settings(max_examples=100, deadline=None, suppress_health_check=CHECKS)
 @given(cases(False, torch.float64), LIMITS, RECORDS, st.integers(1, 5))
 def test_every_method_gives_what_the_loop_gives(case, limits, record, at):
     """Real numbers in float64, where no v comes near enough to its threshold for rounding to matter."""
     check(case, limits, record, at, 1e-9)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=CHECKS)
+@settings(max_examples=100, deadline=None, suppress_health_check=CHECKS)
 @given(cases(True, torch.float32), LIMITS, RECORDS, st.integers(1, 5))
 def test_every_method_is_equal_bit_for_bit_where_sums_are_exact(case, limits, record, at):
     wide = nd.nir_to_torch(case.graph, convention=case.convention, dtype=torch.float64)
@@ -154,6 +154,33 @@ def test_every_method_is_equal_bit_for_bit_where_sums_are_exact(case, limits, re
     event(f"exact: {exact}")
     if exact:
         check(case, limits, record, at, 0.0)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=CHECKS)
+@given(cases(False, torch.float64, graphs=recurrent_stacks), LIMITS, RECORDS, st.integers(1, 5))
+def test_recurrent_layers_in_a_row_give_what_the_loop_gives(case, limits, record, at):
+    check(case, limits, record, at, 1e-9)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_chunks_are_as_long_as_their_bounds_say(length, monkeypatch):
+    module, data = small_net(), raster((2, 5, 5), steps=7, batch=2)
+    wanted = nd.run(module, data, method="loop")
+    size = executor.program_of(module).step_size() * 2 * 4
+    lengths = []
+    plain = engine.Engine.chunk
+    monkeypatch.setattr(engine.Engine, "chunk", lambda *a: lengths.append(next(iter(a[1].values())).steps) or plain(*a))
+    for method, bounds in {
+        "dense": ({"_FOLD_BYTES": size * length, "_FOLD_IMAGES": 1}, {"_FOLD_BYTES": 1, "_FOLD_IMAGES": 2 * length}),
+        "event": ({"_EVENT_BYTES": size * length},),
+    }.items():
+        for bound in (*bounds, {"_MOST_STEPS": length}):
+            with pytest.MonkeyPatch.context() as patch:
+                for name, value in bound.items():
+                    patch.setattr(executor, name, value)
+                assert_same_run(nd.run(module, data, method=method), wanted, 1e-6)
+            assert lengths == [length] * (7 // length) + [7 % length] * (7 % length > 0)
+            lengths.clear()
 
 
 # ---------------------------------------------------------------- where a run starts
@@ -206,7 +233,8 @@ def small_net(dtype=torch.float32, convention=IF_R):
 
 def small_loop(dtype=torch.float32):
     rng = np.random.default_rng(1)
-    nodes = {"in": input_node(3), "n": if_node((3,)), "w": linear_node(rng.normal(0, 0.5, (3, 3))), "out": output_node(3)}
+    nodes = {"in": input_node(3), "n": if_node((3,)), "out": output_node(3)}
+    nodes["w"] = linear_node(rng.normal(0, 0.5, (3, 3)))
     edges = [("in", "n"), ("n", "w"), ("w", "n"), ("n", "out")]
     return nd.nir_to_torch(make_graph(nodes, edges), convention=IF_R, dtype=dtype)
 

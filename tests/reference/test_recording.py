@@ -316,7 +316,7 @@ def changed(value, dtype="f4"):
         (changed(np.nan), r"holds nan at \(2, 1, 0\): expected finite counts"),
         (changed(np.inf), r"holds inf at \(2, 1, 0\): expected finite counts"),
         (changed(-np.inf), r"holds -inf at \(2, 1, 0\)"),
-        (changed(2**25), r"holds 33554432.0 at \(2, 1, 0\), beyond 16777216, up to which the module counts exactly"),
+        (changed(2**25), r"holds 33554432.0 at \(2, 1, 0\), beyond 16777216, up to which floats count exactly"),
         (changed(2**25, "i8"), r"holds 33554432 at \(2, 1, 0\), beyond 16777216"),
         (changed(2**25, "i8")[:, 1], r"holds 33554432 at \(2, 0\), beyond 16777216"),
         (np.ones((4, 3, 3)), r"has shape \(4, 3, 3\), expected \[step, 2\] or \[step, batch, 2\]"),
