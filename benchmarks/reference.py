@@ -72,7 +72,7 @@ def runner(given: Workload, method: str) -> Callable[[torch.Tensor], Any]:
 
     def infer(raster: torch.Tensor) -> Any:
         found = nd.run(module, raster, record=record, method=method)
-        return None if given.record else torch.from_numpy(found.outputs)
+        return None if given.record else found.outputs
 
     return infer
 

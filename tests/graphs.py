@@ -13,7 +13,7 @@ from typing import Any
 import nir
 import numpy as np
 from hypothesis import strategies as st
-from nets import conv_node, flatten_node, input_node, linear_node, output_node, pool_node
+from nets import chain, conv_node, flatten_node, input_node, linear_node, output_node, pool_node
 
 import nirdeploy as nd
 from nirdeploy.graph import make_graph, make_node, output_shape
@@ -201,6 +201,25 @@ def runnable_graphs(draw, convention, exact, most=7, depth=1, shapes=((3,), (2, 
         others = [n for n in inner if n != end and gives[n] == gives[end]] if depth and fans_in else []
         edges += [(other, name) for other in others if draw(st.integers(0, 5)) == 0]
     return make_graph(nodes, edges)
+
+
+@st.composite
+def feed_forward(draw, convention, exact):
+    """Weights and populations in turn, with pools and flattening between them: what events can drive."""
+    maker = Maker(draw, convention, exact)
+    now, nodes = (2, 5, 4), {}
+    for n in range(draw(st.integers(1, 3))):
+        maps = ("none", "none", "SumPool2d", "AvgPool2d", "Flatten") if len(now) == 3 else ("none",)
+        weights = ("Linear", "Affine") if len(now) == 1 else ("Conv2d",)
+        kind = draw(st.sampled_from(maps))
+        weights = ("Linear", "Affine") if kind == "Flatten" else weights
+        for name, made in ((f"m{n}", kind), (f"w{n}", draw(st.sampled_from(weights)))):
+            node = None if made == "none" else flatten_node(now) if made == "Flatten" else maker.node(made, now)
+            out = now if node is None else _fits(node, name, now)
+            if node is not None and out is not None:
+                nodes[name], now = node, out
+        nodes[f"n{n}"] = maker.population(maker.one("IF", "LIF", "CubaLIF", "I"), now)
+    return chain((2, 5, 4), **nodes)
 
 
 @st.composite

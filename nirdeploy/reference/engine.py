@@ -100,7 +100,7 @@ class Signal:
         if self._density is not None:
             return self._density
         source = self._raw if self._raw is not None else self.dense().detach().numpy()
-        return survey(np.ascontiguousarray(source))[2] / max(1, source.size)
+        return survey(np.ascontiguousarray(source), np.inf)[1] / max(1, source.size)
 
 
 @contextmanager
@@ -168,6 +168,7 @@ class Engine:
         self._previous: dict[str, Tensor] = {}
         self._cycles: dict[Part, Cycle | Stack] = {}
         self._signals: dict[NodePath, Signal] = {}
+        self._written: set[NodePath] = set()  # Outputs whose record of this chunk is there already
         self._steps = 0
 
     # ------------------------------------------------------------ state
@@ -241,6 +242,7 @@ class Engine:
             What the Outputs emit.
         """
         self._signals = dict(inputs)
+        self._written = set()
         self._steps = next(iter(inputs.values())).steps
         self.sink.begin(self._steps)
         for part in self.program.parts:
@@ -340,10 +342,21 @@ class Engine:
         x, own = self._input(path)
         shape, size = self.shapes[path].output, math.prod(self.shapes[path].output)
         flat = x.contiguous().reshape(self._steps, self.batch, size)
-        out = flat if own else torch.empty_like(flat)
+        out = self._record_of_output(path, flat)
+        if out is None:
+            out = flat if own else torch.empty_like(flat)
         self._scan(path, flat.numpy(), out.numpy())
         self._signals[path] = self._emitted(path, out.reshape(self._steps, self.batch, *shape))
         self._put_emitted(path, out)
+
+    def _record_of_output(self, path: NodePath, like: Tensor) -> Tensor | None:
+        """The record of an Output that a population alone feeds, to be written to without a copy in between."""
+        output = self.program.straight.get(path)
+        target = None if output is None else self.sink.target(output, "output", self.start, self._steps)
+        if target is None or target.shape != tuple(like.shape) or target.dtype != like.numpy().dtype:
+            return None
+        self._written.add(output)  # type: ignore[arg-type]
+        return torch.from_numpy(target)
 
     def _hold(self, path: NodePath, v: Tensor, i: Tensor | None) -> None:
         self._states[path] = v if i is None else {"i_syn": i, "v_mem": v}
@@ -360,8 +373,12 @@ class Engine:
         v, i = self._held(path)
         v_record, i_record, none = self._targets(path, x.dtype)
 
+        direct = out is not x and not np.may_share_memory(x, out)
+
         def work(first: int, last: int) -> None:
-            kernels.scan(x, v, i, native.p, native.q, native.how, native.dt, out, v_record, i_record, first, last)
+            kernels.scan(
+                x, v, i, native.p, native.q, native.how, native.dt, out, direct, v_record, i_record, first, last
+            )
 
         split(work, self.batch, max(1, (1 << 18) // max(1, x.shape[0] * x.shape[2])))
         self._put_states(path, v_record, i_record, none)
@@ -430,12 +447,15 @@ class Engine:
         rows, weights = source.rows(), self.program.weights(path)
         native = self.program.native(path, self.dtype)
         order = weights.order
-        p, q = native.p, native.q
+        p, q, padded = native.p, native.q, order
         v_node, i_node = self._held(path)
         v, i = v_node, i_node
         if order.size:
             # take, not [:, order]: that gives the memory of the transpose
-            p, q = self.program.made((path, "ordered"), lambda: (p.take(order, 1), q.take(order[: q.shape[1]], 1)))
+            p, q, padded = self.program.made(
+                (path, "ordered"),
+                lambda: (p.take(order, 1), q.take(order[: q.shape[1]], 1), np.pad(order, (0, 32))),
+            )
             v, i = v_node.take(order, 1), i_node.take(order, 1) if i_node.size else i_node
         v_record, i_record, none = self._targets(path, v.dtype)
 
@@ -443,7 +463,7 @@ class Engine:
             pointer = np.empty((last - first) * self._steps + 1, np.int64)
             found = kernels.events_layer(
                 rows.pointer, rows.index, rows.value, self._steps, first, last, weights.weight, weights.table,
-                weights.reach, weights.bias, weights.pieces, order, v, i, p, q, native.how, native.dt,
+                weights.reach, weights.bias, weights.pieces, padded, v, i, p, q, native.how, native.dt,
                 pointer, v_record, i_record,
             )  # fmt: skip
             return (pointer, *found)
@@ -546,6 +566,8 @@ class Engine:
     def _record_stateless(self) -> None:
         for path in self.module.plan.order:
             stateless = not isinstance(self.program.modules[path], Membrane)
-            if stateless and self.sink.wants(path, "output"):
+            if path in self._written:
+                self.sink.put(path, "output", self.start, None)
+            elif stateless and self.sink.wants(path, "output"):
                 dense = self.signal(path).dense().detach()
                 self.sink.put(path, "output", self.start, dense.reshape(self._steps, self.batch, -1).cpu().numpy())

@@ -151,7 +151,8 @@ def run(
         convention=module.convention,
         graph_sha256=_digest(graph_or_module, program),
         producer=f"nirdeploy {__version__}",
-    ).ending(state_at_end)
+        state_at_end=state_at_end,
+    )
 
 
 # ---------------------------------------------------------------- modules

@@ -68,8 +68,8 @@ class Source:
         rank = len(self.shape)
         if quick and raster.size and raster.ndim in (rank + 1, rank + 2) and raster.shape[-rank:] == self.shape:
             batched = raster.ndim == rank + 2
-            low, high, filled, sound = survey(np.ascontiguousarray(raster))
-            if sound and low >= 0 and high <= self._exact:
+            sound, filled = survey(np.ascontiguousarray(raster), self._exact)
+            if sound:
                 found = np.ascontiguousarray(raster if batched else raster[:, None])
                 found = found.view(np.uint8) if found.dtype == np.bool_ else found
                 return found, batched, filled / found.size

@@ -172,7 +172,7 @@ def _advance(x, v, s, p, a, b, how, dt):  # type: ignore[no-untyped-def]
 
 
 @_compile
-def scan(x, v, i, p, q, how, dt, out, v_record, i_record, first, last):  # type: ignore[no-untyped-def]
+def scan(x, v, i, p, q, how, dt, out, direct, v_record, i_record, first, last):  # type: ignore[no-untyped-def]
     """A population over time.
 
     Args:
@@ -183,7 +183,8 @@ def scan(x, v, i, p, q, how, dt, out, v_record, i_record, first, last):  # type:
         q: decay and gain of the synapse [2, neuron].
         how: mode and flags.
         dt: step, for mode EXACT.
-        out: what it emits [step, batch, neuron], of any type; may be `x`. [0, 0, 0]: not wanted.
+        out: what it emits [step, batch, neuron]; may be `x`. [0, 0, 0]: not wanted.
+        direct: whether `out` is other memory than `x`.
         v_record: v after each step, [step, batch, neuron] or [0, 0, 0].
         i_record: i likewise.
         first: first sample of the batch.
@@ -196,6 +197,8 @@ def scan(x, v, i, p, q, how, dt, out, v_record, i_record, first, last):  # type:
             e = min(neurons, a + _BLOCK)
             state, emitted = v[b][a:e], s[: e - a]
             for t in range(steps):
+                if direct:
+                    emitted = out[t, b][a:e]
                 if i.shape[0]:
                     current = i[b][a:e]
                     _synapse(x[t, b][a:e], current, q[0][a:e], q[1][a:e])
@@ -204,7 +207,7 @@ def scan(x, v, i, p, q, how, dt, out, v_record, i_record, first, last):  # type:
                         i_record[t, b][a:e] = current
                 else:
                     _advance(x[t, b][a:e], state, emitted, p, a, e, how, dt)
-                if out.shape[0]:
+                if not direct and out.shape[0]:
                     row = out[t, b][a:e]
                     for j in range(row.shape[0]):
                         row[j] = emitted[j]
@@ -277,7 +280,8 @@ def events_layer(  # type: ignore[no-untyped-def]
         reach: (0, 0, 0, 0), or what taps advance by in x and in the kernel, numbers in a span, spans.
         bias: what x starts from, margins included.
         pieces: [piece, field]: where a stretch of neurons stands in x, the first of them, how many.
-        order: flat index in the node's shape of each neuron in the population's own order; [0] where they agree.
+        order: flat index in the node's shape of each neuron in the population's own order, and 32 numbers more; [0]
+            where they agree.
         v: membrane [batch, neuron] in the population's own order, advanced in place.
         i, p, q, how, dt: as in `scan`, likewise.
         out_pointer: written: where rows of the emitted events begin, relative to this call; [rows + 1].
@@ -288,7 +292,7 @@ def events_layer(  # type: ignore[no-untyped-def]
         Addresses (in the node's order) and counts of the emitted events.
     """
     neurons = v.shape[1]
-    x, s = bias.copy(), np.empty(max(32, min(neurons, _BLOCK)), v.dtype)
+    x, s = bias.copy(), np.zeros((min(neurons, _BLOCK) + 31) // 32 * 32, v.dtype)
     bits = s.view(np.uint32)
     wide = bits.shape[0] // s.shape[0]
     capacity = max(1024, neurons * 4)
@@ -318,17 +322,22 @@ def events_layer(  # type: ignore[no-untyped-def]
                     _advance(current, v[b][a:e], s[: e - a], p, a, e, how, dt)
                 else:
                     _advance(part, v[b][a:e], s[: e - a], p, a, e, how, dt)
+                for j in range(e - a, (e - a + 31) // 32 * 32):
+                    s[j] = 0  # what a longer piece left, up to the end of the last vectors
                 for c in range(0, e - a, 32):
-                    d = min(e - a, c + 32)
                     some = np.uint32(0)
-                    piece = bits[c * wide : d * wide]
-                    for j in range(piece.shape[0]):
-                        some |= piece[j]
+                    if wide == 1:
+                        for j in range(32):  # constants, so that each loop becomes two vectors
+                            some |= bits[np.uint64(c + j)]
+                    else:
+                        for j in range(64):
+                            some |= bits[np.uint64(2 * c + j)]
                     if some:
-                        for j in range(c, d):  # without a branch: which neuron fires cannot be guessed
-                            out_index[used] = order[a + j] if ordered else a + j
-                            out_value[used] = s[j]
-                            used += 1 if s[j] != 0 else 0
+                        for j in range(c, c + 32):  # without a branch: which neuron fires cannot be guessed
+                            u = s[np.uint64(j)]
+                            out_index[np.uint64(used)] = order[np.uint64(a + j)] if ordered else a + j
+                            out_value[np.uint64(used)] = u
+                            used += 1 if u != 0 else 0
             for j in range(x.shape[0]):
                 x[j] = bias[j]
             row += 1

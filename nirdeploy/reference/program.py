@@ -171,6 +171,7 @@ class Program:
         self.chains = dict(self._chains())
         from nirdeploy.reference.stack import layers_of
 
+        self.straight = {s[0][0]: p for p in plan.outputs if len(s := self.sources[p]) == 1 and s[0][1] is None}
         self.stack = layers_of(self) if self.whole else None
         self.names = {dotted(path): path for path in plan.order}
         self._watched = tuple(m for found in self.modules.values() if found is not None for m in found.modules())
@@ -263,8 +264,9 @@ class Program:
         return pair(module.padding) == (0, 0) and pair(module.kernel_size) == pair(module.stride)  # type: ignore[union-attr]
 
     def step_size(self) -> int:
-        """Numbers that one step of one sample takes in all nodes together."""
-        return sum(math.prod(self.module.shapes[path].output) for path in self.module.plan.order)
+        """Numbers that one step of one sample takes in all nodes; Inputs and Outputs take none of their own."""
+        shapes = self.module.shapes
+        return sum(math.prod(shapes[path].output) for path, own in self.modules.items() if own is not None)
 
     # ------------------------------------------------------------ parameters
 

@@ -6,7 +6,8 @@ import math
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from copy import copy
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -219,7 +220,8 @@ class Recorder(Sink):
         self._chunk = 0
         self.entries: dict[tuple[NodePath, str], _Entry] = {}
         for path, template in self._templates(made):
-            entry = replace(template, bits=[])
+            entry = copy(template)
+            entry.bits = []
             self.entries[path, entry.variable] = entry
             self._declare(path, entry)
 

@@ -97,36 +97,33 @@ def checksum(bits):  # type: ignore[no-untyped-def]
 
 
 @_compile
-def _survey(flat, first, last):  # type: ignore[no-untyped-def]
-    zero = flat.dtype.type(0)
-    low, high, filled, sound = zero, zero, np.int64(0), True
+def _survey(bits, first, last):  # type: ignore[no-untyped-def]
+    high, filled = bits.dtype.type(0), np.int64(0)
+    nothing = bits.dtype.type(0)
     for k in range(first, last, 4096):
-        part = flat[k : min(last, k + 4096)]
-        lowest, highest = zero, zero
-        count, bad = np.uint32(0), np.uint32(0)  # narrow, so that they fit a vector
+        part = bits[k : min(last, k + 4096)]
+        highest, count = nothing, np.uint32(0)  # narrow, so that they fit a vector
         for j in range(part.shape[0]):
             u = part[j]
-            lowest = u if u < lowest else lowest
             highest = u if u > highest else highest
-            count += np.uint32(1) if u != zero else np.uint32(0)
-            bad |= np.uint32(1) if u != u else np.uint32(0)  # noqa: PLR0124 (NaN)
-        low = lowest if lowest < low else low
+            count += np.uint32(1) if u != nothing else np.uint32(0)
         high = highest if highest > high else high
         filled += np.int64(count)
-        sound = sound and bad == 0
-    return low, high, filled, sound
+    return high, filled
 
 
-def survey(raster: Array) -> tuple[float, float, int, bool]:
-    """Least and largest value (zero included), how many are not zero, and whether none is NaN, in one pass."""
-    flat = raster.reshape(-1)
-    parts = split(lambda first, last: _survey(flat, first, last), flat.size, 1 << 21)
-    return (
-        float(min(p[0] for p in parts)),
-        float(max(p[1] for p in parts)),
-        sum(int(p[2]) for p in parts),
-        all(p[3] for p in parts),
-    )
+def survey(raster: Array, limit: float) -> tuple[bool, int]:
+    """Whether all values are from 0 to `limit`, and how many are not zero, in one pass over their bits.
+
+    Read as unsigned integers, the bits of IEEE numbers from 0 on are in the numbers' own order; negative numbers, NaN,
+    infinity and -0 are above all of them, and so are negative integers in two's complement.
+    """
+    kind = raster.dtype
+    most = int(min(limit, np.iinfo(kind).max)) if kind.kind in "iu" else limit
+    top = int(np.array(most).astype(kind).view(f"u{kind.itemsize}"))
+    bits = raster.reshape(-1).view(f"u{kind.itemsize}")
+    parts = split(lambda first, last: _survey(bits, first, last), bits.size, 1 << 21)
+    return max(int(p[0]) for p in parts) <= top, sum(int(p[1]) for p in parts)
 
 
 @_compile
@@ -139,24 +136,28 @@ def _rows(raster, bits, first, last, pointer, dtype_like):  # type: ignore[no-un
     pointer[0] = 0
     for b in range(first, last):
         for t in range(steps):
-            if used + size > capacity:
-                capacity = 2 * capacity + size
+            if used + size + 1 > capacity:
+                capacity = 2 * capacity + size + 1
                 grown, counts = np.empty(capacity, np.int32), np.empty(capacity, dtype_like.dtype)
                 grown[:used] = index[:used]
                 counts[:used] = value[:used]
                 index, value = grown, counts
             line, plain = raster[t, b], bits[t, b]
-            for a in range(0, size, 16):
-                part, piece = line[a : min(size, a + 16)], plain[a : min(size, a + 16)]
+            whole = size - size % 16
+            for a in range(0, whole, 16):
                 some = nothing
-                for j in range(piece.shape[0]):
-                    some |= piece[j]
+                for j in range(16):  # a constant, so that it becomes one vector
+                    some |= plain[np.uint64(a + j)]
                 if some:
-                    for j in range(part.shape[0]):
-                        if part[j] != zero:
-                            index[used] = a + j
-                            value[used] = part[j]
-                            used += 1
+                    for j in range(a, a + 16):  # without a branch: which of them is set cannot be guessed
+                        u = line[np.uint64(j)]
+                        index[np.uint64(used)] = j
+                        value[np.uint64(used)] = u
+                        used += 1 if u != zero else 0
+            for j in range(whole, size):
+                index[used] = j
+                value[used] = line[j]
+                used += 1 if line[j] != zero else 0
             row += 1
             pointer[row] = used
     return index[:used].copy(), value[:used].copy()

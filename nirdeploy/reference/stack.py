@@ -87,6 +87,7 @@ class _Layout:
     floats: Array
     how: Array
     start: Array
+    rest: Array
     slots: tuple[tuple[int, int, int, int], ...]  # input, v, i, spikes of each layer
     read: tuple[tuple[NodePath, str, int, int], ...]
 
@@ -161,7 +162,15 @@ def _layout(program: Program, layers: tuple[Layer, ...], read: tuple[tuple[NodeP
     first = np.zeros(slot, flat.dtype)
     for row in table:
         first[row[8] : row[8] + row[2]] = flat[row[4] : row[4] + row[2]]
-    return _Layout(np.array(table, np.int64), flat, np.array(how, np.int64), first, tuple(slots), tuple(kept))
+    rest = first.copy()
+    for layer, row in zip(layers, table, strict=True):
+        population: Any = program.modules[layer.population]
+        size = row[1]
+        rest[row[9] : row[9] + size] = population.rest_potential(torch.zeros((size,), dtype=dtype)).detach().numpy()
+        bias = None if layer.back is None else program.modules[layer.back].bias  # type: ignore[union-attr]
+        if bias is not None and program.module.convention.feedback_start == "zero":
+            rest[row[8] : row[8] + size] -= bias.detach().numpy()  # type: ignore[operator]
+    return _Layout(np.array(table, np.int64), flat, np.array(how, np.int64), first, rest, tuple(slots), tuple(kept))
 
 
 class Stack:
@@ -180,7 +189,10 @@ class Stack:
             ("stack", read, engine.dtype), lambda: _layout(program, layers, read, engine.dtype)
         )
         self.values = np.empty((engine.batch, self.layout.start.size), self.layout.floats.dtype)
-        self.values[:] = self.layout.start
+        self.stepped = False
+        self.values[:] = self.layout.start if engine._given else self.layout.rest
+        if not engine._given:
+            return
         for layer, (x, v_at, i_at, _) in zip(layers, self.layout.slots, strict=True):
             v, i = engine.initial(layer.population)
             size = v.shape[1]
@@ -192,7 +204,6 @@ class Stack:
                 came = engine.before(layer.back, self._key(layer)).detach().numpy()
                 own = 0.0 if module.bias is None else module.bias.detach().numpy()
                 self.values[:, x : x + size] += came - own
-        self.stepped = False
 
     @staticmethod
     def _key(layer: Layer) -> str:

@@ -11,7 +11,7 @@ import nir
 import numpy as np
 import pytest
 import torch
-from graphs import cases, recurrent_stacks
+from graphs import cases, feed_forward, recurrent_stacks
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from nets import chain, conv_node, flatten_node, if_node, input_node, linear_node, output_node, raster
@@ -137,14 +137,14 @@ def check(case, limits, record, at, close):
         assert_same_state(second.state, wanted.state, close)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=CHECKS)
+@settings(max_examples=80, deadline=None, suppress_health_check=CHECKS)
 @given(cases(False, torch.float64), LIMITS, RECORDS, st.integers(1, 5))
 def test_every_method_gives_what_the_loop_gives(case, limits, record, at):
     """Real numbers in float64, where no v comes near enough to its threshold for rounding to matter."""
     check(case, limits, record, at, 1e-9)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=CHECKS)
+@settings(max_examples=80, deadline=None, suppress_health_check=CHECKS)
 @given(cases(True, torch.float32), LIMITS, RECORDS, st.integers(1, 5))
 def test_every_method_is_equal_bit_for_bit_where_sums_are_exact(case, limits, record, at):
     wide = nd.nir_to_torch(case.graph, convention=case.convention, dtype=torch.float64)
@@ -156,7 +156,13 @@ def test_every_method_is_equal_bit_for_bit_where_sums_are_exact(case, limits, re
         check(case, limits, record, at, 0.0)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=CHECKS)
+@settings(max_examples=50, deadline=None, suppress_health_check=CHECKS)
+@given(cases(False, torch.float64, graphs=feed_forward), LIMITS, RECORDS, st.integers(1, 5))
+def test_layers_driven_by_events_give_what_the_loop_gives(case, limits, record, at):
+    check(case, limits, record, at, 1e-9)
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=CHECKS)
 @given(cases(False, torch.float64, graphs=recurrent_stacks), LIMITS, RECORDS, st.integers(1, 5))
 def test_recurrent_layers_in_a_row_give_what_the_loop_gives(case, limits, record, at):
     check(case, limits, record, at, 1e-9)
@@ -186,7 +192,7 @@ def test_chunks_are_as_long_as_their_bounds_say(length, monkeypatch):
 # ---------------------------------------------------------------- where a run starts
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=CHECKS)
+@settings(max_examples=50, deadline=None, suppress_health_check=CHECKS)
 @given(cases(False, torch.float64), LIMITS, st.randoms(use_true_random=False))
 def test_entries_missing_from_a_state_mean_rest(case, limits, random):
     """Also where two edges from one node carry different values, since one of them was left out."""
