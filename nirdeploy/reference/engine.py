@@ -517,7 +517,8 @@ class Engine:
         """A module of the user's own, step by step."""
         module = self.program.modules[path]
         assert module is not None
-        x, _ = self._input(path)
+        x, own = self._input(path)
+        x = x if own else x.clone()  # it may work in place
         stateful = any(step.path == path and step.stateful for step in self.module._steps)
         state = self._states[path] if path in self._states else lookup(self._given, path)
         emitted, states = [], []

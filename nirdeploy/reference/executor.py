@@ -67,7 +67,8 @@ def run(
         state: initial state; missing entries mean rest. What a run ended in is `Trajectory.state`.
         method: 'dense': time folded into the batch of stateless layers, native loops over populations and cyclic
             parts. 'event': the same, with layers driven by their input spikes where those are few; sums are taken
-            in another order. 'loop': the definition, step after step through the module.
+            in another order, also where a weight's own output is recorded. 'loop': the definition, step after step
+            through the module.
         neurons: node -> flat indices of the neurons to record there; other nodes are recorded whole.
         steps: the steps to record, e.g. slice(900, 1000); None: all.
         packed: whether to keep spikes of one a step as bits.
@@ -166,7 +167,9 @@ def _as_module(given: Any, raster: Any, convention: Convention | None) -> GraphM
                 remedy="Build it again with nir_to_torch(graph, convention=...).",
             )
         return given
+    dtype = torch.float32
     if isinstance(given, nn.Module):
+        dtype = numbers_of(given)[0]
         given = _traced(given, raster)
         own = graphs.metadata(given).get("convention")
         if convention is not None and own is not None and Convention.from_dict(own) != convention:
@@ -177,7 +180,7 @@ def _as_module(given: Any, raster: Any, convention: Convention | None) -> GraphM
     if not isinstance(given, nir.NIRGraph):
         raise RasterError(f"expected a NIRGraph or a torch module, got {type(given).__name__}")
     graphs.check_finite(given)
-    module = nir_to_torch(given, convention=resolve_convention(given, convention))
+    module = nir_to_torch(given, convention=resolve_convention(given, convention), dtype=dtype)
     if not isinstance(module, GraphModule):
         raise UnsupportedError(f"a run of a {type(module).__name__}")
     return module
@@ -191,7 +194,7 @@ def program_of(module: GraphModule) -> Program:
     return found
 
 
-def numbers_of(module: GraphModule) -> tuple[torch.dtype, torch.device]:
+def numbers_of(module: nn.Module) -> tuple[torch.dtype, torch.device]:
     """Type and device of a module's floating-point parameters; the default type and the CPU where it has none."""
     for tensor in (*module.parameters(), *module.buffers()):
         if tensor.is_floating_point():
@@ -289,7 +292,8 @@ def _loop(
     first = next(iter(sources.values()))
     recorder.begin(1)
     for step in range(first.steps):
-        inputs = {path: s.signal(step, step + 1, dtype, device).dense()[0] for path, s in sources.items()}
+        # a copy: a module of the user's own may work in place
+        inputs = {path: s.signal(step, step + 1, dtype, device).dense()[0].clone() for path, s in sources.items()}
         values, current = module.step(inputs, current)
         for path, variable in recorder.entries:
             found = values[path]

@@ -20,6 +20,7 @@ from nirdeploy.errors import RasterError
 from nirdeploy.names import suggest
 from nirdeploy.reference.engine import Sink
 from nirdeploy.reference.neurons import Membrane, Neuron
+from nirdeploy.reference.program import POPULATIONS
 from nirdeploy.schedule import NodePath, dotted
 from nirdeploy.trajectory import VARIABLES, Record
 from nirdeploy.trajectory_file import TrajectoryWriter
@@ -181,6 +182,7 @@ class _Entry:
     unit: Array | None  # what v is divided by
     threshold: Any
     packed: bool
+    whole: bool  # whether to make sure that spikes are whole numbers
     buffer: Array | None = None
     bits: list[PackedSpikes] = field(default_factory=list)
     scratch: Array | None = None
@@ -272,7 +274,8 @@ class Recorder(Sink):
             raise RasterError("several spikes a step do not fit a bit", node=name, remedy="Record without packed=True.")
         dtype = np.dtype(np.int32) if spikes else self.float
         kept = shape if neurons is None else (len(neurons),)
-        return _Entry(name, variable, tuple(kept), dtype, neurons, unit, threshold, packed)
+        own = spikes and type(module) not in POPULATIONS
+        return _Entry(name, variable, tuple(kept), dtype, neurons, unit, threshold, packed, own)
 
     def _details(self, path: NodePath, entry: _Entry) -> dict[str, Any]:
         node = self.module.get(path)
@@ -356,6 +359,10 @@ class Recorder(Sink):
     def _keep(self, entry: _Entry, first: int, values: Array) -> None:
         if entry.variable == "spikes" and values.size and not values.max() < 2**31:
             raise RasterError(f"{values.max()} spikes in a step do not fit 32 bits", node=entry.name)
+        if entry.whole and not (values == np.rint(values)).all():
+            raise RasterError(
+                "it emits fractions, which are no counts of spikes", node=entry.name, remedy="Record its 'v_mem' alone."
+            )
         shape = (len(values), *((self.batch,) if self.batched else ()), *entry.shape)
         if self.writer is not None:
             kind = np.uint8 if entry.packed else entry.dtype

@@ -162,15 +162,25 @@ def _layout(program: Program, layers: tuple[Layer, ...], read: tuple[tuple[NodeP
     first = np.zeros(slot, flat.dtype)
     for row in table:
         first[row[8] : row[8] + row[2]] = flat[row[4] : row[4] + row[2]]
+    rest = _rest(program, layers, table, first, dtype)
+    return _Layout(np.array(table, np.int64), flat, np.array(how, np.int64), first, rest, tuple(slots), tuple(kept))
+
+
+def _rest(program: Program, layers: tuple[Layer, ...], table: list[list[int]], first: Array, dtype: Any) -> Array:
+    """What a sample holds before the first step of a run that is given no state."""
     rest = first.copy()
     for layer, row in zip(layers, table, strict=True):
         population: Any = program.modules[layer.population]
         size = row[1]
         rest[row[9] : row[9] + size] = population.rest_potential(torch.zeros((size,), dtype=dtype)).detach().numpy()
-        bias = None if layer.back is None else program.modules[layer.back].bias  # type: ignore[union-attr]
-        if bias is not None and program.module.convention.feedback_start == "zero":
-            rest[row[8] : row[8] + size] -= bias.detach().numpy()  # type: ignore[operator]
-    return _Layout(np.array(table, np.int64), flat, np.array(how, np.int64), first, rest, tuple(slots), tuple(kept))
+        if layer.back is None:
+            continue
+        back: Any = program.modules[layer.back]
+        bias = np.zeros(size) if back.bias is None else back.bias.detach().numpy()
+        silent = program.module.convention.feedback_start == "silence"
+        came = program.silence()[layer.back].reshape(size).numpy() if silent else np.zeros(size)
+        rest[row[8] : row[8] + size] += came - bias
+    return rest
 
 
 class Stack:
