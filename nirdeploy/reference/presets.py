@@ -55,9 +55,9 @@ PRESETS: Mapping[str, Preset] = {
         {"reset": "zero", "if_gain": "r", "v_unit": "gain"},
         f"{_TRACES} (LIF: no spike differs, v within 1e-6 of the threshold; recurrent Braille network: none of 9,728 "
         "bits); snnTorch 1.0.0 run live: its import of LIF and CubaLIF, Leaky with reset_delay=False",
-        "layers as they are by default have reset_delay=True: reset_time='next_step', with late_reset='after_update' for "
-        "Synaptic and RLeaky that reset to zero. snnTorch's own import makes IF a "
-        "neuron that leaks, divides all thresholds of a layer by its smallest gain, and wires recurrence wrongly",
+        "layers as they are by default have reset_delay=True: reset_time='next_step', and "
+        "late_reset='after_update' for Synaptic and RLeaky that reset to zero. snnTorch's own import makes IF a neuron "
+        "that leaks, divides all thresholds of a layer by its smallest gain, and wires recurrence wrongly",
         ("LIF", "LIF_r1", "CubaLIF", "CubaLIF_w", "IF_leaky", "leaky_zero_same"),
     ),
     "sinabs": Preset(
