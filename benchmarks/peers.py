@@ -639,7 +639,7 @@ class Row:
 def agreement(found: Any, reference: Any) -> tuple[int, int, float | None]:
     """Differing entries of the output, how many there are, and the largest relative error of a gradient."""
     one, other = (value if isinstance(value, list | tuple) else [value] for value in (found, reference))
-    spikes, expected = torch.tensor(one[0]), torch.as_tensor(other[0])
+    spikes, expected = torch.as_tensor(np.array(one[0])), torch.as_tensor(other[0])
     if spikes.shape != expected.shape:
         raise ValueError(f"output of shape {tuple(spikes.shape)}, expected {tuple(expected.shape)}")
     errors = [
