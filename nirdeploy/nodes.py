@@ -61,7 +61,7 @@ def make_node(kind: type[nir.NIRNode], **values: Any) -> nir.NIRNode:
     """Build a node by keyword under any nir version.
 
     Raises:
-        GraphError: a value the installed nir cannot hold (v_reset other than 0 needs nir >= 1.0.6).
+        GraphError: a value the installed nir cannot hold (v_reset other than 0 needs nir >= 1.0.6), or fails on.
     """
     accepted = _accepted(kind)
     if "v_reset" in values and "v_reset" not in accepted:
@@ -72,7 +72,12 @@ def make_node(kind: type[nir.NIRNode], **values: Any) -> nir.NIRNode:
             )
         values.pop("v_reset")
     extra = values.pop("metadata", None)
-    node = kind(**values)
+    try:
+        node = kind(**values)
+    except AttributeError as error:  # e.g. padding 'same' in nir 1.0.4
+        raise GraphError(
+            f"nir {nir.version} cannot build this {kind.__name__}: {error}", remedy="Install a newer nir."
+        ) from error
     if extra and hasattr(node, "metadata"):
         node.metadata = dict(extra)
     return node

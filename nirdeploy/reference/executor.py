@@ -223,7 +223,7 @@ def _digest(given: Any, program: Program) -> str:
     def make() -> str:
         try:
             return graphs.sha256(torch_to_nir(program.module))
-        except ConversionError:
+        except (ConversionError, GraphError):  # the latter of what the installed nir is too old for
             return ""
 
     found: str = program.made("sha256", make)
