@@ -14,7 +14,7 @@ try:
     import os
     import signal
     from pathlib import Path
-    from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+    from typing import TYPE_CHECKING, Annotated, Any
 
     import typer
 
@@ -101,10 +101,14 @@ def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any
 # ---------------------------------------------------------------- arguments
 
 
-def _convention(preset: str | None, dt: float | None, fields: list[str] | None) -> Convention | None:
+def _convention(
+    preset: str | None, dt: float | None, fields: list[str] | None, base: Convention | None = None
+) -> Convention | None:
+    """What --preset, --dt and --set ask for; without a preset they change `base`, and `nir` where there is none."""
     if preset is None and dt is None and not fields:
-        return None
+        return base
     from nirdeploy.configuration import refuse_separate
+    from nirdeploy.reference.convention import Convention
     from nirdeploy.reference.presets import convention
 
     values: dict[str, Any] = {}
@@ -117,7 +121,34 @@ def _convention(preset: str | None, dt: float | None, fields: list[str] | None) 
         except (ValueError, RecursionError):
             values[name] = text
     refuse_separate(values, "fields of --set", "Use --preset and --dt.")
+    if preset is None and base is not None:
+        return Convention.from_dict({**base.to_dict(), **values, "dt": base.dt if dt is None else dt})
     return convention(preset or "nir", dt=dt, **values)
+
+
+def _stored(graph: Any) -> Convention | None:
+    """The convention a graph carries."""
+    from nirdeploy.graph import metadata
+    from nirdeploy.reference.convention import Convention
+
+    found = metadata(graph).get("convention")
+    return Convention.from_dict(found) if isinstance(found, dict) else None
+
+
+def _counts(path: Path, step_us: int | None, used: Convention | None) -> tuple[Any, Any]:
+    """A raster and its labels; events are counted into steps of the convention's dt, and into no others."""
+    from nirdeploy.event_files import is_event_file
+    from nirdeploy.raster import load_raster
+
+    dt = None if used is None else used.dt
+    if step_us is not None and dt is not None and abs(step_us - dt * 1e6) > 1e-6 * step_us:
+        raise ConfigurationError(
+            f"--step-us {step_us} with a convention whose dt is {dt} s", remedy="Give one of them, or --dt to match."
+        )
+    if step_us is None and dt is not None and path.is_file() and is_event_file(path):
+        whole = round(dt * 1e6)
+        step_us = whole if whole and abs(whole - dt * 1e6) <= 1e-6 * whole else None
+    return load_raster(path, step_us=step_us)
 
 
 def _raster(path: Path | None) -> Any:
@@ -219,7 +250,8 @@ def check(
     from nirdeploy.backend import find_target
 
     chip = find_target(target)
-    report = pipeline.check(io.read(graph), chip, convention=_convention(preset, dt, fields))
+    network = io.read(graph)
+    report = pipeline.check(network, chip, convention=_convention(preset, dt, fields, _stored(network)))
     if as_json:
         _print_json(report.to_dict())
     else:
@@ -256,13 +288,13 @@ def deploy(
     if source is None or chip is None or folder is None:
         missing = [n for n, v in (("GRAPH", source), ("--target", chip), ("--output", folder)) if v is None]
         raise ConfigurationError(f"{', '.join(missing)} missing", remedy="Give them, or --config FILE.")
-    convention = _convention(preset, dt, fields)
-    if convention is None and given and given.convention:
-        convention = given.convention.build()
+    network = io.read(source)
+    configured = given.convention.build() if given and given.convention else _stored(network)
+    convention = _convention(preset, dt, fields, configured)
     chosen = quantizer or (given.quantization.quantizer if given else "calibrated")
     data = calibration or (given.quantization.calibration if given else None)
     deployment = pipeline.deploy(
-        io.read(source),
+        network,
         find_target(chip),
         convention=convention,
         calibration=_raster(data),
@@ -319,25 +351,27 @@ def run(
 ) -> None:
     """Run a raster on the reference or on a deployment; write the trajectory, print spike counts."""
     from nirdeploy import io, storage
-    from nirdeploy.raster import load_raster
     from nirdeploy.reference.executor import run as run_reference
 
-    counts, labels = load_raster(raster, step_us=step_us)
-    convention = _convention(preset, dt, fields)
-    wanted = tuple(record.split(","))
-    chosen = None if nodes is None else tuple(nodes.split(","))
+    wanted = tuple(name.strip() for name in record.split(","))
+    chosen = None if nodes is None else tuple(name.strip() for name in nodes.split(","))
     streamed = False
     if source.is_dir() or source.suffix == ".h5":
-        if convention is not None:
+        if preset is not None or dt is not None or fields:
             raise ConfigurationError("a deployment has its convention already", remedy="Leave --preset, --dt, --set.")
         if method is not None or packed:
             raise ConfigurationError("--method and --packed are the reference's", remedy="Leave them for deployments.")
-        trajectory = storage.load_deployment(source).run(counts, on=on, record=wanted, nodes=chosen)
+        deployment = storage.load_deployment(source)
+        counts, labels = _counts(raster, step_us, deployment.convention)
+        trajectory = deployment.run(counts, on=on, record=wanted, nodes=chosen)
     else:
+        network = io.read(source)
+        convention = _convention(preset, dt, fields, _stored(network))
+        counts, labels = _counts(raster, step_us, convention)
         streamed = output is not None and labels is None  # labels are held against the run before a file is written
         with _progress(as_json) as progress:
             trajectory = run_reference(
-                io.read(source),
+                network,
                 counts,
                 convention=convention,
                 record=wanted,
@@ -368,17 +402,37 @@ def run(
 
 
 @contextlib.contextmanager
-def _progress(hidden: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """What a run tells how far it is: a bar on the terminal, which is gone afterwards."""
-    if hidden or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
+def _progress(hidden: bool) -> Iterator[Callable[[int, int], None]]:
+    """What a run tells how far it is: a bar on the terminal, which is gone afterwards; here Ctrl-C takes effect.
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("steps", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    An exception that a signal handler raises is lost where the interpreter happens to be in a callback.
+    """
+
+    def stop() -> None:
+        if _ctrl_c["came"]:
+            raise KeyboardInterrupt
+
+    _ctrl_c.update(awaited=True, came=False)
+    try:
+        if hidden or not sys.stderr.isatty():
+            yield lambda _done, _total: stop()
+            return
+        from rich.console import Console
+        from rich.progress import Progress
+
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("steps", total=None)
+
+            def show(done: int, total: int) -> None:
+                bar.update(task, completed=done, total=total)
+                stop()
+
+            yield show
+    except KeyboardInterrupt as error:
+        _complain(" ".join(["interrupted", *(f"; {note}" for note in getattr(error, "__notes__", []))]), 130)
+        raise typer.Exit(130) from None
+    finally:
+        _ctrl_c.update(awaited=False, came=False)
 
 
 def _accuracy(trajectory: Trajectory, labels: Any, raster: Path) -> float | None:
@@ -480,10 +534,17 @@ def _code() -> int:
     return int(code)
 
 
-def _interrupt(*_: Any) -> NoReturn:
+# whether a run asks between its chunks for Ctrl-C, and whether it came
+_ctrl_c = {"awaited": False, "came": False}
+
+
+def _interrupt(*_: Any) -> None:
     """Ctrl-C: unwind where a file is half written, else leave at once, as libraries swallow KeyboardInterrupt."""
     files = sys.modules.get("nirdeploy.files")
     if files is not None and files.UNFINISHED:
+        if _ctrl_c["awaited"] and not _ctrl_c["came"]:
+            _ctrl_c["came"] = True  # the second time it is raised here
+            return
         raise KeyboardInterrupt
     if sys.stderr is not None:
         os.write(2, b"nirdeploy: interrupted\n")

@@ -128,7 +128,7 @@ def run(
         )
         stack.enter_context(torch.no_grad())
         if method == "loop":
-            last = _loop(module, sources, started, recorder, dtype, device)
+            last = _loop(module, sources, started, recorder, dtype, device, progress)
             ended = lambda: last  # noqa: E731
         else:
             engine = Engine(
@@ -286,6 +286,7 @@ def _loop(
     recorder: Recorder,
     dtype: torch.dtype,
     device: torch.device,
+    progress: Callable[[int, int], None] | None,
 ) -> dict[str, Any]:
     """Step after step through the module: what every other method is held against."""
     current = dict(state)
@@ -305,6 +306,8 @@ def _loop(
             if not emitted and not isinstance(node, Membrane):
                 continue
             recorder.put(path, variable, step, found.reshape(1, first.batch, -1).cpu().numpy())
+        if progress is not None:
+            progress(step + 1, first.steps)
     return current
 
 

@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -242,3 +243,55 @@ def test_configuration_resolves_paths_against_its_folder(work):
     found = load_configuration(ROOT / "configs" / "digits_speck2f.toml")
     assert found.graph == ROOT / "configs" / "digits.nir"
     assert found.convention.build() == nd.Convention(dt=1e-3, reset="zero", if_gain="r")
+
+
+def test_options_change_the_convention_that_the_file_stores(call, work):
+    nd.write("stored.nir", conv_net(), convention=nd.convention("sinabs", dt=1e-3))
+    code, plain, _ = call("run", "stored.nir", "data.npz", "--json")
+    assert code == 0
+    assert call("run", "stored.nir", "data.npz", "--dt", "1e-3", "--json")[1] == plain
+    assert call("run", "stored.nir", "data.npz", "--set", "spikes_per_step=many", "--json")[1] == plain
+    one = call("run", "stored.nir", "data.npz", "--set", "spikes_per_step=one", "-o", "one.h5")
+    assert one[0] == 0
+    assert nd.load_trajectory("one.h5").convention == nd.convention("sinabs", dt=1e-3, spikes_per_step="one")
+    call("run", "stored.nir", "data.npz", "--preset", "nir", "--set", "if_gain=r", "-o", "nir.h5")
+    assert nd.load_trajectory("nir.h5").convention == nd.convention("nir", if_gain="r")
+
+
+def test_events_are_counted_into_steps_of_dt(call, work):
+    graph = chain((2, 34, 34), conv=conv_node(np.ones((1, 2, 17, 17)) / 8, None, 17), n=if_node((1, 2, 2)))
+    nd.write("camera.nir", graph, convention=nd.convention("sinabs", dt=1e-3))
+    number = np.arange(400)
+    axes = {"channel": number % 2, "y": number * 5 % 34, "x": number * 3 % 34}
+    nd.save_events("e.bin", nd.Events.sorted(1000 + number * 97 % 20000, **axes))
+    code, by_dt, _ = call("run", "camera.nir", "e.bin", "--json")
+    assert code == 0
+    assert json.loads(by_dt)["spikes"]["n"] > 0
+    assert call("run", "camera.nir", "e.bin", "--step-us", "1000", "--json")[1] == by_dt
+    code, _, err = call("run", "camera.nir", "e.bin", "--step-us", "500")
+    assert (code, "--step-us 500 with a convention whose dt is 0.001 s" in err) == (2, True)
+    assert call("run", "camera.nir", "e.bin", "--step-us", "500", "--dt", "5e-4")[0] == 0
+
+
+@pytest.mark.parametrize("method", ["dense", "loop"])
+def test_ctrl_c_leaves_the_steps_so_far_and_says_so(call, work, monkeypatch, method):
+    from nirdeploy.reference import executor
+
+    monkeypatch.setattr(executor, "_MOST_STEPS", 4)
+    np.savez("long.npz", raster=np.ones((40, 2, 1, 6, 6), np.uint8))
+    put, came = executor.Recorder.put, []
+
+    def interrupted(recorder, path, variable, start, values):
+        if start >= 8 and not came:
+            came.append(start)
+            signal.raise_signal(signal.SIGINT)
+        put(recorder, path, variable, start, values)
+
+    monkeypatch.setattr(executor.Recorder, "put", interrupted)
+    code, _, err = call("run", "net.nir", "long.npz", "--output", "cut.h5", "--method", method)
+    assert code == 130
+    assert "interrupted" in err
+    assert "marked as incomplete" in err
+    found = nd.load_trajectory("cut.h5")
+    assert not found.complete
+    assert found.n_steps == (9 if method == "loop" else 12)  # the step or chunk that was under way is kept
