@@ -56,6 +56,7 @@ __all__ = [
     "sha256",
     "shapes",
     "skeleton",
+    "starts_at_zero",
     "successors",
     "torch_path",
     "type_name",
@@ -198,6 +199,11 @@ def successors(graph: nir.NIRGraph) -> dict[str, list[str]]:
 def is_neuron(node: nir.NIRNode) -> bool:
     """Whether a node has a membrane and emits spikes (IF, LIF, CubaLIF)."""
     return isinstance(node, nir.IF | nir.LIF | nir.CubaLIF)
+
+
+def starts_at_zero(node: nir.NIRNode, v_start: str) -> bool:
+    """Whether v of a population at rest is 0, for a convention's v_start: its parameter of that name is, or is none."""
+    return not np.any(np.asarray(parameters(node).get(v_start, 0.0)) != 0)
 
 
 def validate(graph: nir.NIRGraph) -> None:

@@ -148,6 +148,8 @@ def _convention_rules(graph: nir.NIRGraph, name: str, convention: Convention) ->
     used = convention.for_node(name, graphs.type_name(node))
     for field, (possible, why, remedy) in _CONVENTION.items():
         value = getattr(used, field)
+        if field == "v_start" and graphs.starts_at_zero(node, value):
+            continue
         if value not in possible:
             limit = " or ".join(repr(p) for p in possible)
             yield Finding(

@@ -202,7 +202,7 @@ def _layers(
         if layer is not None:
             layers.append(layer)
             maps[layer.name] = layer.output_shape
-    if not layers:
+    if not layers and not notes.found:  # otherwise what was found says why
         notes.add("empty", "", "no population to place", "Add a convolution or matrix and an IF population.")
     return Network(tuple(layers), outputs, source, shape, maps[source])
 
@@ -417,6 +417,8 @@ def _neuron(graph: nir.NIRGraph, name: str, convention: Convention, notes: _Find
         ("integrator", "euler"),
     ):
         value = getattr(here, option)
+        if option == "v_start" and graphs.starts_at_zero(node, value):
+            continue
         # without a leak 'exponential' is 'euler'; 'exact' resets inside the step
         if value not in (only, "exponential"):
             notes.add("convention", name, f"{option}={value!r} is not how the chip works", f"Use {only!r}.")

@@ -197,3 +197,21 @@ def test_all_findings_come_at_once_with_the_torch_path(nets):
     codes = {f.code for f in report.errors}
     assert {"reset", "spikes_per_step", "v_min", "threshold"} <= codes
     assert {f.torch_path for f in report.errors} == {"layers.1"}
+
+
+def test_v_start_matters_only_where_it_is_not_zero(nets):
+    from nirdeploy.graph import starts_at_zero
+
+    for start in ("v_leak", "v_reset"):
+        used = dataclasses.replace(nets.plain, v_start=start)
+        for target in ("loihi1", "speck2f"):
+            assert "v_start" not in found(small(nets), used, target)
+            assert "convention" not in found(small(nets), used, target)
+    leaking = make_node(
+        nir.LIF,
+        **{k: np.full(1, v, np.float32) for k, v in {"tau": 1e-2, "r": 1, "v_leak": 0.5, "v_threshold": 1}.items()},
+    )
+    used = dataclasses.replace(nets.plain, dt=1e-3, v_start="v_leak")
+    assert "v starts at 0" in found(small(nets, leaking), used)["v_start"].problem
+    assert starts_at_zero(leaking, "zero")
+    assert not starts_at_zero(leaking, "v_leak")
