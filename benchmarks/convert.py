@@ -11,26 +11,15 @@ import itertools
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import nir
 import numpy as np
+from timing import seconds
 from torch import nn
 
 import nirdeploy as nd
 from nirdeploy.graph import make_graph
-
-
-def seconds(work: Callable[[], object], repeats: int = 3) -> float:
-    """Best wall time of a few calls."""
-    best = float("inf")
-    for _ in range(repeats):
-        started = time.perf_counter()
-        work()
-        best = min(best, time.perf_counter() - started)
-    return best
 
 
 def chain(length: int) -> nir.NIRGraph:

@@ -7,22 +7,14 @@ yardstick: machines differ, ratios less.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from timing import seconds
 
 import nirdeploy as nd
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """Wall time of one call."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
 
 
 def main() -> None:
@@ -30,13 +22,13 @@ def main() -> None:
     graph = nd.read(CONFIGS / "digits.nir")
     data = np.load(CONFIGS / "digits_calibration.npz")["raster"]
     raster = np.tile(data, (1, 6, 1, 1, 1))[:, :360]
-    yardstick = min(seconds(lambda: nd.run(graph, raster)) for _ in range(3))
+    yardstick = seconds(lambda: nd.run(graph, raster))
     print(f"{'executor':12s} {'first s':>8s} {'best s':>8s} {'x reference':>12s}")
     print(f"{'reference':12s} {'':>8s} {yardstick:8.3f} {1.0:12.2f}")
     for target in ("speck2f", "loihi2"):
         deployment = nd.deploy(graph, target, calibration=data)
-        first = seconds(lambda deployment=deployment: deployment.run(raster))
-        best = min(seconds(lambda deployment=deployment: deployment.run(raster)) for _ in range(3))
+        first = seconds(lambda deployment=deployment: deployment.run(raster), 1)
+        best = seconds(lambda deployment=deployment: deployment.run(raster))
         print(f"{target:12s} {first:8.3f} {best:8.3f} {best / yardstick:12.2f}")
 
 

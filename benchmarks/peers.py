@@ -211,14 +211,15 @@ def loop(given: Workload) -> Network:
         states: list[Any] = [None] * len(layers)
         last: dict[int, Tensor] = {}
         outputs, traces = [], [[] for _ in layers]
-        for x in raster:
+        for given_now in raster:
+            x = given_now
             for i, layer in enumerate(layers):
                 if not isinstance(layer, _Population):
-                    x = layer(x)  # noqa: PLW2901
+                    x = layer(x)
                     continue
                 if i in recurrent:
-                    x = x + recurrent[i](_back(last, i, x))  # noqa: PLW2901
-                x, states[i] = layer(x, states[i])  # noqa: PLW2901
+                    x = x + recurrent[i](_back(last, i, x))
+                x, states[i] = layer(x, states[i])
                 last[i] = x
                 if given.record:
                     traces[i].append(states[i])
@@ -526,15 +527,16 @@ def snntorch(given: Workload) -> Network:
         states = {i: layer.reset_mem() for i, layer in enumerate(layers) if stateful[i]}
         last: dict[int, Tensor] = {}
         outputs, traces = [], {name: [] for name, node in nodes if _is_population(node)}
-        for x in raster:
+        for given_now in raster:
+            x = given_now
             for i, layer in enumerate(layers):
                 if not stateful[i]:
-                    x = layer(x)  # noqa: PLW2901
+                    x = layer(x)
                     continue
                 if i in recurrent:
-                    x = x + recurrent[i](_back(last, i, x))  # noqa: PLW2901
+                    x = x + recurrent[i](_back(last, i, x))
                 before = states[i] if isinstance(states[i], tuple) else (states[i],)
-                x, *after = layer(x, *before)  # noqa: PLW2901
+                x, *after = layer(x, *before)
                 states[i], last[i] = tuple(after), x
                 if given.record:
                     traces[nodes[i][0]].append(after[-1])

@@ -15,7 +15,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from typing import Any
 import torch
 from peers import best_peer, fastest, loss, table
 from rich.console import Console
+from timing import seconds
 from workloads import Workload, workload
 
 import nirdeploy as nd
@@ -95,16 +95,6 @@ def compare(name: str, repeats: int, threads: int | None, peers: bool) -> dict[s
                 verdict = "reached" if found[label] >= aim else "NOT reached"
                 console.print(f"{label}: {found[label]:.1f}x of {best.name}, aimed at {aim:g}x: {verdict}")
     return found
-
-
-def seconds(work: Callable[[], object], repeats: int) -> float:
-    """Best wall time of a few calls."""
-    best = float("inf")
-    for _ in range(repeats):
-        started = time.perf_counter()
-        work()
-        best = min(best, time.perf_counter() - started)
-    return best
 
 
 def sweep(name: str, repeats: int) -> None:

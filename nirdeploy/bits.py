@@ -110,7 +110,7 @@ class PackedSpikes:
             return NotImplemented
         return self.shape == other.shape and bool(np.array_equal(self.bits, other.bits))
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]  # Python's way to say unhashable, which typeshed does not know
 
     def __repr__(self) -> str:
         return f"PackedSpikes(shape={self.shape}, nbytes={self.nbytes})"

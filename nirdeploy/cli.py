@@ -126,28 +126,19 @@ def _convention(
     return convention(preset or "nir", dt=dt, **values)
 
 
-def _stored(graph: Any) -> Convention | None:
-    """The convention a graph carries."""
-    from nirdeploy.graph import metadata
-    from nirdeploy.reference.convention import Convention
-
-    found = metadata(graph).get("convention")
-    return Convention.from_dict(found) if isinstance(found, dict) else None
-
-
 def _counts(path: Path, step_us: int | None, used: Convention | None) -> tuple[Any, Any]:
     """A raster and its labels; events are counted into steps of the convention's dt, and into no others."""
     from nirdeploy.event_files import is_event_file
+    from nirdeploy.events import whole_microseconds
     from nirdeploy.raster import load_raster
 
     dt = None if used is None else used.dt
-    if step_us is not None and dt is not None and abs(step_us - dt * 1e6) > 1e-6 * step_us:
+    if step_us is not None and dt is not None and whole_microseconds(dt) != step_us:
         raise ConfigurationError(
             f"--step-us {step_us} with a convention whose dt is {dt} s", remedy="Give one of them, or --dt to match."
         )
     if step_us is None and dt is not None and path.is_file() and is_event_file(path):
-        whole = round(dt * 1e6)
-        step_us = whole if whole and abs(whole - dt * 1e6) <= 1e-6 * whole else None
+        step_us = whole_microseconds(dt)
     return load_raster(path, step_us=step_us)
 
 
@@ -248,10 +239,11 @@ def check(
     """Say everything a chip cannot hold or computes differently. Exit code 1 if there are errors."""
     from nirdeploy import io, pipeline
     from nirdeploy.backend import find_target
+    from nirdeploy.convert.build import stored_convention
 
     chip = find_target(target)
     network = io.read(graph)
-    report = pipeline.check(network, chip, convention=_convention(preset, dt, fields, _stored(network)))
+    report = pipeline.check(network, chip, convention=_convention(preset, dt, fields, stored_convention(network)))
     if as_json:
         _print_json(report.to_dict())
     else:
@@ -280,6 +272,7 @@ def deploy(
     from nirdeploy import io, pipeline
     from nirdeploy.backend import find_target
     from nirdeploy.configuration import load_configuration
+    from nirdeploy.convert.build import stored_convention
 
     given = load_configuration(config) if config else None
     source = graph or (given.graph if given else None)
@@ -289,7 +282,7 @@ def deploy(
         missing = [n for n, v in (("GRAPH", source), ("--target", chip), ("--output", folder)) if v is None]
         raise ConfigurationError(f"{', '.join(missing)} missing", remedy="Give them, or --config FILE.")
     network = io.read(source)
-    configured = given.convention.build() if given and given.convention else _stored(network)
+    configured = given.convention.build() if given and given.convention else stored_convention(network)
     convention = _convention(preset, dt, fields, configured)
     chosen = quantizer or (given.quantization.quantizer if given else "calibrated")
     data = calibration or (given.quantization.calibration if given else None)
@@ -351,6 +344,7 @@ def run(
 ) -> None:
     """Run a raster on the reference or on a deployment; write the trajectory, print spike counts."""
     from nirdeploy import io, storage
+    from nirdeploy.convert.build import stored_convention
     from nirdeploy.reference.executor import run as run_reference
 
     wanted = tuple(name.strip() for name in record.split(","))
@@ -366,7 +360,7 @@ def run(
         trajectory = deployment.run(counts, on=on, record=wanted, nodes=chosen)
     else:
         network = io.read(source)
-        convention = _convention(preset, dt, fields, _stored(network))
+        convention = _convention(preset, dt, fields, stored_convention(network))
         counts, labels = _counts(raster, step_us, convention)
         streamed = output is not None and labels is None  # labels are held against the run before a file is written
         with _progress(as_json) as progress:

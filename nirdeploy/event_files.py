@@ -103,7 +103,11 @@ def load_events(
         raise FileError(f"{str(source)!r}: {text}", remedy=remedy) from error
 
 
-def save_events(path: str | Path, events: Events, format: str | None = None) -> None:  # noqa: A002
+def save_events(
+    path: str | Path,
+    events: Events,
+    format: str | None = None,  # noqa: A002 (as in matplotlib and PIL)
+) -> None:
     """Write events as `.npz`, which keeps everything, or as N-MNIST's `.bin`.
 
     Raises:
@@ -465,6 +469,7 @@ def _by_package(package: str, project: str) -> Callable[[Path, int], _Columns]:
             target = Path(folder) / "columns"
             command = [sys.executable, "-I", "-c", _READER, package, str(path.absolute()), str(target), str(max_bytes)]
             try:
+                # no shell; code of our own, a package named here and two paths
                 done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)  # noqa: S603
             except subprocess.TimeoutExpired:
                 raise FileError(f"{str(path)!r}: {project} did not read it in {_SECONDS} s") from None

@@ -28,6 +28,7 @@ __all__ = [
     "events_to_raster",
     "raster_to_events",
     "stack_events",
+    "whole_microseconds",
 ]
 
 Origin = Literal["first", "zero"] | int
@@ -160,7 +161,7 @@ class Events:
         same = same and len(self.index) == len(other.index) and np.array_equal(self.time_us, other.time_us)
         return same and all(np.array_equal(a, b) for a, b in zip(self.index, other.index, strict=True))
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]  # Python's way to say unhashable, which typeshed does not know
 
     def __repr__(self) -> str:
         span = f", {self.time_us[0]} to {self.time_us[-1]} us" if len(self) else ""
@@ -566,3 +567,9 @@ def _address(index: tuple[NDArray[Any], ...], shape: tuple[int, ...], length: in
         address *= size
         address += axis
     return address
+
+
+def whole_microseconds(dt: float | None) -> int | None:
+    """A step of dt seconds in microseconds; None where that is no whole number, up to the rounding of dt."""
+    step_us = 0 if dt is None else round(dt * 1e6)
+    return step_us if dt is not None and step_us and abs(step_us - dt * 1e6) <= 1e-6 * step_us else None

@@ -14,7 +14,7 @@ import nir
 from nirdeploy.errors import GraphError, UnsupportedError
 from nirdeploy.nodes import keeps_state
 
-__all__ = ["NodePath", "Schedule", "dotted", "schedule"]
+__all__ = ["NodePath", "Schedule", "dotted", "feedback_key", "schedule"]
 
 NodePath = tuple[str, ...]
 PathEdge = tuple[NodePath, NodePath]
@@ -44,6 +44,11 @@ class Schedule:
 def dotted(path: NodePath) -> str:
     """A path for people: 'sub.lif'."""
     return ".".join(path)
+
+
+def feedback_key(source: NodePath, target: NodePath) -> str:
+    """The entry of a feedback edge in a state: 'source->target'."""
+    return f"{dotted(source)}->{dotted(target)}"
 
 
 def schedule(

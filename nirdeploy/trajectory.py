@@ -245,7 +245,7 @@ class Record:
             )
         )
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]  # Python's way to say unhashable, which typeshed does not know
 
 
 def _stored(data: ArrayLike | PackedSpikes | Storage) -> NDArray[Any] | PackedSpikes | Storage:

@@ -7,7 +7,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import nir
 import torch
@@ -21,9 +21,9 @@ from nirdeploy.names import escape, suggest
 from nirdeploy.nodes import type_name
 from nirdeploy.reference.convention import Convention
 from nirdeploy.reference.neurons import Membrane, Stateful
-from nirdeploy.schedule import NodePath, Schedule, dotted, schedule
+from nirdeploy.schedule import NodePath, Schedule, dotted, feedback_key, schedule
 
-__all__ = ["GraphModule", "lookup", "nested", "nir_to_torch", "store"]
+__all__ = ["GraphModule", "lookup", "nested", "nir_to_torch", "store", "stored_convention"]
 
 State = dict[str, Any]
 ModuleMap = Mapping[type, Callable[..., "nn.Module | None"]]
@@ -45,11 +45,15 @@ class Scope(nn.Module):
             scope = None if scope is None else scope._modules.get(escape(name, reserved=_RESERVED))
         return scope
 
+    def inner(self, name: str) -> Scope:
+        """The scope of a subgraph."""
+        return cast("Scope", self._modules[escape(name, reserved=_RESERVED)])
+
     def holder(self, path: NodePath) -> tuple[Any, str]:
         """The dict that holds the module of a node, and its key there."""
-        scope: nn.Module = self
+        scope: Scope = self
         for name in path[:-1]:
-            scope = scope._modules[escape(name, reserved=_RESERVED)]  # type: ignore[assignment]
+            scope = scope.inner(name)
         return scope._modules, escape(path[-1], reserved=_RESERVED)
 
     def forward(self, *_: Any) -> Any:
@@ -98,7 +102,7 @@ class GraphModule(Scope):
         self._steps = tuple(
             _Step(
                 path,
-                tuple((s, f"{dotted(s)}->{dotted(path)}" if (s, path) in back else None) for s in plan.sources[path]),
+                tuple((s, feedback_key(s, path) if (s, path) in back else None) for s in plan.sources[path]),
                 path in modules and _takes_state(modules[path]),
             )
             for path in plan.order
@@ -110,7 +114,7 @@ class GraphModule(Scope):
             for name in path[:-1]:
                 if scope.get((name,)) is None:
                     scope.put(name, Scope())
-                scope = scope._modules[escape(name, reserved=_RESERVED)]  # type: ignore[assignment]
+                scope = scope.inner(name)
             scope.put(path[-1], module)
 
         self._index.update({path: self.holder(path) for path in modules})
@@ -237,7 +241,7 @@ class GraphModule(Scope):
             else:
                 values[step.path] = module(x)
         for source, target in self.plan.feedback:
-            new_state[f"{dotted(source)}->{dotted(target)}"] = values[source]
+            new_state[feedback_key(source, target)] = values[source]
         return values, new_state
 
     @staticmethod
@@ -259,7 +263,7 @@ class GraphModule(Scope):
         found: dict[str, Tensor] = {}
         silent: dict[NodePath, Tensor] | None = None
         for source, target in self.plan.feedback:
-            key = f"{dotted(source)}->{dotted(target)}"
+            key = feedback_key(source, target)
             if state.get(key) is not None:
                 found[key] = state[key]
                 continue
@@ -431,14 +435,19 @@ def _check_overrides(plan: Schedule, convention: Convention) -> None:
             )
 
 
+def stored_convention(graph: nir.NIRGraph) -> Convention | None:
+    """The convention that a graph carries in its metadata."""
+    stored = graphs.metadata(graph).get("convention")
+    return Convention.from_dict(stored) if isinstance(stored, dict) else None
+
+
 def _convention(graph: nir.NIRGraph | None, given: Convention | None, dt: float | None) -> Convention:
     if given is not None:
         if dt is not None and given.dt is not None:
             raise ConventionError(f"dt={dt} and a convention with dt={given.dt} were given", remedy="Give one.")
         return dataclasses.replace(given, dt=dt) if dt is not None else given
-    stored = graphs.metadata(graph).get("convention") if graph is not None else None
-    if isinstance(stored, dict):
-        found = Convention.from_dict(stored)
+    found = stored_convention(graph) if graph is not None else None
+    if found is not None:
         if dt is not None and found.dt not in (None, dt):
             raise ConventionError(f"dt={dt} was given, the graph's own convention has dt={found.dt}")
         return dataclasses.replace(found, dt=dt if dt is not None else found.dt)

@@ -17,10 +17,10 @@ from nirdeploy.convert.build import lookup, nested
 from nirdeploy.convert.layers import FlattenSample
 from nirdeploy.convert.primitives import Scale
 from nirdeploy.reference import kernels
-from nirdeploy.reference.neurons import Delay, Membrane, Neuron, Stateful, Threshold
+from nirdeploy.reference.neurons import Delay, Membrane, Neuron, Threshold
 from nirdeploy.reference.program import POPULATIONS, Part, Program, is_plain
 from nirdeploy.reference.threads import split
-from nirdeploy.schedule import NodePath, dotted
+from nirdeploy.schedule import NodePath, feedback_key
 
 if TYPE_CHECKING:
     from nirdeploy.reference.engine import Engine, Signal
@@ -228,19 +228,12 @@ class Cycle:
             self._enter()
 
     def _fits(self) -> bool:
-        total, lengths = 0, set()
-        for path in self.part.paths:
-            if not self.program.native_node(path):
-                return False
-            if is_plain(self.program.modules[path], POPULATIONS):
-                native = self.program.native(path, self.engine.dtype)
-                lengths |= {float(native.dt)} if native.how[0] == kernels.EXACT else set()
-            module = self.program.modules[path]
-            if module is not None and not isinstance(
-                module, Stateful | Scale | Threshold | FlattenSample | nn.Identity
-            ):
-                total += math.prod(self.shapes[path].input) * math.prod(self.shapes[path].output)
-        return total <= _MOST_WEIGHTS and len(lengths) < 2  # the loop knows one dt
+        program = self.program
+        if not program.fits_loop(self.part.paths, _MOST_WEIGHTS):
+            return False
+        populations = (p for p in self.part.paths if is_plain(program.modules[p], POPULATIONS))
+        natives = (program.native(path, self.engine.dtype) for path in populations)
+        return len({float(n.dt) for n in natives if n.how[0] == kernels.EXACT}) < 2  # the loop knows one dt
 
     def _read(self) -> tuple[tuple[NodePath, str], ...]:
         """What is needed outside: node and variable."""
@@ -284,15 +277,16 @@ class Cycle:
             return dict(self._state)
         found: dict[NodePath, Any] = {}
         for path, (first, second) in self.layout.states.items():
-            shape = self.shapes[path].input
-            if isinstance(self.program.modules[path], Delay):
+            shape, module = self.shapes[path].input, self.program.modules[path]
+            if isinstance(module, Delay):
                 size = math.prod(shape)
                 line = [self._slot(first + ((self.steps - 1 - k) % second) * size, shape) for k in range(second)]
                 none = torch.zeros((0, self.engine.batch, *shape), dtype=self.engine.dtype)
                 found[path] = torch.stack(line) if line else none
                 continue
+            assert isinstance(module, Membrane)
             v = self._slot(first, shape)
-            found[path] = v if second < 0 else {"i_syn": self._slot(second, shape), "v_mem": v}
+            found[path] = module.join(v, None if second < 0 else self._slot(second, shape))
         return found
 
     def _slot(self, at: int, shape: tuple[int, ...]) -> Tensor:
@@ -303,7 +297,7 @@ class Cycle:
         """What the delayed edges inside carry into the next step."""
         found = {}
         for source, target in self.inner:
-            key = f"{dotted(source)}->{dotted(target)}"
+            key = feedback_key(source, target)
             if self.native:
                 found[key] = self._slot(self.layout.previous[key][1], self.shapes[source].output)
             elif key in self._carried:
@@ -359,7 +353,7 @@ class Cycle:
         stateful = {step.path for step in module._steps if step.stateful}
         traces: dict[NodePath, list[Tensor]] = {path: [] for path in self.part.paths}
         states: dict[NodePath, list[Any]] = {path: [] for path in self.part.paths if path in stateful}
-        keys = {f"{dotted(source)}->{dotted(target)}": source for source, target in self.inner}
+        keys = {feedback_key(source, target): source for source, target in self.inner}
         carried = self._carried or {key: engine.before(source, key) for key, source in keys.items()}
         for t in range(steps):
             values: dict[NodePath, Tensor] = {}
@@ -392,6 +386,5 @@ class Cycle:
 
     def _first(self, path: NodePath, module: nn.Module) -> Any:
         if isinstance(module, Membrane):
-            v, i = self.engine.initial(path)
-            return v if i is None else {"i_syn": i, "v_mem": v}
+            return module.join(*self.engine.initial(path))
         return lookup(self.engine._given, path)

@@ -17,6 +17,7 @@ from nirdeploy.reference.convention import Convention
 from nirdeploy.reference.surrogates import Surrogate, heaviside
 
 __all__ = [
+    "MOST_SPIKES",
     "Coefficients",
     "coefficients",
     "emit",
@@ -30,7 +31,7 @@ __all__ = [
     "synapse_convention",
 ]
 
-_MOST_SPIKES = 10_000  # in one step of integrator 'exact'
+MOST_SPIKES = 10_000  # in one step of integrator 'exact'
 
 
 class Coefficients(NamedTuple):
@@ -166,13 +167,14 @@ def exact_step(
     Raises:
         ConventionError: a threshold at or below the reset value, which fires without end.
     """
-    dt = _dt(convention, "LIF" if tau is not None else "IF", node) if tau is not None or _needs(convention) else 1.0
+    timed = tau is not None or convention.if_gain == "r_dt"
+    dt = _dt(convention, "LIF" if tau is not None else "IF", node) if timed else 1.0
     drive = (r if convention.use_r else torch.ones_like(r)) * x + (0.0 if v_leak is None else v_leak)
     after = reset_value(v_reset, convention).expand_as(v)
     inclusive = convention.crossing == "inclusive"
     left = torch.full_like(v, dt)
     count = torch.zeros_like(v)
-    for _ in range(1 if convention.spikes_per_step == "one" else _MOST_SPIKES):
+    for _ in range(1 if convention.spikes_per_step == "one" else MOST_SPIKES):
         above = v >= threshold if inclusive else v > threshold
         rises = drive > (threshold if tau is not None else 0.0)
         if tau is not None:
@@ -192,14 +194,10 @@ def exact_step(
     else:
         if convention.spikes_per_step == "many":
             raise ConventionError(
-                f"more than {_MOST_SPIKES} spikes in a step", node=node, remedy="Use a smaller dt or spikes 'one'."
+                f"more than {MOST_SPIKES} spikes in a step", node=node, remedy="Use a smaller dt or spikes 'one'."
             )
     v = v + drive * left if tau is None else drive + (v - drive) * torch.exp(-left / tau)
     return count, lower_bound(v, threshold, convention)
-
-
-def _needs(convention: Convention) -> bool:
-    return convention.if_gain == "r_dt"
 
 
 def refuse_exact(convention: Convention, kind: str, node: str | None) -> None:

@@ -20,18 +20,18 @@ from nirdeploy.convert.layers import FlattenSample
 from nirdeploy.errors import ConventionError
 from nirdeploy.reference import kernels, training
 from nirdeploy.reference.cycle import Cycle
+from nirdeploy.reference.dynamics import MOST_SPIKES
 from nirdeploy.reference.neurons import Delay, Membrane, Neuron
 from nirdeploy.reference.program import FOLDED, POPULATIONS, Part, Program, is_plain
 from nirdeploy.reference.sparse import Rows, from_raster, join, survey, to_raster
 from nirdeploy.reference.stack import Stack
 from nirdeploy.reference.threads import split
-from nirdeploy.schedule import NodePath, dotted
+from nirdeploy.schedule import NodePath, dotted, feedback_key
 
 __all__ = ["Engine", "Signal", "Sink"]
 
 # densities above which torch is faster than events, measured by benchmarks/reference.py on two cores
 _CROSSOVER = {nn.Linear: 0.25, nn.Conv2d: 0.10}
-_NONE = np.zeros((0, 0, 0), np.float32)
 
 
 class Signal:
@@ -64,11 +64,6 @@ class Signal:
     def size(self) -> int:
         """Numbers a sample."""
         return math.prod(self.shape)
-
-    @property
-    def whole(self) -> bool:
-        """Whether the dense form is there already."""
-        return self._dense is not None
 
     def dense(self) -> Tensor:
         """[step, batch, *shape]."""
@@ -110,7 +105,7 @@ def _counting(path: NodePath) -> Iterator[None]:
         yield
     except OverflowError as error:
         raise ConventionError(
-            "more than 10000 spikes in a step", node=dotted(path), remedy="Use a smaller dt or spikes 'one'."
+            f"more than {MOST_SPIKES} spikes in a step", node=dotted(path), remedy="Use a smaller dt or spikes 'one'."
         ) from error
 
 
@@ -183,7 +178,7 @@ class Engine:
                 store(found, path, value)
             self._previous.update(cycle.previous())
         for source, target in self.module.plan.feedback:
-            key = f"{dotted(source)}->{dotted(target)}"
+            key = feedback_key(source, target)
             if key in self._previous:
                 found[key] = self._previous[key]
         return found
@@ -327,7 +322,7 @@ class Engine:
         for source, target in self.module.plan.feedback:
             if source not in part_of or part_of[source] != part_of.get(target):
                 last = self.signal(source).dense()[-1]
-                self._previous[f"{dotted(source)}->{dotted(target)}"] = last if self.grad else last.clone()
+                self._previous[feedback_key(source, target)] = last if self.grad else last.clone()
 
     # ------------------------------------------------------------ populations
 
@@ -359,7 +354,9 @@ class Engine:
         return torch.from_numpy(target)
 
     def _hold(self, path: NodePath, v: Tensor, i: Tensor | None) -> None:
-        self._states[path] = v if i is None else {"i_syn": i, "v_mem": v}
+        module = self.program.modules[path]
+        assert isinstance(module, Membrane)
+        self._states[path] = module.join(v, i)
 
     def _held(self, path: NodePath) -> tuple[np.ndarray, np.ndarray]:
         """v and i [batch, neuron], the memory that the state is in."""
@@ -405,25 +402,15 @@ class Engine:
         """Step by step with the module itself; where autograd is on, the folded backward pass if it has one."""
         module = self.program.modules[path]
         assert isinstance(module, Membrane)
-        x, _ = self._input(path)
-        state = self._states.get(path)
-        if state is None:
+        if path not in self._states:
             self._hold(path, *self.initial(path))
-            state = self._states[path]
         keep = any(self.sink.wants(path, variable) for variable in ("v_mem", "i_syn"))
         if self.device.type == "cpu" and not keep and training.foldable(module, self.dtype):
-            out, state = training.scan(module, x, state)
+            out, self._states[path] = training.scan(module, self._input(path)[0], self._states[path])
+            self._signals[path] = self._emitted(path, out)
+            self._put_emitted(path, out)
         else:
-            emitted, states = [], []
-            for t in range(self._steps):
-                y, state = module(x[t], state)
-                emitted.append(y)
-                states.append(state)
-            out = torch.stack(emitted)
-            self._put_torch_states(path, states)
-        self._states[path] = state
-        self._signals[path] = self._emitted(path, out)
-        self._put_emitted(path, out)
+            self._stepwise(path)
 
     def _put_torch_states(self, path: NodePath, states: list[Any]) -> None:
         for variable in ("v_mem", "i_syn"):
@@ -440,7 +427,7 @@ class Engine:
         chain = self.program.chains.get(path)
         if chain is None or self.sink.wants(chain.weight, "output"):
             return False
-        source = self._signals.get(chain.source) or self.signal(chain.source)
+        source = self.signal(chain.source)
         kind = type(self.program.modules[chain.weight])
         if source.density() > _CROSSOVER[kind]:
             return False

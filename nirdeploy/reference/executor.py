@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nirdeploy import graph as graphs
-from nirdeploy.convert.build import GraphModule, lookup, nir_to_torch, store
+from nirdeploy.convert.build import GraphModule, lookup, nir_to_torch, store, stored_convention
 from nirdeploy.convert.trace import torch_to_nir
 from nirdeploy.errors import ConventionError, ConversionError, GraphError, RasterError, UnsupportedError
 from nirdeploy.events import Events
@@ -23,9 +23,9 @@ from nirdeploy.reference.convention import Convention
 from nirdeploy.reference.engine import Engine
 from nirdeploy.reference.input import Source, sources_of
 from nirdeploy.reference.neurons import Delay, Membrane
-from nirdeploy.reference.program import POPULATIONS, Program
+from nirdeploy.reference.program import POPULATIONS, Program, numbers_of
 from nirdeploy.reference.recording import Recorder, Selection, check_record
-from nirdeploy.schedule import NodePath, dotted
+from nirdeploy.schedule import NodePath, dotted, feedback_key
 from nirdeploy.trajectory import Trajectory, load_trajectory
 from nirdeploy.trajectory_file import TrajectoryWriter
 from nirdeploy.version import __version__
@@ -95,7 +95,7 @@ def run(
     module = _as_module(graph_or_module, raster, convention)
     program = program_of(module)
     _check_parameters(program)
-    dtype, device = program.made("numbers", lambda: numbers_of(module))
+    dtype, device = program.numbers()
     if dtype not in (torch.float32, torch.float64):
         raise UnsupportedError(f"a run in {dtype}", remedy="Use module.float() or module.double().")
     sources = sources_of(module, raster, dtype)
@@ -171,8 +171,8 @@ def _as_module(given: Any, raster: Any, convention: Convention | None) -> GraphM
     if isinstance(given, nn.Module):
         dtype = numbers_of(given)[0]
         given = _traced(given, raster)
-        own = graphs.metadata(given).get("convention")
-        if convention is not None and own is not None and Convention.from_dict(own) != convention:
+        own = stored_convention(given)
+        if convention is not None and own is not None and own != convention:
             raise ConventionError(
                 "the module's neurons were built with another convention than the one given to run",
                 remedy="Leave convention out, or build the module with it.",
@@ -192,14 +192,6 @@ def program_of(module: GraphModule) -> Program:
     if found is None or not found.fits():
         found = _PROGRAMS[module] = Program(module)
     return found
-
-
-def numbers_of(module: nn.Module) -> tuple[torch.dtype, torch.device]:
-    """Type and device of a module's floating-point parameters; the default type and the CPU where it has none."""
-    for tensor in (*module.parameters(), *module.buffers()):
-        if tensor.is_floating_point():
-            return tensor.dtype, tensor.device
-    return torch.get_default_dtype(), torch.device("cpu")
 
 
 def _check_parameters(program: Program) -> None:
@@ -251,9 +243,9 @@ def resolve_convention(graph: nir.NIRGraph, convention: Convention | None) -> Co
     """
     if convention is not None:
         return convention
-    stored = graphs.metadata(graph).get("convention")
-    if isinstance(stored, dict):
-        return Convention.from_dict(stored)
+    stored = stored_convention(graph)
+    if stored is not None:
+        return stored
     neurons = [name for name, node in graph.nodes.items() if graphs.is_neuron(node)]
     if neurons:
         raise ConventionError(
@@ -269,7 +261,7 @@ def resolve_convention(graph: nir.NIRGraph, convention: Convention | None) -> Co
 def _chunks(program: Program, n_steps: int, batch: int, dtype: torch.dtype, method: str) -> Iterator[tuple[int, int]]:
     """Steps that are run together: few enough to stay in cache, many enough to fill a GEMM."""
     item = torch.empty(0, dtype=dtype).element_size()
-    step = max(1, program.step_size() * batch * item)
+    step = max(1, program.step_size * batch * item)
     if method == "event" or program.whole:
         length = _EVENT_BYTES // step
     else:
@@ -298,13 +290,9 @@ def _loop(
         values, current = module.step(inputs, current)
         for path, variable in recorder.entries:
             found = values[path]
-            node = module.get(path)
             if variable in ("v_mem", "i_syn"):
                 own = lookup(current, path)
                 found = own[variable] if isinstance(own, Mapping) else own
-            emitted = variable in ("spikes", "output")
-            if not emitted and not isinstance(node, Membrane):
-                continue
             recorder.put(path, variable, step, found.reshape(1, first.batch, -1).cpu().numpy())
         if progress is not None:
             progress(step + 1, first.steps)
@@ -362,7 +350,7 @@ def _batched_state(
                 value = own(value, shape, 0, name, "state")
         store(found, step.path, value)
     for source, target in module.plan.feedback:
-        key = f"{dotted(source)}->{dotted(target)}"
+        key = feedback_key(source, target)
         if state.get(key) is not None:
             found[key] = own(state[key], module.shapes[source].output, 0, dotted(source), f"state {key!r}")
     return found
@@ -397,7 +385,7 @@ def _unbatched(module: GraphModule, state: Mapping[str, Any]) -> dict[str, Any]:
             value = value.squeeze(1)
         store(found, step.path, value)
     for source, target in module.plan.feedback:
-        key = f"{dotted(source)}->{dotted(target)}"
+        key = feedback_key(source, target)
         if state.get(key) is not None:
             found[key] = state[key].squeeze(0)
     return found

@@ -10,7 +10,7 @@ import torch
 
 from nirdeploy.convert.build import GraphModule
 from nirdeploy.errors import RasterError
-from nirdeploy.events import Events, events_to_raster
+from nirdeploy.events import Events, events_to_raster, whole_microseconds
 from nirdeploy.raster import check_raster
 from nirdeploy.reference.engine import Signal
 from nirdeploy.reference.sparse import survey
@@ -152,8 +152,8 @@ def sources_of(module: GraphModule, raster: Any, dtype: torch.dtype) -> dict[Nod
 
 def _binned(events: Events, shape: tuple[int, ...], dt: float | None, node: str) -> np.ndarray:
     """Events counted into steps of dt."""
-    step_us = None if dt is None else round(dt * 1e6)
-    if not step_us or abs(step_us - dt * 1e6) > 1e-6 * step_us:  # type: ignore[operator]
+    step_us = whole_microseconds(dt)
+    if step_us is None:
         raise RasterError(
             f"events need steps of whole microseconds, the convention has dt={dt}",
             node=node,

@@ -12,7 +12,9 @@ from typing import Any
 import numba
 import numpy as np
 
-__all__ = ["BEFORE", "EXACT", "INTEGRATE", "LATE", "MANY", "ONE", "events_layer", "loop", "scan"]
+from nirdeploy.reference.dynamics import MOST_SPIKES
+
+__all__ = ["BEFORE", "BLOCK", "EXACT", "INTEGRATE", "LATE", "MANY", "ONE", "events_layer", "loop", "scan"]
 
 # how a population advances; the value of its `mode`
 ONE, MANY, LATE, BEFORE, EXACT, INTEGRATE = range(6)
@@ -20,7 +22,7 @@ ONE, MANY, LATE, BEFORE, EXACT, INTEGRATE = range(6)
 DECAY, LEAK, GAIN, THRESHOLD, V_RESET, V_MIN, TAU = range(7)
 # kinds of operation in a loop
 GATHER, MATRIX, POPULATION, SCALE, COMPARE, DELAY = range(6)
-_BLOCK = 1024  # neurons advanced together: their state stays in the innermost cache
+BLOCK = 1024  # neurons advanced together: their state stays in the innermost cache
 
 _compile: Any = numba.njit(cache=True, nogil=True, error_model="numpy")
 
@@ -123,7 +125,7 @@ def _exact(x, v, s, r, v_leak, threshold, v_reset, v_min, tau, dt, inclusive, su
             count += 1
             if not many:
                 break
-            if count == 10000:
+            if count == MOST_SPIKES:
                 raise OverflowError
         u = drive + (u - drive) * np.exp(-left / tau[j]) if leaks else u + drive * left
         v[j] = u if u >= v_min[j] else v_min[j]
@@ -191,10 +193,10 @@ def scan(x, v, i, p, q, how, dt, out, direct, v_record, i_record, first, last): 
         last: sample to stop before.
     """
     steps, neurons = x.shape[0], x.shape[2]
-    s = np.empty(min(neurons, _BLOCK), v.dtype)
+    s = np.empty(min(neurons, BLOCK), v.dtype)
     for b in range(first, last):
-        for a in range(0, neurons, _BLOCK):
-            e = min(neurons, a + _BLOCK)
+        for a in range(0, neurons, BLOCK):
+            e = min(neurons, a + BLOCK)
             state, emitted = v[b][a:e], s[: e - a]
             for t in range(steps):
                 if direct:
@@ -292,7 +294,7 @@ def events_layer(  # type: ignore[no-untyped-def]
         Addresses (in the node's order) and counts of the emitted events.
     """
     neurons = v.shape[1]
-    x, s = bias.copy(), np.zeros((min(neurons, _BLOCK) + 31) // 32 * 32, v.dtype)
+    x, s = bias.copy(), np.zeros((min(neurons, BLOCK) + 31) // 32 * 32, v.dtype)
     bits = s.view(np.uint32)
     wide = bits.shape[0] // s.shape[0]
     capacity = max(1024, neurons * 4)

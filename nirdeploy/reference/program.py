@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,14 +24,15 @@ from nirdeploy.reference import kernels
 from nirdeploy.reference.dynamics import late_after_update, reset_value
 from nirdeploy.reference.neurons import IF, LI, LIF, CubaLI, CubaLIF, Delay, I, Membrane, Neuron, Threshold
 from nirdeploy.reference.sparse import Weights, checksum, pack_convolution, pack_matrix, reach_of_pool
-from nirdeploy.schedule import NodePath, dotted
+from nirdeploy.schedule import NodePath
 from nirdeploy.shapes import pair
 
-__all__ = ["FOLDED", "POPULATIONS", "Chain", "Native", "Part", "Program", "is_plain"]
+__all__ = ["FOLDED", "POPULATIONS", "Chain", "Native", "Part", "Program", "is_plain", "numbers_of"]
 
 Array = NDArray[Any]
 FOLDED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.AvgPool2d, SumPool2d, FlattenSample, Scale, Threshold, nn.Identity)
 POPULATIONS = (IF, LIF, CubaLIF, I, LI, CubaLI)
+_MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.AvgPool2d, SumPool2d)
 _ABSORBED = 1 << 16  # weights of a cyclic graph that is stepped as a whole
 
 
@@ -141,6 +142,14 @@ def native(module: Membrane, shape: tuple[int, ...], dtype: torch.dtype) -> Nati
     return Native(p, q, how, p.dtype.type(convention.dt if timed else 1.0))
 
 
+def numbers_of(module: nn.Module) -> tuple[torch.dtype, torch.device]:
+    """Type and device of a module's floating-point parameters; the default type and the CPU where it has none."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.is_floating_point():
+            return tensor.dtype, tensor.device
+    return torch.get_default_dtype(), torch.device("cpu")
+
+
 class Program:
     """How a module is run over many steps.
 
@@ -151,6 +160,7 @@ class Program:
         chains: populations that events can drive, by path.
         whole: whether the graph is one native loop.
         stack: its layers, where that loop is one layer behind the other.
+        step_size: numbers that a step of one sample takes in all nodes; Inputs and Outputs take none of their own.
     """
 
     def __init__(self, module: GraphModule) -> None:
@@ -164,7 +174,7 @@ class Program:
         self.modules = {path: module.get(path) for path in plan.order}
         self.parts = tuple(self._parts())
         cyclic = [part for part in self.parts if part.cyclic]
-        self.whole = bool(cyclic) and self._small()
+        self.whole = bool(cyclic) and self.fits_loop(plan.order, _ABSORBED)
         if self.whole:
             inner = tuple(path for path in plan.order if path not in plan.inputs)
             self.parts = (*(Part((p,), False) for p in plan.inputs), Part(inner, True))
@@ -173,7 +183,9 @@ class Program:
 
         self.straight = {s[0][0]: p for p in plan.outputs if len(s := self.sources[p]) == 1 and s[0][1] is None}
         self.stack = layers_of(self) if self.whole else None
-        self.names = {dotted(path): path for path in plan.order}
+        self.step_size = sum(
+            math.prod(module.shapes[path].output) for path, own in self.modules.items() if own is not None
+        )
         self._watched = tuple(m for found in self.modules.values() if found is not None for m in found.modules())
         self._holders = tuple(module.holder(path) for path in plan.order if self.modules[path] is not None)
         self._structure = self._look()
@@ -208,17 +220,15 @@ class Program:
             paths = tuple(members[n])
             yield Part(paths, len(paths) > 1 or digraph.has_edge(paths[0], paths[0]))
 
-    def _small(self) -> bool:
-        shapes, plan = self.module.shapes, self.module.plan
-        total = 0
-        for path in plan.order:
-            if path in plan.inputs:
-                continue
+    def fits_loop(self, paths: Iterable[NodePath], most: int) -> bool:
+        """Whether kernels know all of these nodes, and their layers have at most so many weights as plain matrices."""
+        shapes, total = self.module.shapes, 0
+        for path in paths:
             if not self.native_node(path):
                 return False
-            if is_plain(self.modules[path], (nn.Linear, nn.Conv1d, nn.Conv2d, nn.AvgPool2d, SumPool2d)):
+            if is_plain(self.modules[path], _MATRICES):
                 total += math.prod(shapes[path].input) * math.prod(shapes[path].output)
-        return total <= _ABSORBED
+        return total <= most
 
     def _chains(self) -> Iterator[tuple[NodePath, Chain]]:
         for part in self.parts:
@@ -262,11 +272,6 @@ class Program:
         if isinstance(module, nn.AvgPool2d) and (module.ceil_mode or module.divisor_override is not None):
             return False
         return pair(module.padding) == (0, 0) and pair(module.kernel_size) == pair(module.stride)  # type: ignore[union-attr]
-
-    def step_size(self) -> int:
-        """Numbers that one step of one sample takes in all nodes; Inputs and Outputs take none of their own."""
-        shapes = self.module.shapes
-        return sum(math.prod(shapes[path].output) for path, own in self.modules.items() if own is not None)
 
     # ------------------------------------------------------------ parameters
 
@@ -316,6 +321,10 @@ class Program:
         if key not in kept:
             kept[key] = make()
         return kept[key]
+
+    def numbers(self) -> tuple[torch.dtype, torch.device]:
+        """`numbers_of` the module."""
+        return self.made("numbers", lambda: numbers_of(self.module))  # type: ignore[no-any-return]
 
     def native(self, path: NodePath, dtype: torch.dtype) -> Native:
         """A population's parameters for the kernels."""

@@ -320,7 +320,8 @@ class Recorder(Sink):
         entry = self.entries.get((path, variable))
         if entry is None:
             return None
-        if entry.buffer is not None and entry.neurons is None and self.selection.steps is None:
+        if self._direct(entry):
+            assert entry.buffer is not None
             return entry.buffer[start : start + steps]
         size = math.prod(self.module.shapes[path].output)
         shape = (steps, self.batch, size)
@@ -328,11 +329,14 @@ class Recorder(Sink):
             entry.scratch = np.empty(shape, entry.dtype)
         return entry.scratch
 
+    def _direct(self, entry: _Entry) -> bool:
+        """Whether chunks are written straight into the record."""
+        return entry.buffer is not None and entry.neurons is None and self.selection.steps is None
+
     def put(self, path: NodePath, variable: str, start: int, values: Array | None) -> None:
         """Take a chunk."""
         entry = self.entries[path, variable]
-        direct = entry.buffer is not None and entry.neurons is None and self.selection.steps is None
-        steps = self._chunk
+        direct, steps = self._direct(entry), self._chunk
         if values is None:
             values = entry.buffer[start : start + steps] if direct else entry.scratch  # type: ignore[index]
             assert values is not None
@@ -342,7 +346,6 @@ class Recorder(Sink):
                 return
         elif entry.unit is not None:
             values = values / entry.unit
-        first = 0
         if self.selection.steps is not None:
             kept = self.selection.steps
             ahead = np.arange(len(kept))[slice(*np.searchsorted(kept, (start, start + steps)))]

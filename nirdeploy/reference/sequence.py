@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nirdeploy.errors import RasterError, UnsupportedError
 from nirdeploy.reference.engine import Engine, Signal
-from nirdeploy.reference.executor import numbers_of, program_of
+from nirdeploy.reference.executor import program_of
 from nirdeploy.schedule import NodePath, dotted
 
 if TYPE_CHECKING:
@@ -23,7 +23,9 @@ def sequence(module: GraphModule, raster: Any, state: Mapping[str, Any], method:
     """`GraphModule.sequence`."""
     if method not in ("dense", "event"):
         raise UnsupportedError(f"method {method!r} is not known", remedy="Use 'dense' or 'event'.")
-    dtype, device = numbers_of(module)
+    program = program_of(module)
+    program.refresh()
+    dtype, device = program.numbers()
     inputs = _inputs(module, raster, dtype, device)
     steps, batch = next(iter(inputs.values())).shape[:2]
     module._check_state(state)
@@ -32,8 +34,6 @@ def sequence(module: GraphModule, raster: Any, state: Mapping[str, Any], method:
         or any(x.requires_grad for x in inputs.values())
         or any(t.requires_grad for t in _tensors(state))
     )
-    program = program_of(module)
-    program.refresh()
     engine = Engine(program, batch, state, dtype=dtype, device=device, events=method == "event", grad=grad)
     with torch.set_grad_enabled(grad):
         signals = {

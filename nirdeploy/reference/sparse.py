@@ -13,6 +13,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from nirdeploy.reference.kernels import BLOCK
 from nirdeploy.reference.threads import split
 
 __all__ = [
@@ -29,7 +30,6 @@ __all__ = [
 ]
 
 Array = NDArray[Any]
-PIECE = 1024  # neurons advanced together, as in `kernels`
 _compile: Any = numba.njit(cache=True, nogil=True, error_model="numpy")
 
 
@@ -223,8 +223,8 @@ def pack_matrix(weight: Array, bias: Array, reach: Array) -> Weights:
     rows = np.ascontiguousarray(weight.T)
     table = np.ascontiguousarray(reach.astype(np.int32)[:, None])
     size = weight.shape[0]
-    starts = np.arange(0, size, PIECE)
-    pieces = np.stack([starts, starts, np.minimum(PIECE, size - starts)], axis=1)
+    starts = np.arange(0, size, BLOCK)
+    pieces = np.stack([starts, starts, np.minimum(BLOCK, size - starts)], axis=1)
     none = np.empty(0, np.int32)
     return Weights(rows, table, (0, 0, 0, 0), np.ascontiguousarray(bias), pieces, none, float(size))
 
@@ -288,9 +288,9 @@ def pack_convolution(
     line = outputs[1] * channels_out
     first = ((before_y + np.arange(outputs[0])) * length_x + before_x) * channels_out
     pieces = [
-        (begin + part, n * line + part, min(PIECE, line - part))
+        (begin + part, n * line + part, min(BLOCK, line - part))
         for n, begin in enumerate(first)
-        for part in range(0, line, PIECE)
+        for part in range(0, line, BLOCK)
     ]
     order = np.arange(channels_out * outputs[0] * outputs[1]).reshape(channels_out, -1).T.reshape(-1)
     span, spans = taps_x.shape[1] * channels_out, taps_y.shape[1]

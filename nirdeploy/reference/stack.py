@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nirdeploy.reference import kernels
 from nirdeploy.reference.program import POPULATIONS, Program, is_plain
 from nirdeploy.reference.threads import split
-from nirdeploy.schedule import NodePath, dotted
+from nirdeploy.schedule import NodePath, feedback_key
 
 if TYPE_CHECKING:
     from nirdeploy.reference.engine import Engine, Signal
@@ -218,7 +218,7 @@ class Stack:
     @staticmethod
     def _key(layer: Layer) -> str:
         assert layer.back is not None
-        return f"{dotted(layer.back)}->{dotted(layer.population)}"
+        return feedback_key(layer.back, layer.population)
 
     def run(self, steps: int) -> dict[NodePath, Signal]:
         """Run a chunk; what every population emits that somebody outside reads."""
@@ -249,7 +249,8 @@ class Stack:
             size = self.engine.shapes[layer.population].input[0]
             v = torch.from_numpy(self.values[:, v_at : v_at + size].copy())
             i = None if i_at < 0 else torch.from_numpy(self.values[:, i_at : i_at + size].copy())
-            found[layer.population] = v if i is None else {"i_syn": i, "v_mem": v}
+            population: Any = self.engine.program.modules[layer.population]
+            found[layer.population] = population.join(v, i)
         return found
 
     def previous(self) -> dict[str, Tensor]:

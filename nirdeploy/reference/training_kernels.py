@@ -11,16 +11,28 @@ import numba
 import numpy as np
 
 from nirdeploy.reference import surrogates
+from nirdeploy.reference.kernels import DECAY, GAIN, LEAK, THRESHOLD, V_MIN, V_RESET
 
-__all__ = ["backward", "forward", "linear_backward", "linear_forward", "spread", "weight_gradient"]
+__all__ = [
+    "DECAY",
+    "GAIN",
+    "LEAK",
+    "THRESHOLD",
+    "V_MIN",
+    "V_RESET",
+    "backward",
+    "forward",
+    "linear_backward",
+    "linear_forward",
+    "spread",
+    "weight_gradient",
+]
 
 _compile: Any = numba.njit(cache=True, nogil=True, error_model="numpy")
 _fast_sigmoid = _compile(surrogates.fast_sigmoid)
 _atan = _compile(surrogates.atan)
 _triangle = _compile(surrogates.triangle)
 _rectangle = _compile(surrogates.rectangle)
-# rows of parameters and of their gradients
-DECAY, LEAK, GAIN, THRESHOLD, V_RESET, V_MIN = range(6)
 
 
 @_compile

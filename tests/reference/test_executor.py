@@ -172,7 +172,7 @@ def test_recurrent_layers_in_a_row_give_what_the_loop_gives(case, limits, record
 def test_chunks_are_as_long_as_their_bounds_say(length, monkeypatch):
     module, data = small_net(), raster((2, 5, 5), steps=7, batch=2)
     wanted = nd.run(module, data, method="loop")
-    size = executor.program_of(module).step_size() * 2 * 4
+    size = executor.program_of(module).step_size * 2 * 4
     lengths = []
     plain = engine.Engine.chunk
     monkeypatch.setattr(engine.Engine, "chunk", lambda *a: lengths.append(next(iter(a[1].values())).steps) or plain(*a))
