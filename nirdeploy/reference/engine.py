@@ -318,11 +318,9 @@ class Engine:
 
     def _remember(self) -> None:
         """Keep what delayed edges carry into the next chunk."""
-        part_of = {path: n for n, part in enumerate(self.program.parts) if part.cyclic for path in part.paths}
-        for source, target in self.module.plan.feedback:
-            if source not in part_of or part_of[source] != part_of.get(target):
-                last = self.signal(source).dense()[-1]
-                self._previous[feedback_key(source, target)] = last if self.grad else last.clone()
+        for source, key in self.program.crossing:
+            last = self.signal(source).dense()[-1]
+            self._previous[key] = last if self.grad else last.clone()
 
     # ------------------------------------------------------------ populations
 
@@ -540,7 +538,9 @@ class Engine:
         wants = self.sink.wants
         if any(wants(p, "output") for layer in layers for p in (layer.weight, layer.back) if p is not None):
             return None
-        if any(self.program.native(layer.population, self.dtype).how[0] == kernels.EXACT for layer in layers):
+        modes = [self.program.native(layer.population, self.dtype).how[0] for layer in layers]
+        integrates = modes[-1] == kernels.INTEGRATE and layers[-1].back is None
+        if any(mode != kernels.ONE for mode in modes[:-1]) or not (modes[-1] == kernels.ONE or integrates):
             return None
         read = []
         for layer in layers:
@@ -552,10 +552,9 @@ class Engine:
         return tuple(read)
 
     def _record_stateless(self) -> None:
-        for path in self.module.plan.order:
-            stateless = not isinstance(self.program.modules[path], Membrane)
+        for path in self.program.stateless:
             if path in self._written:
                 self.sink.put(path, "output", self.start, None)
-            elif stateless and self.sink.wants(path, "output"):
+            elif self.sink.wants(path, "output"):
                 dense = self.signal(path).dense().detach()
                 self.sink.put(path, "output", self.start, dense.reshape(self._steps, self.batch, -1).cpu().numpy())

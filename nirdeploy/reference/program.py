@@ -23,8 +23,9 @@ from nirdeploy.convert.primitives import Scale
 from nirdeploy.reference import kernels
 from nirdeploy.reference.dynamics import late_after_update, reset_value
 from nirdeploy.reference.neurons import IF, LI, LIF, CubaLI, CubaLIF, Delay, I, Membrane, Neuron, Threshold
-from nirdeploy.reference.sparse import Weights, checksum, pack_convolution, pack_matrix, reach_of_pool
-from nirdeploy.schedule import NodePath
+from nirdeploy.reference.sparse import Weights, pack_convolution, pack_matrix, reach_of_pool
+from nirdeploy.reference.watch import Watch
+from nirdeploy.schedule import NodePath, feedback_key
 from nirdeploy.shapes import pair
 
 __all__ = ["FOLDED", "POPULATIONS", "Chain", "Native", "Part", "Program", "is_plain", "numbers_of"]
@@ -160,6 +161,8 @@ class Program:
         chains: populations that events can drive, by path.
         whole: whether the graph is one native loop.
         stack: its layers, where that loop is one layer behind the other.
+        stateless: nodes that are no populations.
+        crossing: feedback edges from one part to another, as source and key of the state.
         step_size: numbers that a step of one sample takes in all nodes; Inputs and Outputs take none of their own.
     """
 
@@ -183,15 +186,18 @@ class Program:
 
         self.straight = {s[0][0]: p for p in plan.outputs if len(s := self.sources[p]) == 1 and s[0][1] is None}
         self.stack = layers_of(self) if self.whole else None
+        self.stateless = tuple(p for p in plan.order if not isinstance(self.modules[p], Membrane))
+        part_of = {path: part for part in self.parts if part.cyclic for path in part.paths}
+        self.crossing = tuple(
+            (source, feedback_key(source, target))
+            for source, target in plan.feedback
+            if source not in part_of or part_of[source] is not part_of.get(target)
+        )
         self.step_size = sum(
             math.prod(module.shapes[path].output) for path, own in self.modules.items() if own is not None
         )
-        self._watched = tuple(m for found in self.modules.values() if found is not None for m in found.modules())
-        self._holders = tuple(module.holder(path) for path in plan.order if self.modules[path] is not None)
-        self._structure = self._look()
-        self._slots = [(held, name) for m in self._watched for held in (m._parameters, m._buffers) for name in held]
-        self._seen: list[tuple[Any, int, Any]] = []
-        self._views: dict[int, tuple[Any, int, Array]] = {}
+        watched = (m for found in self.modules.values() if found is not None for m in found.modules())
+        self._watch = Watch(watched, (module.holder(path) for path in plan.order if self.modules[path] is not None))
         self._made: dict[Any, Any] = {}
 
     # ------------------------------------------------------------ structure
@@ -275,45 +281,14 @@ class Program:
 
     # ------------------------------------------------------------ parameters
 
-    def _look(self) -> tuple[Any, ...]:
-        """What the structure was worked out from: which modules there are, their hooks and conventions."""
-        watched = tuple(
-            (len(m._forward_hooks), len(m._forward_pre_hooks), id(getattr(m, "convention", None)), "forward" in vars(m))
-            for m in self._watched
-        )
-        return watched, tuple(id(held.get(key)) for held, key in self._holders)
-
     def fits(self) -> bool:
         """Whether the module still has the submodules, hooks and conventions the program was made for."""
-        return self._look() == self._structure
+        return self._watch.structure_holds()
 
     def refresh(self) -> None:
-        """Forget what was made from parameters if one of them has changed.
-
-        Parameters are read, not asked for their version: `parameter.data` can be written to without one.
-        """
-        now: list[tuple[Any, int, Any]] = []
-        for n, (held, name) in enumerate(self._slots):
-            tensor = held.get(name)
-            if tensor is None:
-                now.append((None, 0, 0))
-                continue
-            pointer, seen = tensor.data_ptr(), self._views.get(n)
-            if seen is None or seen[0] is not tensor or seen[1] != pointer:
-                if tensor.device.type != "cpu":
-                    self._made = {}  # not worth a transfer to find out
-                    return
-                flat = tensor.detach().contiguous().reshape(-1)
-                array = (flat.view(torch.int16) if flat.dtype == torch.bfloat16 else flat).numpy()
-                seen = self._views[n] = (tensor, pointer, array.view(f"u{array.itemsize}"))
-                if not tensor.is_contiguous():
-                    del self._views[n]  # a copy: it would not see the next change
-            now.append((tensor, pointer, checksum(seen[2])))
-        if len(now) != len(self._seen) or any(
-            a[0] is not b[0] or a[1:] != b[1:] for a, b in zip(now, self._seen, strict=True)
-        ):
+        """Forget what was made from parameters if one of them has changed."""
+        if not self._watch.parameters_hold():
             self._made = {}  # not cleared: another thread may be making something for the old one
-            self._seen = now
 
     def made(self, key: Any, make: Callable[[], Any]) -> Any:
         """What was made from the present parameters under a key, or what `make` makes of them now."""

@@ -6,7 +6,6 @@ import math
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -222,8 +221,8 @@ class Recorder(Sink):
         self._chunk = 0
         self.entries: dict[tuple[NodePath, str], _Entry] = {}
         for path, template in self._templates(made):
-            entry = copy(template)
-            entry.bits = []
+            entry = _Entry.__new__(_Entry)  # copy() takes as long as a short run
+            vars(entry).update(vars(template), bits=[])
             self.entries[path, entry.variable] = entry
             self._declare(path, entry)
 

@@ -7,6 +7,7 @@ row they go by address.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numba
@@ -19,7 +20,6 @@ from nirdeploy.reference.threads import split
 __all__ = [
     "Rows",
     "Weights",
-    "checksum",
     "from_raster",
     "join",
     "pack_convolution",
@@ -86,17 +86,6 @@ class Weights:
 
 
 @_compile
-def checksum(bits):  # type: ignore[no-untyped-def]
-    """A number that differs where the bits do, but for rare accidents: a sum of all and one weighted by position."""
-    total, weighted = np.uint64(0), np.uint64(0)
-    for k in range(bits.shape[0]):
-        u = np.uint64(bits[k])
-        total += u
-        weighted += u * (np.uint64(k) + np.uint64(0x9E3779B97F4A7C15))
-    return total ^ (weighted << np.uint64(1))
-
-
-@_compile
 def _survey(bits, first, last):  # type: ignore[no-untyped-def]
     high, filled = bits.dtype.type(0), np.int64(0)
     nothing = bits.dtype.type(0)
@@ -118,12 +107,15 @@ def survey(raster: Array, limit: float) -> tuple[bool, int]:
     Read as unsigned integers, the bits of IEEE numbers from 0 on are in the numbers' own order; negative numbers, NaN,
     infinity and -0 are above all of them, and so are negative integers in two's complement.
     """
-    kind = raster.dtype
-    most = int(min(limit, np.iinfo(kind).max)) if kind.kind in "iu" else limit
-    top = int(np.array(most).astype(kind).view(f"u{kind.itemsize}"))
-    bits = raster.reshape(-1).view(f"u{kind.itemsize}")
+    bits = raster.reshape(-1).view(f"u{raster.itemsize}")
     parts = split(lambda first, last: _survey(bits, first, last), bits.size, 1 << 21)
-    return max(int(p[0]) for p in parts) <= top, sum(int(p[1]) for p in parts)
+    return max(int(p[0]) for p in parts) <= _as_bits(limit, raster.dtype), sum(int(p[1]) for p in parts)
+
+
+@lru_cache
+def _as_bits(limit: float, kind: np.dtype[Any]) -> int:
+    most = int(min(limit, np.iinfo(kind).max)) if kind.kind in "iu" else limit
+    return int(np.array(most).astype(kind).view(f"u{kind.itemsize}"))
 
 
 @_compile

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nirdeploy.reference import kernels
+from nirdeploy.reference import stack_kernels as k
+from nirdeploy.reference.lanes import LANES
 from nirdeploy.reference.program import POPULATIONS, Program, is_plain
 from nirdeploy.reference.threads import split
 from nirdeploy.schedule import NodePath, feedback_key
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Layer", "Stack", "layers_of"]
 
 Array = NDArray[Any]
-_LANES = 64  # bytes of a vector; layers are padded to whole ones
+_LINE = 64  # bytes of a line of the cache
 
 
 @dataclass(frozen=True)
@@ -81,106 +84,104 @@ def _layer(program: Program, source: NodePath, weight: NodePath) -> Layer | None
 
 @dataclass(frozen=True)
 class _Layout:
-    """What `kernels.stack` reads, and where things stand in a sample's values."""
+    """What `stack_kernels.stack` reads, and where things stand in a sample's values.
+
+    Attributes:
+        layers: [layer, field].
+        floats: matrices and parameters.
+        start: what a sample holds before the first step, [slot], where states are put into it.
+        rest: the same where no state is given.
+        read: what is read out: node, variable, offset, size.
+    """
 
     layers: Array
     floats: Array
-    how: Array
     start: Array
     rest: Array
-    slots: tuple[tuple[int, int, int, int], ...]  # input, v, i, spikes of each layer
     read: tuple[tuple[NodePath, str, int, int], ...]
 
 
 def _layout(program: Program, layers: tuple[Layer, ...], read: tuple[tuple[NodePath, str], ...], dtype: Any) -> _Layout:
     floats: list[Array] = []
-    length = slot = place = 0
-    table: list[list[int]] = []
-    how: list[list[int]] = []
-    slots: list[tuple[int, int, int, int]] = []
+    length = slots = places = 0
+    table = np.full((len(layers), k.FIELDS), -1, np.int64)
     kept: list[tuple[NodePath, str, int, int]] = []
 
-    def put(array: Array) -> int:
+    def put(*arrays: Array) -> int:
         nonlocal length
-        floats.append(np.ascontiguousarray(array).reshape(-1))
-        length += array.size
-        return length - array.size
+        begin = length
+        for array in arrays:
+            floats.append(np.ascontiguousarray(array).reshape(-1))
+            length += array.size
+        return begin
 
-    for layer in layers:
+    for layer, row in zip(layers, table, strict=True):
         native = program.native(layer.population, dtype)
-        size = native.p.shape[1]
-        lanes = _LANES // native.p.dtype.itemsize
-        wide = -(-size // lanes) * lanes
+        kind, size = native.p.dtype, native.p.shape[1]
+        wide = -(-size // LANES) * LANES
 
         def pad(array: Array, wide: int = wide) -> Array:
             return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, wide - array.shape[-1])])
 
         weight: Any = program.modules[layer.weight]
-        bias = np.zeros(size, native.p.dtype) if weight.bias is None else weight.bias.detach().numpy()
-        own = put(pad(weight.weight.detach().numpy().T))
-        again, start = -1, bias
+        end = np.zeros(wide, kind)  # the row that fills lists up
+        bias = np.zeros(size, kind) if weight.bias is None else weight.bias.detach().numpy()
+        row[k.SIZE], row[k.WIDE] = size, wide
+        row[k.OWN] = put(pad(weight.weight.detach().numpy().T), end)
         if layer.back is not None:
             back: Any = program.modules[layer.back]
-            again = put(pad(back.weight.detach().numpy().T))
-            start = bias if back.bias is None else bias + back.bias.detach().numpy()
-        q = native.q if native.q.size else np.zeros((2, size), native.p.dtype)
+            row[k.BACK] = put(pad(back.weight.detach().numpy().T), end)
+            bias = bias if back.bias is None else bias + back.bias.detach().numpy()
+        q = native.q if native.q.size else np.zeros((2, size), kind)
         # what fills a vector up never fires: its threshold is infinite
         p = pad(native.p)
         p[kernels.THRESHOLD, size:] = np.inf
-        uniform = native.how[4] and (not native.q.size or bool((q == q[:, :1]).all()))
-        begin = put(pad(start))
-        parameters = put(np.concatenate([p.reshape(-1), pad(q).reshape(-1)]))
-        at = (slot, slot + wide, slot + 2 * wide if native.q.size else -1, slot + 3 * wide)
-        slot += 4 * wide
-        outs = [-1, -1, -1]
-        for n, variables in enumerate((("spikes", "output"), ("v_mem",), ("i_syn",))):
+        row[k.BIAS], row[k.PARAMETERS] = put(pad(bias)), put(p, pad(q))
+        mode, row[k.INCLUSIVE], row[k.SUBTRACTS], *_ = native.how
+        row[k.SPIKES] = mode == kernels.ONE
+        row[k.X], row[k.V], row[k.S] = slots, slots + wide, slots + 2 * wide
+        row[k.CURRENT] = slots + 3 * wide if native.q.size else -1
+        slots += (4 if native.q.size else 3) * wide
+        for field, variables in ((k.SPIKES_TO, ("spikes", "output")), (k.V_TO, ("v_mem",)), (k.I_TO, ("i_syn",))):
             for variable in variables:
                 if (layer.population, variable) in read:
-                    outs[n] = place
-                    kept.append((layer.population, variable, place, size))
-                    place += size
-        table.append(
-            [
-                len(weight.weight.T),
-                size,
-                wide,
-                own,
-                begin,
-                again,
-                parameters,
-                len(how),
-                *at[:2],
-                at[2],
-                at[3],
-                *outs,
-                uniform,
-            ]
-        )
-        how.append([int(flag) for flag in native.how])
-        slots.append(at)
-    flat = np.concatenate(floats)
-    first = np.zeros(slot, flat.dtype)
+                    row[field] = places
+                    kept.append((layer.population, variable, places, size))
+                    places += size
+    flat = aligned((length,), floats[0].dtype)
+    flat[:] = np.concatenate(floats)
+    first = np.zeros(slots, flat.dtype)
     for row in table:
-        first[row[8] : row[8] + row[2]] = flat[row[4] : row[4] + row[2]]
-    rest = _rest(program, layers, table, first, dtype)
-    return _Layout(np.array(table, np.int64), flat, np.array(how, np.int64), first, rest, tuple(slots), tuple(kept))
+        first[row[k.X] : row[k.X] + row[k.WIDE]] = flat[row[k.BIAS] : row[k.BIAS] + row[k.WIDE]]
+    return _Layout(table, flat, first, _rest(program, layers, table, first, dtype), tuple(kept))
 
 
-def _rest(program: Program, layers: tuple[Layer, ...], table: list[list[int]], first: Array, dtype: Any) -> Array:
+def _rest(program: Program, layers: tuple[Layer, ...], table: Array, first: Array, dtype: Any) -> Array:
     """What a sample holds before the first step of a run that is given no state."""
     rest = first.copy()
     for layer, row in zip(layers, table, strict=True):
         population: Any = program.modules[layer.population]
-        size = row[1]
-        rest[row[9] : row[9] + size] = population.rest_potential(torch.zeros((size,), dtype=dtype)).detach().numpy()
+        size = int(row[k.SIZE])
+        v = population.rest_potential(torch.zeros((size,), dtype=dtype)).detach().numpy()
+        rest[row[k.V] : row[k.V] + size] = v
         if layer.back is None:
             continue
         back: Any = program.modules[layer.back]
         bias = np.zeros(size) if back.bias is None else back.bias.detach().numpy()
         silent = program.module.convention.feedback_start == "silence"
         came = program.silence()[layer.back].reshape(size).numpy() if silent else np.zeros(size)
-        rest[row[8] : row[8] + size] += came - bias
+        rest[row[k.X] : row[k.X] + size] += came - bias
     return rest
+
+
+def aligned(shape: tuple[int, ...], dtype: Any) -> Array:
+    """An array of undefined content whose vectors do not cross lines of the cache."""
+    kind = np.dtype(dtype)
+    size = math.prod(shape) * kind.itemsize
+    block = np.empty(size + _LINE, np.uint8)
+    begin = -block.__array_interface__["data"][0] % _LINE  # much faster than block.ctypes
+    found: Array = block[begin : begin + size].view(kind).reshape(shape)
+    return found
 
 
 class Stack:
@@ -198,22 +199,25 @@ class Stack:
         self.layout: _Layout = program.made(
             ("stack", read, engine.dtype), lambda: _layout(program, layers, read, engine.dtype)
         )
-        self.values = np.empty((engine.batch, self.layout.start.size), self.layout.floats.dtype)
+        self.values = aligned((engine.batch, self.layout.start.size), self.layout.floats.dtype)
         self.stepped = False
         self.values[:] = self.layout.start if engine._given else self.layout.rest
         if not engine._given:
             return
-        for layer, (x, v_at, i_at, _) in zip(layers, self.layout.slots, strict=True):
+        for layer, row in zip(layers, self.layout.layers, strict=True):
             v, i = engine.initial(layer.population)
-            size = v.shape[1]
-            self.values[:, v_at : v_at + size] = v.numpy()
+            self._part(row, k.V)[:] = v.numpy()
             if i is not None:
-                self.values[:, i_at : i_at + size] = i.numpy()
+                self._part(row, k.CURRENT)[:] = i.numpy()
             if layer.back is not None:
                 module: Any = program.modules[layer.back]
                 came = engine.before(layer.back, self._key(layer)).detach().numpy()
                 own = 0.0 if module.bias is None else module.bias.detach().numpy()
-                self.values[:, x : x + size] += came - own
+                self._part(row, k.X)[:] += came - own
+
+    def _part(self, row: Array, field: int) -> Array:
+        """What a layer holds of something, [batch, neuron]: the memory itself."""
+        return self.values[:, row[field] : row[field] + row[k.SIZE]]
 
     @staticmethod
     def _key(layer: Layer) -> str:
@@ -226,10 +230,9 @@ class Stack:
         plan = engine.module.plan
         outside = engine.signal(plan.inputs[0]).dense().reshape(steps, engine.batch, -1).contiguous().numpy()
         out = np.empty((steps, engine.batch, sum(r[3] for r in layout.read)), layout.floats.dtype)
-        dt = layout.floats.dtype.type(1.0)
 
         def work(first: int, last: int) -> None:
-            kernels.stack(layout.layers, layout.floats, self.values, layout.how, dt, outside, out, first, last)
+            k.stack(layout.layers, layout.floats, self.values, outside, out, first, last)
 
         split(work, engine.batch, max(1, (1 << 17) // max(1, steps * self.values.shape[1])))
         self.stepped = True
@@ -245,10 +248,9 @@ class Stack:
     def states(self) -> dict[NodePath, Any]:
         """State of every population."""
         found: dict[NodePath, Any] = {}
-        for layer, (_, v_at, i_at, _s) in zip(self.layers, self.layout.slots, strict=True):
-            size = self.engine.shapes[layer.population].input[0]
-            v = torch.from_numpy(self.values[:, v_at : v_at + size].copy())
-            i = None if i_at < 0 else torch.from_numpy(self.values[:, i_at : i_at + size].copy())
+        for layer, row in zip(self.layers, self.layout.layers, strict=True):
+            v = torch.from_numpy(self._part(row, k.V).copy())
+            i = None if row[k.CURRENT] < 0 else torch.from_numpy(self._part(row, k.CURRENT).copy())
             population: Any = self.engine.program.modules[layer.population]
             found[layer.population] = population.join(v, i)
         return found
@@ -256,12 +258,12 @@ class Stack:
     def previous(self) -> dict[str, Tensor]:
         """What the matrices back carry into the next step."""
         found = {}
-        for layer, (*_, s_at) in zip(self.layers, self.layout.slots, strict=True):
+        for layer, row in zip(self.layers, self.layout.layers, strict=True):
             if layer.back is None:
                 continue
-            key, size = self._key(layer), self.engine.shapes[layer.population].input[0]
+            key = self._key(layer)
             if self.stepped:
-                spikes = torch.from_numpy(self.values[:, s_at : s_at + size].copy())
+                spikes = torch.from_numpy(self._part(row, k.S).copy())
                 with torch.no_grad():
                     found[key] = self.engine.program.modules[layer.back](spikes)  # type: ignore[misc]
             else:

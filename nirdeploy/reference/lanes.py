@@ -1,0 +1,221 @@
+"""Vectors as values in numba's kernels: loads, stores and arithmetic on all lanes at once.
+
+numba turns a plain loop over arrays into vector instructions only behind a check that they do not overlap, made anew
+whenever the loop is entered. Where loops are as short as a layer of some ten neurons that check is most of the time.
+Here a kernel says what it means. Every operation is IEEE's, lane by lane; nothing is contracted or reordered.
+
+LLVM splits vectors into what the processor has: 16 floats are one register of AVX-512, two of AVX2, four of NEON.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, models, register_model
+
+__all__ = [
+    "LANES",
+    "above",
+    "add",
+    "at_least",
+    "bits_of",
+    "choose",
+    "first_set",
+    "get",
+    "load",
+    "memory",
+    "multiply",
+    "pointer",
+    "put",
+    "splat",
+    "store",
+    "subtract",
+]
+
+LANES = 16  # layers are rounded up to this many
+
+
+class Lanes(types.Type):
+    """A vector of floats; their count is a power of 2, anything else LLVM takes apart."""
+
+    def __init__(self, scalar: types.Float, count: int) -> None:
+        self.scalar, self.count = scalar, count
+        super().__init__(name=f"Lanes({scalar}, {count})")
+
+
+class Mask(types.Type):
+    """A truth value a lane."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        super().__init__(name=f"Mask({count})")
+
+
+@register_model(Lanes)
+class _LanesModel(models.PrimitiveModel):
+    def __init__(self, dmm: Any, fe_type: Lanes) -> None:
+        kind = ir.FloatType() if fe_type.scalar.bitwidth == 32 else ir.DoubleType()
+        super().__init__(dmm, fe_type, ir.VectorType(kind, fe_type.count))
+
+
+@register_model(Mask)
+class _MaskModel(models.PrimitiveModel):
+    def __init__(self, dmm: Any, fe_type: Mask) -> None:
+        super().__init__(dmm, fe_type, ir.VectorType(ir.IntType(1), fe_type.count))
+
+
+# ---------------------------------------------------------------- memory
+
+
+@intrinsic
+def pointer(typing: Any, array: Any) -> Any:
+    """Where a contiguous array begins; it must be kept by whoever called the kernel.
+
+    Arrays are counted when they are passed on, also to an operation in the innermost loop; pointers are not.
+    """
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return context.make_array(signature.args[0])(context, builder, arguments[0]).data
+
+    return types.CPointer(array.dtype)(array), build
+
+
+@intrinsic
+def memory(typing: Any, address: Any, like: Any) -> Any:
+    """Memory at an address as numbers of the type of `like`."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(types.CPointer(like)))
+
+    return types.CPointer(like)(types.int64, like), build
+
+
+def _lanes_at(context: Any, builder: Any, lanes: Lanes, base: Any, at: Any) -> tuple[Any, int]:
+    vector = context.get_value_type(lanes)
+    # aligned as a number is, not as a vector
+    return builder.bitcast(builder.gep(base, [at]), vector.as_pointer()), lanes.scalar.bitwidth // 8
+
+
+@intrinsic(prefer_literal=True)
+def load(typing: Any, base: Any, at: Any, count: Any) -> Any:
+    """`count` (a constant) lanes from number `at` on; nothing checks that there are as many."""
+    lanes = Lanes(base.dtype, count.literal_value)
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place, align = _lanes_at(context, builder, lanes, *arguments[:2])
+        return builder.load(place, align=align)
+
+    return lanes(base, types.intp, count), build
+
+
+@intrinsic
+def store(typing: Any, base: Any, at: Any, lanes: Any) -> Any:
+    """Write lanes from number `at` on."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place, align = _lanes_at(context, builder, lanes, *arguments[:2])
+        builder.store(arguments[2], place, align=align)
+        return context.get_dummy_value()
+
+    return types.none(base, types.intp, lanes), build
+
+
+@intrinsic
+def get(typing: Any, base: Any, at: Any) -> Any:
+    """One number."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.load(builder.gep(arguments[0], [arguments[1]]))
+
+    return base.dtype(base, types.intp), build
+
+
+@intrinsic
+def put(typing: Any, base: Any, at: Any, value: Any) -> Any:
+    """Write one number."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.store(arguments[2], builder.gep(arguments[0], [arguments[1]]))
+        return context.get_dummy_value()
+
+    return types.none(base, types.intp, base.dtype), build
+
+
+@intrinsic(prefer_literal=True)
+def splat(typing: Any, value: Any, count: Any) -> Any:
+    """The same number in `count` (a constant) lanes."""
+    lanes = Lanes(value, count.literal_value)
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        nothing = ir.Constant(context.get_value_type(lanes), ir.Undefined)
+        index = ir.IntType(32)
+        single = builder.insert_element(nothing, arguments[0], ir.Constant(index, 0))
+        return builder.shuffle_vector(single, nothing, ir.Constant(ir.VectorType(index, lanes.count), None))
+
+    return lanes(value, count), build
+
+
+# ---------------------------------------------------------------- arithmetic
+
+
+def _binary(instruction: str) -> Any:
+    @intrinsic
+    def operation(typing: Any, a: Any, b: Any) -> Any:
+        def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return getattr(builder, instruction)(*arguments)
+
+        return a(a, b), build
+
+    return operation
+
+
+add, subtract, multiply = _binary("fadd"), _binary("fsub"), _binary("fmul")
+
+
+def _compare(sign: str) -> Any:
+    @intrinsic
+    def operation(typing: Any, a: Any, b: Any) -> Any:
+        def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.fcmp_ordered(sign, *arguments)
+
+        return Mask(a.count)(a, b), build
+
+    return operation
+
+
+above, at_least = _compare(">"), _compare(">=")
+
+
+@intrinsic
+def choose(typing: Any, mask: Any, a: Any, b: Any) -> Any:
+    """`a` where the mask is set, else `b`."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.select(*arguments)
+
+    return a(mask, a, b), build
+
+
+@intrinsic
+def bits_of(typing: Any, mask: Any) -> Any:
+    """A bit a lane, the first the lowest."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        bits = builder.bitcast(arguments[0], ir.IntType(mask.count))
+        return bits if mask.count == 64 else builder.zext(bits, ir.IntType(64))
+
+    return types.uint64(mask), build
+
+
+@intrinsic
+def first_set(typing: Any, bits: Any, otherwise: Any) -> Any:
+    """Position of the lowest set bit, or another number where none is set."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        some = builder.icmp_unsigned("!=", arguments[0], ir.Constant(ir.IntType(64), 0))
+        found = builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 0))
+        return builder.select(some, found, arguments[1])
+
+    return types.int64(types.uint64, types.int64), build

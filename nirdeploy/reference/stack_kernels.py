@@ -1,0 +1,200 @@
+"""The native loop of `stack`: layers one behind the other, each with or without a matrix back into itself.
+
+Spikes of some ten neurons cost less than a branch that is guessed wrongly, so that there are few: lists are looked at
+four entries at a time, filled up with a row of zeros.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+
+from nirdeploy.reference.lanes import (
+    above,
+    add,
+    at_least,
+    bits_of,
+    choose,
+    first_set,
+    get,
+    load,
+    multiply,
+    pointer,
+    put,
+    splat,
+    store,
+    subtract,
+)
+
+__all__ = ["FIELDS", "INCLUSIVE", "SPIKES", "SPIKES_TO", "SUBTRACTS", "stack"]
+
+_compile: Any = numba.njit(cache=True, nogil=True, error_model="numpy")
+_inline: Any = numba.njit(inline="always", nogil=True, error_model="numpy")
+
+
+# fields of a layer: neurons, rounded up to whole vectors as matrices, parameters and states have them
+SIZE, WIDE = 0, 1
+# where in `floats` its matrix [source, neuron], its bias (with that of the matrix back), the matrix back (-1 for none)
+# and its parameters stand; a row of zeros ends every matrix
+OWN, BIAS, BACK, PARAMETERS = 2, 3, 4, 5
+# where in `values` its input (what it starts from in the next step), v, i (-1 for none) and what it emits stand
+X, V, CURRENT, S = 6, 7, 8, 9
+# where in `out` what it emits, v and i go (-1 for nowhere)
+SPIKES_TO, V_TO, I_TO = 10, 11, 12
+# whether it spikes (all but the last layer do), inclusive, and resets by subtraction
+SPIKES, INCLUSIVE, SUBTRACTS = 13, 14, 15
+FIELDS = 16
+
+
+@_inline
+def _plus(x, numbers, matrix, wide, index, count, lanes):  # type: ignore[no-untyped-def]
+    """x and the rows of a matrix that a list names, one after the other."""
+    for k in range(0, count, 4):
+        a, b = matrix + get(index, k) * wide, matrix + get(index, k + 1) * wide
+        c, d = matrix + get(index, k + 2) * wide, matrix + get(index, k + 3) * wide
+        x = add(add(x, load(numbers, a, lanes)), load(numbers, b, lanes))
+        x = add(add(x, load(numbers, c, lanes)), load(numbers, d, lanes))
+    return x
+
+
+@_inline
+def _plus_times(x, numbers, matrix, wide, index, value, count, lanes):  # type: ignore[no-untyped-def]
+    """The same, each row times a value."""
+    for k in range(0, count, 4):
+        for n in range(4):
+            row = load(numbers, matrix + get(index, k + n) * wide, lanes)
+            x = add(x, multiply(splat(get(value, k + n), lanes), row))
+    return x
+
+
+@_inline
+def _fire(given, values, i, v, s, numbers, p, wide, unit, spiking, inclusive, subtracts, lanes):  # type: ignore[no-untyped-def]
+    """Synapse (where `i` is not -1), membrane, spikes and reset, as `kernels`; returns a bit for each that fires."""
+    if i >= 0:
+        keep, into = load(numbers, p + 7 * wide, lanes), load(numbers, p + 8 * wide, lanes)
+        given = add(multiply(keep, load(values, i, lanes)), multiply(into, given))
+        store(values, i, given)
+    decay, leak, gain = load(numbers, p, lanes), load(numbers, p + wide, lanes), load(numbers, p + 2 * wide, lanes)
+    u = add(add(multiply(decay, load(values, v, lanes)), leak), multiply(gain, given))
+    bits = np.uint64(0)
+    if spiking:
+        threshold, v_min = load(numbers, p + 3 * wide, lanes), load(numbers, p + 5 * wide, lanes)
+        fired = at_least(u, threshold) if inclusive else above(u, threshold)
+        after = subtract(u, threshold) if subtracts else load(numbers, p + 4 * wide, lanes)
+        u = choose(fired, after, u)
+        u = choose(at_least(u, v_min), u, v_min)
+        store(values, s, choose(fired, splat(unit, lanes), splat(unit - unit, lanes)))
+        bits = bits_of(fired)
+    else:
+        store(values, s, u)
+    store(values, v, u)
+    return bits
+
+
+@_inline
+def _list(bits, index, count, first, otherwise, once):  # type: ignore[no-untyped-def]
+    """Append the positions of set bits, by fours, filled up with `otherwise`; four also where none is set if `once`."""
+    while bits != 0 or once:
+        for n in range(4):
+            put(index, count + n, first_set(bits, otherwise - first) + first)
+            bits &= bits - np.uint64(1)
+        count, once = count + 4, False
+    return count
+
+
+@_inline
+def _advance(table, n, c, values, base, numbers, unit, weighed, value, weighs, index, count, lanes):  # type: ignore[no-untyped-def]
+    """One step of the neurons from `c` on, as many as lanes; returns a bit for each that fires."""
+    wide, own, p = get(table, n + WIDE), get(table, n + OWN) + c, get(table, n + PARAMETERS) + c
+    v, s, i = base + get(table, n + V) + c, base + get(table, n + S) + c, get(table, n + CURRENT)
+    i = base + i + c if i >= 0 else i
+    x = load(values, base + get(table, n + X) + c, lanes)
+    x = _plus_times(x, numbers, own, wide, weighed, value, weighs, lanes)
+    x = _plus(x, numbers, own, wide, index, count, lanes)
+    spiking, inclusive, subtracts = get(table, n + SPIKES), get(table, n + INCLUSIVE), get(table, n + SUBTRACTS)
+    return _fire(x, values, i, v, s, numbers, p, wide, unit, spiking, inclusive, subtracts, lanes)
+
+
+@_inline
+def _start(table, n, c, values, base, numbers, index, count, lanes):  # type: ignore[no-untyped-def]
+    """What the neurons from `c` on start from in the next step: bias, and rows of the matrix back."""
+    x = load(numbers, get(table, n + BIAS) + c, lanes)
+    x = _plus(x, numbers, get(table, n + BACK) + c, get(table, n + WIDE), index, count, lanes)
+    store(values, base + get(table, n + X) + c, x)
+
+
+@_inline
+def _copy(values, at, size, target, to):  # type: ignore[no-untyped-def]
+    for j in range(size):
+        put(target, to + j, get(values, at + j))
+
+
+@_compile
+def stack(layers, floats, values, outside, out, first, last):  # type: ignore[no-untyped-def]
+    """Layers one behind the other over time.
+
+    Args:
+        layers: [layer, field], the fields as numbered above.
+        floats: matrices and parameters.
+        values: [batch, slot]: states; advanced in place.
+        outside: input [step, batch, source].
+        out: what is read out [step, batch, place].
+        first: first sample.
+        last: sample to stop before.
+    """
+    steps, batch, sources = outside.shape
+    slots, places = values.shape[1], out.shape[2]
+    widest = max(sources, np.max(layers[:, WIDE])) + 8
+    lists, kept = np.empty(3 * widest, np.int64), np.empty(widest, floats.dtype)
+    weighed, value = pointer(lists), pointer(kept)
+    one, other = pointer(lists[widest:]), pointer(lists[2 * widest :])
+    table, numbers, held = pointer(layers), pointer(floats), pointer(values)
+    given, read = pointer(outside), pointer(out)
+    unit, nothing = floats.dtype.type(1), floats.dtype.type(0)
+    for b in range(first, last):
+        base = b * slots
+        for t in range(steps):
+            source, place, weighs = (t * batch + b) * sources, (t * batch + b) * places, 0
+            for k in range(sources):
+                number = get(given, source + k)
+                put(weighed, weighs, k)
+                put(value, weighs, number)
+                weighs += 1 if number != 0 else 0
+            for k in range(weighs, weighs + 4):
+                put(weighed, k, 0)
+                put(value, k, nothing)
+            before = 0
+            for n in range(0, layers.size, FIELDS):
+                size, wide = get(table, n + SIZE), get(table, n + WIDE)
+                count, c = 0, 0
+                while c < wide:
+                    begin, bits = c, np.uint64(0)
+                    while c < wide and c < begin + 64:
+                        shift = np.uint64(c - begin)
+                        if wide - c >= 32:
+                            some = _advance(
+                                table, n, c, held, base, numbers, unit, weighed, value, weighs, one, before, 32
+                            )
+                            c += 32
+                        else:
+                            some = _advance(
+                                table, n, c, held, base, numbers, unit, weighed, value, weighs, one, before, 16
+                            )
+                            c += 16
+                        bits |= some << shift
+                    count = _list(bits, other, count, begin, size, wide <= 64)
+                weighs, before, one, other = 0, count, other, one
+                came, c = count if get(table, n + BACK) >= 0 else 0, 0
+                while wide - c >= 32:
+                    _start(table, n, c, held, base, numbers, one, came, 32)
+                    c += 32
+                if c < wide:
+                    _start(table, n, c, held, base, numbers, one, came, 16)
+                if get(table, n + SPIKES_TO) >= 0:
+                    _copy(held, base + get(table, n + S), size, read, place + get(table, n + SPIKES_TO))
+                if get(table, n + V_TO) >= 0:
+                    _copy(held, base + get(table, n + V), size, read, place + get(table, n + V_TO))
+                if get(table, n + I_TO) >= 0:
+                    _copy(held, base + get(table, n + CURRENT), size, read, place + get(table, n + I_TO))
