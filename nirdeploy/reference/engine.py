@@ -18,18 +18,20 @@ from torch import Tensor, nn
 from nirdeploy.convert.build import lookup, nested, store
 from nirdeploy.convert.layers import FlattenSample
 from nirdeploy.errors import ConventionError
-from nirdeploy.reference import kernels, training
+from nirdeploy.reference import kernels, scan_kernels, training
 from nirdeploy.reference.cycle import Cycle
 from nirdeploy.reference.dynamics import MOST_SPIKES
 from nirdeploy.reference.neurons import Delay, Membrane, Neuron
 from nirdeploy.reference.program import FOLDED, POPULATIONS, Part, Program, is_plain
 from nirdeploy.reference.sparse import Rows, from_raster, join, survey, to_raster
 from nirdeploy.reference.stack import Stack
-from nirdeploy.reference.threads import split
+from nirdeploy.reference.threads import share, split
 from nirdeploy.schedule import NodePath, dotted, feedback_key
 
 __all__ = ["Engine", "Signal", "Sink"]
 
+_LEAST = 1 << 18  # neuron-steps that are worth a thread
+_PAST = 8 << 20  # bytes of a record from which on it does not stay in the cache
 # densities above which torch is faster than events, measured by benchmarks/reference.py on two cores
 _CROSSOVER = {nn.Linear: 0.25, nn.Conv2d: 0.10}
 
@@ -96,6 +98,14 @@ class Signal:
             return self._density
         source = self._raw if self._raw is not None else self.dense().detach().numpy()
         return survey(np.ascontiguousarray(source), np.inf)[1] / max(1, source.size)
+
+
+def _past_cache(record: np.ndarray) -> bool:
+    """Whether a chunk is part of a record too large for the cache, and lies where vectors may be written past it."""
+    whole = record.base
+    large = isinstance(whole, np.ndarray) and whole.nbytes >= _PAST
+    rows = record.shape[2] * record.itemsize
+    return large and rows % 64 == 0 and record.__array_interface__["data"][0] % 64 == 0
 
 
 @contextmanager
@@ -367,15 +377,28 @@ class Engine:
         native = self.program.native(path, self.dtype)
         v, i = self._held(path)
         v_record, i_record, none = self._targets(path, x.dtype)
+        mode, inclusive, subtract, _, uniform, _ = native.how
+        steps, batch, neurons = x.shape
+        if mode in (kernels.ONE, kernels.INTEGRATE):
+            past = all(_past_cache(record) for record in (v_record, i_record) if record is not none)
+            block = share(neurons, batch, scan_kernels.WIDTH, scan_kernels.BLOCK)
 
-        direct = out is not x and not np.may_share_memory(x, out)
+            def work(first: int, last: int) -> None:
+                scan_kernels.scan(
+                    x, v, i, native.p, native.q, mode == kernels.ONE, inclusive, subtract, uniform, out, v_record,
+                    i_record, past, block, first, last,
+                )  # fmt: skip
 
-        def work(first: int, last: int) -> None:
-            kernels.scan(
-                x, v, i, native.p, native.q, native.how, native.dt, out, direct, v_record, i_record, first, last
-            )
+            split(work, batch * -(-neurons // block), max(1, _LEAST // max(1, steps * block)))
+        else:
+            direct = out is not x and not np.may_share_memory(x, out)
 
-        split(work, self.batch, max(1, (1 << 18) // max(1, x.shape[0] * x.shape[2])))
+            def generic(first: int, last: int) -> None:
+                kernels.scan(
+                    x, v, i, native.p, native.q, native.how, native.dt, out, direct, v_record, i_record, first, last
+                )
+
+            split(generic, batch, max(1, _LEAST // max(1, steps * neurons)))
         self._put_states(path, v_record, i_record, none)
 
     def _targets(self, path: NodePath, dtype: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
 __all__ = [
@@ -25,12 +26,16 @@ __all__ = [
     "first_set",
     "get",
     "load",
+    "load_some",
     "memory",
     "multiply",
     "pointer",
+    "prefetch",
     "put",
     "splat",
     "store",
+    "store_past",
+    "store_some",
     "subtract",
 ]
 
@@ -120,6 +125,81 @@ def store(typing: Any, base: Any, at: Any, lanes: Any) -> Any:
         return context.get_dummy_value()
 
     return types.none(base, types.intp, lanes), build
+
+
+def _mask(builder: Any, lanes: Lanes, left: Any) -> Any:
+    """Set for the first `left` lanes."""
+    index = ir.IntType(64)
+    vector = ir.VectorType(index, lanes.count)
+    nothing = ir.Constant(vector, ir.Undefined)
+    single = builder.insert_element(nothing, left, ir.Constant(ir.IntType(32), 0))
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), lanes.count), None)
+    limit = builder.shuffle_vector(single, nothing, zeros)
+    return builder.icmp_signed("<", ir.Constant(vector, list(range(lanes.count))), limit)
+
+
+def _masked(builder: Any, operation: str, lanes: Any, place: Any, result: Any, arguments: list[Any]) -> Any:
+    kind = f"v{lanes.count}f{32 if isinstance(lanes.element, ir.FloatType) else 64}"
+    signature = ir.FunctionType(result, [argument.type for argument in arguments])
+    function = cgutils.get_or_insert_function(builder.module, signature, f"llvm.masked.{operation}.{kind}.p0{kind}")
+    return builder.call(function, arguments)
+
+
+@intrinsic(prefer_literal=True)
+def load_some(typing: Any, base: Any, at: Any, left: Any, count: Any) -> Any:
+    """`count` (a constant) lanes of which the first `left` are numbers from `at` on, the others 0."""
+    lanes = Lanes(base.dtype, count.literal_value)
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place, align = _lanes_at(context, builder, lanes, *arguments[:2])
+        vector = context.get_value_type(lanes)
+        rest = [ir.Constant(ir.IntType(32), align), _mask(builder, lanes, arguments[2]), ir.Constant(vector, None)]
+        return _masked(builder, "load", vector, place, vector, [place, *rest])
+
+    return lanes(base, types.intp, types.intp, count), build
+
+
+@intrinsic
+def store_some(typing: Any, base: Any, at: Any, left: Any, lanes: Any) -> Any:
+    """Write the first `left` lanes from number `at` on."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place, align = _lanes_at(context, builder, lanes, *arguments[:2])
+        rest = [place, ir.Constant(ir.IntType(32), align), _mask(builder, lanes, arguments[2])]
+        _masked(builder, "store", context.get_value_type(lanes), place, ir.VoidType(), [arguments[3], *rest])
+        return context.get_dummy_value()
+
+    return types.none(base, types.intp, types.intp, lanes), build
+
+
+@intrinsic
+def store_past(typing: Any, base: Any, at: Any, lanes: Any) -> Any:
+    """Write lanes past the cache, where nobody reads them soon; the place must be a multiple of 64 bytes."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place, _ = _lanes_at(context, builder, lanes, *arguments[:2])
+        written = builder.store(arguments[2], place, align=64)
+        written.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+        return context.get_dummy_value()
+
+    return types.none(base, types.intp, lanes), build
+
+
+@intrinsic(prefer_literal=True)
+def prefetch(typing: Any, base: Any, at: Any, write: Any) -> Any:
+    """Ask for the line of the cache that number `at` is in, to read it or to write to it (a constant 0 or 1)."""
+    kinds = [ir.IntType(8).as_pointer(), *[ir.IntType(32)] * 3]
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        function = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(ir.VoidType(), kinds), "llvm.prefetch.p0i8"
+        )
+        place = builder.bitcast(builder.gep(arguments[0], [arguments[1]]), kinds[0])
+        constants = [ir.Constant(ir.IntType(32), value) for value in (write.literal_value, 3, 1)]
+        builder.call(function, [place, *constants])
+        return context.get_dummy_value()
+
+    return types.none(base, types.intp, write), build
 
 
 @intrinsic

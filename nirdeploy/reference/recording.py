@@ -27,6 +27,7 @@ from nirdeploy.trajectory_file import TrajectoryWriter
 __all__ = ["Recorder", "Selection", "check_record"]
 
 Array = NDArray[Any]
+_LINE = 64  # bytes of a line of the cache, which records begin with
 _KEPT_BYTES = 256 << 20  # of buffers whose records are gone, for the next run: fresh memory costs more than a scan
 
 
@@ -140,7 +141,7 @@ class _Lease:
         self.__array_interface__ = {
             "shape": shape,
             "typestr": dtype.str,
-            "data": (block.__array_interface__["data"][0], False),
+            "data": (-(-block.__array_interface__["data"][0] // _LINE) * _LINE, False),
             "version": 3,
         }
         weakref.finalize(self, _Lease.back, block)
@@ -160,8 +161,8 @@ def lend(shape: tuple[int, ...], dtype: Any) -> Array:
     if size < 1 << 20:
         return np.empty(shape, kind)
     with _Lease.lock:
-        fitting = [b for b in _Lease.free if size <= b.nbytes <= 2 * size]
-        block = min(fitting, key=lambda b: b.nbytes) if fitting else np.empty(size, np.uint8)
+        fitting = [b for b in _Lease.free if size + _LINE <= b.nbytes <= 2 * size + _LINE]
+        block = min(fitting, key=lambda b: b.nbytes) if fitting else np.empty(size + _LINE, np.uint8)
         _Lease.free[:] = [b for b in _Lease.free if b is not block]
     return np.asarray(_Lease(block, shape, kind))
 

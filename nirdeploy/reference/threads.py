@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 
-__all__ = ["split"]
+__all__ = ["share", "split"]
 
 T = TypeVar("T")
 _POOL: dict[int, ThreadPoolExecutor] = {}  # by process: a fork has none of its parent's threads
@@ -32,6 +32,19 @@ def split(work: Callable[[int, int], T], count: int, least: int) -> list[T]:
     bounds = [count * n // parts for n in range(parts + 1)]
     waiting = [_pool().submit(work, bounds[n], bounds[n + 1]) for n in range(1, parts)]
     return [work(0, bounds[1]), *(found.result() for found in waiting)]
+
+
+def share(size: int, batch: int, unit: int, most: int) -> int:
+    """How many of `size` numbers a sample should be handled together, so that every thread gets some.
+
+    Args:
+        size: numbers a sample.
+        batch: samples.
+        unit: what the answer is a multiple of.
+        most: the answer where there are samples enough.
+    """
+    threads = -(-torch.get_num_threads() // max(1, batch))
+    return max(unit, min(most, -(-size // (threads * unit)) * unit))
 
 
 def _pool() -> ThreadPoolExecutor:
