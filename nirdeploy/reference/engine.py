@@ -7,7 +7,7 @@ With autograd or off the CPU, torch does the same with its own operations.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from nirdeploy.convert.build import lookup, nested, store
 from nirdeploy.convert.layers import FlattenSample
 from nirdeploy.errors import ConventionError
-from nirdeploy.reference import kernels, scan_kernels, training
+from nirdeploy.reference import event_kernels, kernels, scan_kernels, training
 from nirdeploy.reference.cycle import Cycle
 from nirdeploy.reference.dynamics import MOST_SPIKES
+from nirdeploy.reference.memory import LINE, address
 from nirdeploy.reference.neurons import Delay, Membrane, Neuron
 from nirdeploy.reference.program import FOLDED, POPULATIONS, Part, Program, is_plain
 from nirdeploy.reference.sparse import Rows, from_raster, join, survey, to_raster
@@ -105,7 +106,10 @@ def _past_cache(record: np.ndarray) -> bool:
     whole = record.base
     large = isinstance(whole, np.ndarray) and whole.nbytes >= _PAST
     rows = record.shape[2] * record.itemsize
-    return large and rows % 64 == 0 and record.__array_interface__["data"][0] % 64 == 0
+    return large and rows % LINE == 0 and address(record) % LINE == 0
+
+
+_NONE = {np.dtype(kind): np.zeros((0, 0, 0), kind) for kind in (np.float32, np.float64)}
 
 
 @contextmanager
@@ -120,7 +124,13 @@ def _counting(path: NodePath) -> Iterator[None]:
 
 
 class Sink:
-    """Where a run's records go; this one keeps nothing."""
+    """Where a run's records go; this one keeps nothing.
+
+    Attributes:
+        wanted: what `wants` depends on; the same for all sinks that want the same.
+    """
+
+    wanted: Hashable = None
 
     def begin(self, steps: int) -> None:
         """A chunk of so many steps begins."""
@@ -202,8 +212,11 @@ class Engine:
         assert isinstance(module, Membrane)
         given = lookup(self._given, path)
         if given is None:
-            v = module.rest_potential(self._zeros(shape))
-            return v if self.grad else v.detach(), self._zeros(shape) if "tau_syn" in module.fields else None
+            i = self._zeros(shape) if "tau_syn" in module.fields else None
+            if self.grad:
+                return module.rest_potential(self._zeros(shape)), i
+            rest = self.program.rest(path, self.dtype)
+            return rest.expand(self.batch, *shape).contiguous() if self.batch > 1 else rest.clone(), i
         try:
             v, i = module.split(given, torch.empty((self.batch, *shape), dtype=self.dtype, device="meta"))
         except ConventionError as error:
@@ -402,7 +415,7 @@ class Engine:
         self._put_states(path, v_record, i_record, none)
 
     def _targets(self, path: NodePath, dtype: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        none = np.zeros((0, 0, 0), dtype)
+        none = _NONE[dtype]
         v = self.sink.target(path, "v_mem", self.start, self._steps)
         i = self.sink.target(path, "i_syn", self.start, self._steps)
         return none if v is None else v, none if i is None else i, none
@@ -469,6 +482,16 @@ class Engine:
 
         def work(first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             pointer = np.empty((last - first) * self._steps + 1, np.int64)
+            if weights.vectors:
+                given = (rows.pointer, rows.index, rows.value, self._steps, first, last, weights.weight)
+                state = (v, i, p, q, native.how[1], native.how[2], pointer, v_record, i_record)
+                if weights.reach[0]:
+                    index = event_kernels.convolution(
+                        *given, weights.table, weights.reach, weights.bias, weights.pieces, order, *state
+                    )
+                else:
+                    index = event_kernels.matrix(*given, weights.sources, weights.table, weights.bias, *state)
+                return pointer, index, np.ones(len(index), v.dtype)
             found = kernels.events_layer(
                 rows.pointer, rows.index, rows.value, self._steps, first, last, weights.weight, weights.table,
                 weights.reach, weights.bias, weights.pieces, padded, v, i, p, q, native.how, native.dt,
@@ -547,7 +570,9 @@ class Engine:
     def _cycle(self, part: Part) -> None:
         cycle = self._cycles.get(part)
         if cycle is None:
-            read = self._stackable()
+            read = None
+            if self.native and self.program.stack is not None:
+                read = self.program.made(("stackable", self.sink.wanted, self.dtype), self._stackable)
             stack = None if read is None else Stack(self, self.program.stack or (), read)
             cycle = self._cycles[part] = stack or Cycle(self, part)
         with _counting(part.paths[0]):
@@ -556,8 +581,7 @@ class Engine:
     def _stackable(self) -> tuple[tuple[NodePath, str], ...] | None:
         """What is read of a network that is a stack of layers; None where it is none, or more is wanted of it."""
         layers = self.program.stack
-        if layers is None or not self.native or not self.program.whole:
-            return None
+        assert layers is not None
         wants = self.sink.wants
         if any(wants(p, "output") for layer in layers for p in (layer.weight, layer.back) if p is not None):
             return None

@@ -14,6 +14,7 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.errors import TypingError
 from numba.extending import intrinsic, models, register_model
 
 __all__ = [
@@ -23,8 +24,10 @@ __all__ = [
     "at_least",
     "bits_of",
     "choose",
+    "count_set",
     "first_set",
     "get",
+    "keep",
     "load",
     "load_some",
     "memory",
@@ -76,15 +79,28 @@ class _MaskModel(models.PrimitiveModel):
 
 @intrinsic
 def pointer(typing: Any, array: Any) -> Any:
-    """Where a contiguous array begins; it must be kept by whoever called the kernel.
+    """Where a contiguous array begins; of an array that the kernel itself made only as long as it will `keep` it.
 
     Arrays are counted when they are passed on, also to an operation in the innermost loop; pointers are not.
     """
+
+    if array.layout != "C":
+        raise TypingError(f"pointer to an array of layout {array.layout!r}, expected a contiguous one")
 
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return context.make_array(signature.args[0])(context, builder, arguments[0]).data
 
     return types.CPointer(array.dtype)(array), build
+
+
+@intrinsic
+def keep(typing: Any, array: Any) -> Any:
+    """Keep an array until here: numba gives memory back after the last line that names it."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return context.get_dummy_value()
+
+    return types.none(array), build
 
 
 @intrinsic
@@ -299,3 +315,13 @@ def first_set(typing: Any, bits: Any, otherwise: Any) -> Any:
         return builder.select(some, found, arguments[1])
 
     return types.int64(types.uint64, types.int64), build
+
+
+@intrinsic
+def count_set(typing: Any, bits: Any) -> Any:
+    """How many bits are set."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.ctpop(arguments[0])
+
+    return types.int64(types.uint64), build

@@ -287,8 +287,10 @@ class Program:
 
     def refresh(self) -> None:
         """Forget what was made from parameters if one of them has changed."""
-        if not self._watch.parameters_hold():
+        news = self._watch.news()
+        if news is not None:
             self._made = {}  # not cleared: another thread may be making something for the old one
+            self._watch.keep(news)
 
     def made(self, key: Any, make: Callable[[], Any]) -> Any:
         """What was made from the present parameters under a key, or what `make` makes of them now."""
@@ -307,11 +309,23 @@ class Program:
         assert isinstance(module, Membrane)
         return self.made((path, dtype), lambda: native(module, self.module.shapes[path].input, dtype))  # type: ignore[no-any-return]
 
+    def rest(self, path: NodePath, dtype: torch.dtype) -> Tensor:
+        """v of one sample before anything has come in, [1, *shape]."""
+        module = self.modules[path]
+        assert isinstance(module, Membrane)
+        shape = (1, *self.module.shapes[path].input)
+        device = self.numbers()[1]
+
+        def make() -> Tensor:
+            return module.rest_potential(torch.zeros(shape, dtype=dtype, device=device)).detach()
+
+        return self.made((path, dtype, "rest"), make)  # type: ignore[no-any-return]
+
     def weights(self, path: NodePath) -> Weights:
         """The weight in front of a population, laid out for the events of its chain's source."""
-        return self.made((path, "weights"), lambda: self._weights(self.chains[path]))  # type: ignore[no-any-return]
+        return self.made((path, "weights"), lambda: self._weights(path, self.chains[path]))  # type: ignore[no-any-return]
 
-    def _weights(self, chain: Chain) -> Weights:
+    def _weights(self, population: NodePath, chain: Chain) -> Weights:
         shapes = self.module.shapes
         factor = 1.0
         reach = np.arange(math.prod(shapes[chain.source].output))
@@ -325,13 +339,14 @@ class Program:
             if isinstance(module, nn.AvgPool2d):
                 factor /= window[0] * window[1]
         module = self.modules[chain.weight]
+        vectors = self.native(population, self.numbers()[0]).how[0] == kernels.ONE
         weight = module.weight.detach().numpy() * np.asarray(factor, module.weight.detach().numpy().dtype)  # type: ignore[union-attr,operator]
         bias = np.zeros(weight.shape[0], weight.dtype) if module.bias is None else module.bias.detach().numpy()  # type: ignore[union-attr,operator]
         if weight.ndim == 2:
-            return pack_matrix(weight, bias, reach)
+            return pack_matrix(weight, bias, reach, vectors=vectors)
         given, out = shapes[chain.weight].input, shapes[chain.weight].output
         stride, padding = pair(module.stride), pair(module.padding)  # type: ignore[union-attr]
-        return pack_convolution(weight, bias, given[1:], out[1:], stride, padding, reach)  # type: ignore[arg-type]
+        return pack_convolution(weight, bias, given[1:], out[1:], stride, padding, reach, vectors=vectors)  # type: ignore[arg-type]
 
     def silence(self) -> dict[NodePath, Tensor]:
         """What every node emits while nothing comes in, of one sample; `GraphModule._silence`."""

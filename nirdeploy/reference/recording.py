@@ -18,6 +18,7 @@ from nirdeploy.convert.build import GraphModule
 from nirdeploy.errors import RasterError
 from nirdeploy.names import suggest
 from nirdeploy.reference.engine import Sink
+from nirdeploy.reference.memory import LINE, address
 from nirdeploy.reference.neurons import Membrane, Neuron
 from nirdeploy.reference.program import POPULATIONS
 from nirdeploy.schedule import NodePath, dotted
@@ -27,7 +28,7 @@ from nirdeploy.trajectory_file import TrajectoryWriter
 __all__ = ["Recorder", "Selection", "check_record"]
 
 Array = NDArray[Any]
-_LINE = 64  # bytes of a line of the cache, which records begin with
+_FLOATS: dict[torch.dtype, np.dtype[Any]] = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
 _KEPT_BYTES = 256 << 20  # of buffers whose records are gone, for the next run: fresh memory costs more than a scan
 
 
@@ -141,7 +142,7 @@ class _Lease:
         self.__array_interface__ = {
             "shape": shape,
             "typestr": dtype.str,
-            "data": (-(-block.__array_interface__["data"][0] // _LINE) * _LINE, False),
+            "data": (address(block) + -address(block) % LINE, False),
             "version": 3,
         }
         weakref.finalize(self, _Lease.back, block)
@@ -161,8 +162,8 @@ def lend(shape: tuple[int, ...], dtype: Any) -> Array:
     if size < 1 << 20:
         return np.empty(shape, kind)
     with _Lease.lock:
-        fitting = [b for b in _Lease.free if size + _LINE <= b.nbytes <= 2 * size + _LINE]
-        block = min(fitting, key=lambda b: b.nbytes) if fitting else np.empty(size + _LINE, np.uint8)
+        fitting = [b for b in _Lease.free if size + LINE <= b.nbytes <= 2 * size + LINE]
+        block = min(fitting, key=lambda b: b.nbytes) if fitting else np.empty(size + LINE, np.uint8)
         _Lease.free[:] = [b for b in _Lease.free if b is not block]
     return np.asarray(_Lease(block, shape, kind))
 
@@ -217,7 +218,8 @@ class Recorder(Sink):
         self.module, self.selection = module, selection
         self.n_steps, self.batch, self.batched, self.writer = n_steps, batch, batched, writer
         self.kept = n_steps if selection.steps is None else len(selection.steps)
-        self.float = torch.empty(0, dtype=dtype).numpy().dtype
+        self.float = _FLOATS[dtype]
+        self.wanted = (selection.variables, selection.nodes)
         self.lags = _lags(module)
         self._chunk = 0
         self.entries: dict[tuple[NodePath, str], _Entry] = {}
@@ -236,9 +238,7 @@ class Recorder(Sink):
 
         if made is None or chosen.neurons:
             return make()
-        found: list[tuple[NodePath, _Entry]] = made(
-            ("entries", chosen.variables, chosen.nodes, chosen.packed, self.float), make
-        )
+        found: list[tuple[NodePath, _Entry]] = made(("entries", self.wanted, chosen.packed, self.float), make)
         return found
 
     def _entries(self, path: NodePath) -> list[tuple[NodePath, _Entry]]:

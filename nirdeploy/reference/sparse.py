@@ -14,7 +14,9 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from nirdeploy.reference import event_kernels
 from nirdeploy.reference.kernels import BLOCK
+from nirdeploy.reference.memory import aligned_copy
 from nirdeploy.reference.threads import split
 
 __all__ = [
@@ -64,13 +66,16 @@ class Weights:
     """A weight laid out for events.
 
     Attributes:
-        weight: [source row, neuron], or a convolution's kernel [channel and tap, output channel], its taps reordered.
+        weight: [source row, neuron], or a convolution's kernel [channel and tap, output channel], its taps reordered;
+            with `vectors` flat, the matrix block of neurons by block.
         table: where each source address meets it: its row, or where its taps begin in x and in the kernel; -1: nowhere.
         reach: what taps advance by in x and in the kernel, numbers in a span, spans; zeros for rows.
         bias: what x starts from; maps have margins, so that every event meets as many taps.
         pieces: [piece, field]: where a stretch of neurons stands in x, the first of them, how many.
         order: flat index in the node's shape of each neuron in the population's own order; empty where they agree.
         fan_out: additions an event costs.
+        sources: rows of a matrix.
+        vectors: whether it is laid out for `event_kernels`.
     """
 
     weight: Array
@@ -80,6 +85,8 @@ class Weights:
     pieces: Array
     order: Array
     fan_out: float
+    sources: int
+    vectors: bool
 
 
 # ---------------------------------------------------------------- rasters
@@ -204,21 +211,25 @@ def to_raster(rows: Rows, out: Array) -> Array:
 # ---------------------------------------------------------------- weights
 
 
-def pack_matrix(weight: Array, bias: Array, reach: Array) -> Weights:
+def pack_matrix(weight: Array, bias: Array, reach: Array, *, vectors: bool = False) -> Weights:
     """Lay out a matrix [neuron, source].
 
     Args:
         weight: the matrix.
         bias: [neuron].
         reach: for each address of events its column, -1 for none.
+        vectors: for `event_kernels`, else for `kernels`.
     """
-    rows = np.ascontiguousarray(weight.T)
+    rows, sources = np.ascontiguousarray(weight.T), weight.shape[1]
+    if vectors:
+        parts = [rows[:, n : n + event_kernels.BLOCK].reshape(-1) for n in range(0, len(weight), event_kernels.BLOCK)]
+        rows = aligned_copy(np.concatenate(parts))
     table = np.ascontiguousarray(reach.astype(np.int32)[:, None])
     size = weight.shape[0]
     starts = np.arange(0, size, BLOCK)
     pieces = np.stack([starts, starts, np.minimum(BLOCK, size - starts)], axis=1)
     none = np.empty(0, np.int32)
-    return Weights(rows, table, (0, 0, 0, 0), np.ascontiguousarray(bias), pieces, none, float(size))
+    return Weights(rows, table, (0, 0, 0, 0), np.ascontiguousarray(bias), pieces, none, float(size), sources, vectors)
 
 
 def _taps(size: int, outputs: int, kernel: int, stride: int, padding: int) -> tuple[Array, Array, Array, int]:
@@ -248,6 +259,8 @@ def pack_convolution(
     stride: tuple[int, int],
     padding: tuple[int, int],
     reach: Array,
+    *,
+    vectors: bool = False,
 ) -> Weights:
     """Lay out the kernel of a convolution without groups or dilation.
 
@@ -259,6 +272,7 @@ def pack_convolution(
         stride: of rows and columns.
         padding: likewise.
         reach: for each address of events its flat address in [channel, y, x] of what comes in, -1 for none.
+        vectors: for `event_kernels`, else for `kernels`.
     """
     channels_out, channels, rows, columns = weight.shape
     taps_y, met_y, before_y, length_y = _taps(size[0], outputs[0], rows, stride[0], padding[0])
@@ -287,13 +301,15 @@ def pack_convolution(
     order = np.arange(channels_out * outputs[0] * outputs[1]).reshape(channels_out, -1).T.reshape(-1)
     span, spans = taps_x.shape[1] * channels_out, taps_y.shape[1]
     return Weights(
-        laid.reshape(-1, channels_out),
+        aligned_copy(laid.reshape(-1)) if vectors else laid.reshape(-1, channels_out),
         own.astype(np.int32),
         (length_x * channels_out, row, span, spans),
         starts.reshape(-1),
         np.array(pieces, np.int64),
         order.astype(np.int32),
         float(span * spans),
+        channels,
+        vectors,
     )
 
 

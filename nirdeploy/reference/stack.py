@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from nirdeploy.reference import kernels
 from nirdeploy.reference import stack_kernels as k
 from nirdeploy.reference.lanes import LANES
+from nirdeploy.reference.memory import aligned, aligned_copy
 from nirdeploy.reference.program import POPULATIONS, Program, is_plain
 from nirdeploy.reference.threads import split
 from nirdeploy.schedule import NodePath, feedback_key
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["Layer", "Stack", "layers_of"]
 
 Array = NDArray[Any]
-_LINE = 64  # bytes of a line of the cache
 
 
 @dataclass(frozen=True)
@@ -148,8 +147,7 @@ def _layout(program: Program, layers: tuple[Layer, ...], read: tuple[tuple[NodeP
                     row[field] = places
                     kept.append((layer.population, variable, places, size))
                     places += size
-    flat = aligned((length,), floats[0].dtype)
-    flat[:] = np.concatenate(floats)
+    flat = aligned_copy(np.concatenate(floats))
     first = np.zeros(slots, flat.dtype)
     for row in table:
         first[row[k.X] : row[k.X] + row[k.WIDE]] = flat[row[k.BIAS] : row[k.BIAS] + row[k.WIDE]]
@@ -172,16 +170,6 @@ def _rest(program: Program, layers: tuple[Layer, ...], table: Array, first: Arra
         came = program.silence()[layer.back].reshape(size).numpy() if silent else np.zeros(size)
         rest[row[k.X] : row[k.X] + size] += came - bias
     return rest
-
-
-def aligned(shape: tuple[int, ...], dtype: Any) -> Array:
-    """An array of undefined content whose vectors do not cross lines of the cache."""
-    kind = np.dtype(dtype)
-    size = math.prod(shape) * kind.itemsize
-    block = np.empty(size + _LINE, np.uint8)
-    begin = -block.__array_interface__["data"][0] % _LINE  # much faster than block.ctypes
-    found: Array = block[begin : begin + size].view(kind).reshape(shape)
-    return found
 
 
 class Stack:

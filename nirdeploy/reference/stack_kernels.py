@@ -19,6 +19,7 @@ from nirdeploy.reference.lanes import (
     choose,
     first_set,
     get,
+    keep,
     load,
     multiply,
     pointer,
@@ -198,3 +199,5 @@ def stack(layers, floats, values, outside, out, first, last):  # type: ignore[no
                     _copy(held, base + get(table, n + V), size, read, place + get(table, n + V_TO))
                 if get(table, n + I_TO) >= 0:
                     _copy(held, base + get(table, n + CURRENT), size, read, place + get(table, n + I_TO))
+    keep(lists)
+    keep(kept)

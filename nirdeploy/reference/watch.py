@@ -4,28 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from operator import is_
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from nirdeploy.reference.lanes import get, memory, pointer, put
+from nirdeploy.reference.lanes import get, memory, pointer
 
-__all__ = ["Watch"]
+__all__ = ["Seen", "Watch"]
 
 _compile: Any = numba.njit(cache=True, nogil=True, error_model="numpy")
 
 
 @_compile
 def _sums(places, sums):  # type: ignore[no-untyped-def]
-    """Checksums of stretches of memory [stretch, (address, bytes)]; whether all are what stood in `sums`.
+    """Checksums of stretches of memory [stretch, (address, bytes)], written to `sums`.
 
     A checksum is a sum of all words and one weighted by position: it differs where bits do, but for rare accidents.
     """
-    same = True
-    table, kept = pointer(places), pointer(sums)
+    table = pointer(places)
     for n in range(places.shape[0]):
         size = get(table, 2 * n + 1)
         words = memory(get(table, 2 * n), np.uint32(0))
@@ -37,10 +36,21 @@ def _sums(places, sums):  # type: ignore[no-untyped-def]
         rest = memory(get(table, 2 * n), np.uint8(0))
         for k in range(size - size % 4, size):
             total = total * np.uint64(31) + np.uint64(get(rest, k))
-        found = total ^ (weighted << np.uint64(1))
-        same &= found == get(kept, n)
-        put(kept, n, found)
-    return same
+        sums[n] = total ^ (weighted << np.uint64(1))
+
+
+class Seen(NamedTuple):
+    """Parameters as they were: the tensors, where they stand, what is read of them, where that is, and checksums.
+
+    `copied`: whether some are read from a copy, which has to be made anew each time.
+    """
+
+    tensors: tuple[Any, ...]
+    where: tuple[Any, ...]
+    read: tuple[Any, ...]
+    places: NDArray[np.int64]
+    sums: NDArray[np.uint64]
+    copied: bool
 
 
 class Watch:
@@ -56,12 +66,7 @@ class Watch:
         self._modules = [(vars(m), *self._look(vars(m))) for m in modules]
         self._holders = [(held, key, held.get(key)) for held, key in holders]
         self._slots = [(held, name) for m in modules for held in (m._parameters, m._buffers) for name in held]
-        self._tensors: list[Any] = []
-        self._where: list[Any] = []
-        self._read: list[Any] = []  # what `_places` names the memory of
-        self._places: NDArray[np.int64] = np.empty((0, 2), np.int64)
-        self._sums: NDArray[np.uint64] = np.empty(0, np.uint64)
-        self._copied = False
+        self._seen = Seen((), (), (), np.empty((0, 2), np.int64), np.empty(0, np.uint64), copied=False)
 
     @staticmethod
     def _look(own: dict[str, Any]) -> tuple[int, int, Any, bool]:
@@ -79,24 +84,30 @@ class Watch:
                 return False
         return all(held.get(key) is module for held, key, module in self._holders)
 
-    def parameters_hold(self) -> bool:
-        """Whether parameters and buffers are what they were at the last call; False at the first.
+    def news(self) -> Seen | None:
+        """What parameters and buffers look like where they are not what was last kept; None where they are.
 
         They are read, not asked for their version: `parameter.data` can be written to without one. Those that are not
         on the CPU are taken for changed, being not worth a transfer.
         """
-        tensors = [t for held, name in self._slots if (t := held.get(name)) is not None]
-        where = [(t.data_ptr(), t.stride()) for t in tensors]
-        known = where == self._where and all(map(is_, tensors, self._tensors))
-        if not known or self._copied:
+        seen = self._seen  # another thread may replace it
+        tensors = tuple(t for held, name in self._slots if (t := held.get(name)) is not None)
+        where = tuple((t.data_ptr(), t.stride()) for t in tensors)
+        known = where == seen.where and all(map(is_, tensors, seen.tensors))
+        if known and not seen.copied:
+            read, places = seen.read, seen.places
+        else:
             if any(t.device.type != "cpu" for t in tensors):
-                return False
-            self._copied = not all(t.is_contiguous() for t in tensors)
-            self._read = [t.detach().contiguous() for t in tensors]
-            places = [(t.data_ptr(), t.numel() * t.element_size()) for t in self._read]
-            self._places = np.array(places, np.int64).reshape(len(places), 2)
-            self._tensors, self._where = tensors, where
-            if not known:
-                self._sums = np.zeros(len(places), np.uint64)
-        same = _sums(self._places, self._sums)
-        return bool(same) and known
+                return Seen((), (), (), seen.places[:0], seen.sums[:0], copied=False)
+            read = tuple(t.detach().contiguous() for t in tensors)
+            stretches = [(t.data_ptr(), t.numel() * t.element_size()) for t in read]
+            places = np.array(stretches, np.int64).reshape(len(stretches), 2)
+        sums = np.empty(len(places), np.uint64)
+        _sums(places, sums)
+        if known and np.array_equal(sums, seen.sums):
+            return None
+        return Seen(tensors, where, read, places, sums, copied=not all(t.is_contiguous() for t in tensors))
+
+    def keep(self, seen: Seen) -> None:
+        """Compare with this from now on."""
+        self._seen = seen
