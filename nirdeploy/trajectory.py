@@ -133,8 +133,7 @@ class Record:
         }
         if steps is not None:
             _check_steps(steps, stored.shape[0])
-        for name, value in fields.items():
-            object.__setattr__(self, name, value)
+        vars(self).update(fields)  # frozen from here on
 
     @property
     def data(self) -> NDArray[Any]:

@@ -21,7 +21,7 @@ from nirdeploy.errors import ConventionError
 from nirdeploy.reference import event_kernels, kernels, scan_kernels, training
 from nirdeploy.reference.cycle import Cycle
 from nirdeploy.reference.dynamics import MOST_SPIKES
-from nirdeploy.reference.memory import LINE, address
+from nirdeploy.reference.memory import LINE, NUMPY, address
 from nirdeploy.reference.neurons import Delay, Membrane, Neuron
 from nirdeploy.reference.program import FOLDED, POPULATIONS, Part, Program, is_plain
 from nirdeploy.reference.sparse import Rows, from_raster, join, survey, to_raster
@@ -31,7 +31,7 @@ from nirdeploy.schedule import NodePath, dotted, feedback_key
 
 __all__ = ["Engine", "Signal", "Sink"]
 
-_LEAST = 1 << 18  # neuron-steps that are worth a thread
+_LEAST = 1 << 20  # neuron-steps that are worth a thread
 _PAST = 8 << 20  # bytes of a record from which on it does not stay in the cache
 # densities above which torch is faster than events, measured by benchmarks/reference.py on two cores
 _CROSSOVER = {nn.Linear: 0.25, nn.Conv2d: 0.10}
@@ -81,6 +81,13 @@ class Signal:
                 to_raster(self._rows, empty.numpy())
                 self._dense = empty.reshape(self.steps, self.batch, *self.shape)
         return self._dense
+
+    def numbers(self) -> np.ndarray:
+        """[step, batch, number], contiguous."""
+        shape = (self.steps, self.batch, self.size)
+        if self._dense is None and self._raw is not None and self._raw.dtype == NUMPY[self._dtype]:
+            return np.ascontiguousarray(self._raw).reshape(shape)
+        return self.dense().detach().cpu().contiguous().reshape(shape).numpy()
 
     def rows(self) -> Rows:
         """The same as events."""
@@ -147,6 +154,9 @@ class Sink:
         """A chunk is complete: in its target (None), or as `values` [step, batch, neuron]."""
 
 
+_NOWHERE = Sink()
+
+
 class Engine:
     """One run of a program.
 
@@ -171,7 +181,7 @@ class Engine:
         events: bool = False,
         grad: bool = False,
     ) -> None:
-        self.program, self.batch, self.sink = program, batch, sink or Sink()
+        self.program, self.batch, self.sink = program, batch, sink or _NOWHERE
         self.module, self.shapes = program.module, program.module.shapes
         self.dtype, self.device, self.grad = dtype, device, grad
         self.native = device.type == "cpu" and not grad
@@ -286,7 +296,7 @@ class Engine:
 
     def release(self) -> None:
         """Let go of everything but the state."""
-        self._signals, self.sink = {}, Sink()
+        self._signals, self.sink = {}, _NOWHERE
 
     def signal(self, path: NodePath) -> Signal:
         """What a node emits; nodes without state are computed when somebody asks."""
@@ -313,10 +323,9 @@ class Engine:
             return False
         return self.signal(sources[0][0]).density() <= _CROSSOVER[nn.Linear]
 
-    def _emitted(self, path: NodePath, dense: Tensor) -> Signal:
-        return Signal(
-            self.shapes[path].output, self._steps, self.batch, dense=dense, dtype=self.dtype, device=self.device
-        )
+    def _emitted(self, path: NodePath, dense: Tensor | None = None, *, raw: np.ndarray | None = None) -> Signal:
+        shape = self.shapes[path].output
+        return Signal(shape, self._steps, self.batch, dense=dense, raw=raw, dtype=self.dtype, device=self.device)
 
     def _input(self, path: NodePath) -> tuple[Tensor, bool]:
         """The sum of what a node's sources emit, in name order, and whether nobody else reads that memory."""
@@ -394,7 +403,8 @@ class Engine:
         steps, batch, neurons = x.shape
         if mode in (kernels.ONE, kernels.INTEGRATE):
             past = all(_past_cache(record) for record in (v_record, i_record) if record is not none)
-            block = share(neurons, batch, scan_kernels.WIDTH, scan_kernels.BLOCK)
+            most = scan_kernels.BLOCK * (4 if uniform else 1)  # those of one kind have no parameters to keep near
+            block = share(neurons, batch, scan_kernels.WIDTH, most, steps * batch * neurons // _LEAST)
 
             def work(first: int, last: int) -> None:
                 scan_kernels.scan(
@@ -603,5 +613,4 @@ class Engine:
             if path in self._written:
                 self.sink.put(path, "output", self.start, None)
             elif self.sink.wants(path, "output"):
-                dense = self.signal(path).dense().detach()
-                self.sink.put(path, "output", self.start, dense.reshape(self._steps, self.batch, -1).cpu().numpy())
+                self.sink.put(path, "output", self.start, self.signal(path).numbers())

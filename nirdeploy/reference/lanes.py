@@ -83,7 +83,6 @@ def pointer(typing: Any, array: Any) -> Any:
 
     Arrays are counted when they are passed on, also to an operation in the innermost loop; pointers are not.
     """
-
     if array.layout != "C":
         raise TypingError(f"pointer to an array of layout {array.layout!r}, expected a contiguous one")
 

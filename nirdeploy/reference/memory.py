@@ -6,11 +6,16 @@ import math
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-__all__ = ["LINE", "address", "aligned", "aligned_copy"]
+__all__ = ["LINE", "NUMPY", "address", "aligned", "aligned_copy"]
 
 LINE = 64  # bytes
+NUMPY: dict[torch.dtype, np.dtype[Any]] = {
+    torch.float32: np.dtype(np.float32),
+    torch.float64: np.dtype(np.float64),
+}
 
 
 def address(array: NDArray[Any]) -> int:

@@ -18,7 +18,7 @@ from nirdeploy.convert.build import GraphModule
 from nirdeploy.errors import RasterError
 from nirdeploy.names import suggest
 from nirdeploy.reference.engine import Sink
-from nirdeploy.reference.memory import LINE, address
+from nirdeploy.reference.memory import LINE, NUMPY, address
 from nirdeploy.reference.neurons import Membrane, Neuron
 from nirdeploy.reference.program import POPULATIONS
 from nirdeploy.schedule import NodePath, dotted
@@ -28,7 +28,6 @@ from nirdeploy.trajectory_file import TrajectoryWriter
 __all__ = ["Recorder", "Selection", "check_record"]
 
 Array = NDArray[Any]
-_FLOATS: dict[torch.dtype, np.dtype[Any]] = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
 _KEPT_BYTES = 256 << 20  # of buffers whose records are gone, for the next run: fresh memory costs more than a scan
 
 
@@ -181,9 +180,9 @@ class _Entry:
     dtype: np.dtype[Any]
     neurons: Array | None
     unit: Array | None  # what v is divided by
-    threshold: Any
     packed: bool
     whole: bool  # whether to make sure that spikes are whole numbers
+    details: dict[str, Any]  # of the Record
     buffer: Array | None = None
     bits: list[PackedSpikes] = field(default_factory=list)
     scratch: Array | None = None
@@ -218,7 +217,7 @@ class Recorder(Sink):
         self.module, self.selection = module, selection
         self.n_steps, self.batch, self.batched, self.writer = n_steps, batch, batched, writer
         self.kept = n_steps if selection.steps is None else len(selection.steps)
-        self.float = _FLOATS[dtype]
+        self.float = NUMPY[dtype]
         self.wanted = (selection.variables, selection.nodes)
         self.lags = _lags(module)
         self._chunk = 0
@@ -227,7 +226,7 @@ class Recorder(Sink):
             entry = _Entry.__new__(_Entry)  # copy() takes as long as a short run
             vars(entry).update(vars(template), bits=[])
             self.entries[path, entry.variable] = entry
-            self._declare(path, entry)
+            self._declare(entry)
 
     def _templates(self, made: Callable[[Any, Callable[[], Any]], Any] | None) -> list[tuple[NodePath, _Entry]]:
         """What is recorded, worked out once for runs that record alike."""
@@ -275,21 +274,16 @@ class Recorder(Sink):
         dtype = np.dtype(np.int32) if spikes else self.float
         kept = shape if neurons is None else (len(neurons),)
         own = spikes and type(module) not in POPULATIONS
-        return _Entry(name, variable, tuple(kept), dtype, neurons, unit, threshold, packed, own)
-
-    def _details(self, path: NodePath, entry: _Entry) -> dict[str, Any]:
-        node = self.module.get(path)
         units = {"gain": "input gain", "threshold": "threshold"}
-        unit = units[node.convention.v_unit] if entry.unit is not None and isinstance(node, Membrane) else "model"
-        return {
-            "units": "count" if entry.variable == "spikes" else unit,
-            "threshold": entry.threshold,
+        details = {
+            "units": "count" if spikes else "model" if unit is None else units[module.convention.v_unit],
+            "threshold": threshold,
             "lag": self.lags.get(path, 0),
-            "steps": self.selection.steps,
-            "neurons": entry.neurons,
+            "neurons": neurons,
         }
+        return _Entry(name, variable, tuple(kept), dtype, neurons, unit, packed, own, details)
 
-    def _declare(self, path: NodePath, entry: _Entry) -> None:
+    def _declare(self, entry: _Entry) -> None:
         if self.writer is not None:
             batch = self.batch if self.batched else None
             self.writer.declare(
@@ -299,7 +293,8 @@ class Recorder(Sink):
                 sample_shape=entry.shape,
                 batch=batch,
                 packed=entry.packed,
-                **self._details(path, entry),
+                steps=self.selection.steps,
+                **entry.details,
             )
         elif not entry.packed:
             size = math.prod(entry.shape)
@@ -379,14 +374,16 @@ class Recorder(Sink):
     def records(self) -> dict[tuple[str, str], Record]:
         """The finished records."""
         found = {}
-        for (path, variable), entry in self.entries.items():
+        for (_, variable), entry in self.entries.items():
             shape = (self.kept, *((self.batch,) if self.batched else ()), *entry.shape)
             data: Any = PackedSpikes.concatenate(entry.bits) if entry.packed else None
             if data is None:
                 assert entry.buffer is not None
                 data = entry.buffer.reshape(shape)
-            details = self._details(path, entry)
-            found[entry.name, variable] = Record(entry.name, variable, data, batched=self.batched, **details)
+            details, steps = entry.details, self.selection.steps
+            found[entry.name, variable] = Record(
+                entry.name, variable, data, batched=self.batched, steps=steps, **details
+            )
         return found
 
 

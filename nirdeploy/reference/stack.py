@@ -187,7 +187,8 @@ class Stack:
         self.layout: _Layout = program.made(
             ("stack", read, engine.dtype), lambda: _layout(program, layers, read, engine.dtype)
         )
-        self.values = aligned((engine.batch, self.layout.start.size), self.layout.floats.dtype)
+        shape, kind = (engine.batch, self.layout.start.size), self.layout.floats.dtype
+        self.values = np.empty(shape, kind) if engine.batch == 1 else aligned(shape, kind)  # one sample is soon done
         self.stepped = False
         self.values[:] = self.layout.start if engine._given else self.layout.rest
         if not engine._given:
@@ -216,7 +217,7 @@ class Stack:
         """Run a chunk; what every population emits that somebody outside reads."""
         layout, engine = self.layout, self.engine
         plan = engine.module.plan
-        outside = engine.signal(plan.inputs[0]).dense().reshape(steps, engine.batch, -1).contiguous().numpy()
+        outside = engine.signal(plan.inputs[0]).numbers()
         out = np.empty((steps, engine.batch, sum(r[3] for r in layout.read)), layout.floats.dtype)
 
         def work(first: int, last: int) -> None:
@@ -228,7 +229,7 @@ class Stack:
         for path, variable, at, size in layout.read:
             part = out if size == out.shape[2] else out[:, :, at : at + size]
             if variable in ("spikes", "output"):
-                found[path] = engine._emitted(path, torch.from_numpy(part))
+                found[path] = engine._emitted(path, raw=part)
             if engine.sink.wants(path, variable):
                 engine.sink.put(path, variable, engine.start, part)
         return found

@@ -34,17 +34,18 @@ def split(work: Callable[[int, int], T], count: int, least: int) -> list[T]:
     return [work(0, bounds[1]), *(found.result() for found in waiting)]
 
 
-def share(size: int, batch: int, unit: int, most: int) -> int:
-    """How many of `size` numbers a sample should be handled together, so that every thread gets some.
+def share(size: int, batch: int, unit: int, most: int, parts: int) -> int:
+    """How many of `size` numbers a sample should be handled together, so that there are parts enough for the threads.
 
     Args:
         size: numbers a sample.
         batch: samples.
         unit: what the answer is a multiple of.
         most: the answer where there are samples enough.
+        parts: how many parts are worth a thread.
     """
-    threads = -(-torch.get_num_threads() // max(1, batch))
-    return max(unit, min(most, -(-size // (threads * unit)) * unit))
+    wanted = -(-min(parts, torch.get_num_threads()) // max(1, batch))
+    return max(unit, min(most, -(-size // (max(1, wanted) * unit)) * unit))
 
 
 def _pool() -> ThreadPoolExecutor:

@@ -45,11 +45,11 @@ class Seen(NamedTuple):
     `copied`: whether some are read from a copy, which has to be made anew each time.
     """
 
-    tensors: tuple[Any, ...]
-    where: tuple[Any, ...]
-    read: tuple[Any, ...]
+    tensors: list[Any]
+    where: list[Any]
+    read: list[Any]
     places: NDArray[np.int64]
-    sums: NDArray[np.uint64]
+    sums: bytes
     copied: bool
 
 
@@ -66,7 +66,7 @@ class Watch:
         self._modules = [(vars(m), *self._look(vars(m))) for m in modules]
         self._holders = [(held, key, held.get(key)) for held, key in holders]
         self._slots = [(held, name) for m in modules for held in (m._parameters, m._buffers) for name in held]
-        self._seen = Seen((), (), (), np.empty((0, 2), np.int64), np.empty(0, np.uint64), copied=False)
+        self._seen = Seen([], [], [], np.empty((0, 2), np.int64), b"", copied=False)
 
     @staticmethod
     def _look(own: dict[str, Any]) -> tuple[int, int, Any, bool]:
@@ -91,22 +91,24 @@ class Watch:
         on the CPU are taken for changed, being not worth a transfer.
         """
         seen = self._seen  # another thread may replace it
-        tensors = tuple(t for held, name in self._slots if (t := held.get(name)) is not None)
-        where = tuple((t.data_ptr(), t.stride()) for t in tensors)
+        tensors = [t for held, name in self._slots if (t := held.get(name)) is not None]
+        # a row has no other strides unless it is shorter or longer, which no layer bears
+        where = [(t.data_ptr(), t.stride()) if t.ndim > 1 else t.data_ptr() for t in tensors]
         known = where == seen.where and all(map(is_, tensors, seen.tensors))
         if known and not seen.copied:
             read, places = seen.read, seen.places
         else:
             if any(t.device.type != "cpu" for t in tensors):
-                return Seen((), (), (), seen.places[:0], seen.sums[:0], copied=False)
-            read = tuple(t.detach().contiguous() for t in tensors)
+                return Seen([], [], [], seen.places[:0], b"", copied=False)
+            read = [t.detach().contiguous() for t in tensors]
             stretches = [(t.data_ptr(), t.numel() * t.element_size()) for t in read]
             places = np.array(stretches, np.int64).reshape(len(stretches), 2)
         sums = np.empty(len(places), np.uint64)
         _sums(places, sums)
-        if known and np.array_equal(sums, seen.sums):
+        found = sums.tobytes()
+        if known and found == seen.sums:
             return None
-        return Seen(tensors, where, read, places, sums, copied=not all(t.is_contiguous() for t in tensors))
+        return Seen(tensors, where, read, places, found, copied=not all(t.is_contiguous() for t in tensors))
 
     def keep(self, seen: Seen) -> None:
         """Compare with this from now on."""
