@@ -23,6 +23,7 @@ __all__ = [
     "Rows",
     "Weights",
     "from_raster",
+    "in_blocks",
     "join",
     "pack_convolution",
     "pack_matrix",
@@ -211,6 +212,11 @@ def to_raster(rows: Rows, out: Array) -> Array:
 # ---------------------------------------------------------------- weights
 
 
+def in_blocks(weight: Array, block: int) -> Array:
+    """A matrix [neuron, source] block of neurons by block, in each [source, neuron], flat."""
+    return aligned_copy(np.concatenate([weight[n : n + block].T.reshape(-1) for n in range(0, len(weight), block)]))
+
+
 def pack_matrix(weight: Array, bias: Array, reach: Array, *, vectors: bool = False) -> Weights:
     """Lay out a matrix [neuron, source].
 
@@ -220,16 +226,15 @@ def pack_matrix(weight: Array, bias: Array, reach: Array, *, vectors: bool = Fal
         reach: for each address of events its column, -1 for none.
         vectors: for `event_kernels`, else for `kernels`.
     """
-    rows, sources = np.ascontiguousarray(weight.T), weight.shape[1]
-    if vectors:
-        parts = [rows[:, n : n + event_kernels.BLOCK].reshape(-1) for n in range(0, len(weight), event_kernels.BLOCK)]
-        rows = aligned_copy(np.concatenate(parts))
+    rows = in_blocks(weight, event_kernels.BLOCK) if vectors else np.ascontiguousarray(weight.T)
     table = np.ascontiguousarray(reach.astype(np.int32)[:, None])
     size = weight.shape[0]
     starts = np.arange(0, size, BLOCK)
     pieces = np.stack([starts, starts, np.minimum(BLOCK, size - starts)], axis=1)
     none = np.empty(0, np.int32)
-    return Weights(rows, table, (0, 0, 0, 0), np.ascontiguousarray(bias), pieces, none, float(size), sources, vectors)
+    return Weights(
+        rows, table, (0, 0, 0, 0), np.ascontiguousarray(bias), pieces, none, float(size), weight.shape[1], vectors
+    )
 
 
 def _taps(size: int, outputs: int, kernel: int, stride: int, padding: int) -> tuple[Array, Array, Array, int]:

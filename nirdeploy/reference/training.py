@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from nirdeploy.reference import sparse_kernels
 from nirdeploy.reference import training_kernels as kernels
 from nirdeploy.reference.dynamics import reset_value, resets_late
 from nirdeploy.reference.neurons import Membrane, Neuron
-from nirdeploy.reference.sparse import Rows
+from nirdeploy.reference.sparse import Rows, in_blocks
 from nirdeploy.reference.threads import split
 
 __all__ = ["foldable", "scan", "sparse_linear"]
@@ -187,13 +188,15 @@ def sparse_linear(module: nn.Linear, x: Tensor, rows: Rows) -> Tensor:
 class _SparseLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, rows: Rows) -> Tensor:
-        packed = np.ascontiguousarray(weight.detach().T.numpy())
+        packed = in_blocks(weight.detach().numpy(), sparse_kernels.BLOCK)
         out = torch.empty((*x.shape[:2], weight.shape[0]), dtype=x.dtype)
         target = out.numpy()
         add = np.zeros(weight.shape[0], packed.dtype) if bias is None else bias.detach().numpy()
 
         def work(a: int, b: int) -> None:
-            kernels.spread(rows.pointer, rows.index, rows.value, rows.steps, a, b, packed, add, target)
+            sparse_kernels.spread(
+                rows.pointer, rows.index, rows.value, rows.steps, a, b, packed, weight.shape[1], add, target
+            )
 
         split(work, rows.batch, max(1, rows.batch // 64))
         ctx.save_for_backward(weight)
@@ -211,12 +214,12 @@ class _SparseLinear(torch.autograd.Function):
             source = g.numpy()
 
             def work(a: int, b: int) -> None:
-                kernels.weight_gradient(
+                sparse_kernels.weight_gradient(
                     rows.pointer, rows.index, rows.value, rows.steps, rows.batch, source, total, a, b
                 )
 
             split(work, weight.shape[0], 64)
             gw = torch.from_numpy(total).T
         if ctx.needs_input_grad[2]:
-            gb = g.sum((0, 1))
+            gb = g.reshape(-1, g.shape[2]).sum(0)
         return gx, gw, gb, None

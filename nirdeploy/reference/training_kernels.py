@@ -1,4 +1,4 @@
-"""Native loops of training: populations that keep v before the reset, their backward pass, and sparse layers.
+"""Native loops of training: populations that keep v before the reset, and their backward pass.
 
 Without fastmath, like `kernels`; loops over neurons are innermost so that they become vector instructions.
 """
@@ -12,6 +12,7 @@ import numpy as np
 
 from nirdeploy.reference import surrogates
 from nirdeploy.reference.kernels import DECAY, GAIN, LEAK, THRESHOLD, V_MIN, V_RESET
+from nirdeploy.reference.lanes import pointer, prefetch
 
 __all__ = [
     "DECAY",
@@ -24,15 +25,25 @@ __all__ = [
     "forward",
     "linear_backward",
     "linear_forward",
-    "spread",
-    "weight_gradient",
 ]
 
 _compile: Any = numba.njit(cache=True, nogil=True, error_model="numpy")
+_AHEAD = 2  # steps
 _fast_sigmoid = _compile(surrogates.fast_sigmoid)
 _atan = _compile(surrogates.atan)
 _triangle = _compile(surrogates.triangle)
 _rectangle = _compile(surrogates.rectangle)
+
+
+@_compile
+def _ask(row, write):  # type: ignore[no-untyped-def]
+    """Ask for a row early: rows lie so far apart that the processor does not see which comes next."""
+    memory = pointer(row)
+    for j in range(0, row.shape[0], 16):
+        if write:
+            prefetch(memory, j, 1)
+        else:
+            prefetch(memory, j, 0)
 
 
 @_compile
@@ -83,6 +94,10 @@ def forward(x, v, p, inclusive, subtract, many, u_out, s_out, first, last):  # t
         state = v[b]
         for t in range(x.shape[0]):
             given, kept, spikes = x[t, b], u_out[t, b], s_out[t, b]
+            soon = min(t + _AHEAD, x.shape[0] - 1)
+            _ask(x[soon, b], 0)
+            _ask(u_out[soon, b], 1)
+            _ask(s_out[soon, b], 1)
             for j in range(state.shape[0]):
                 u = decay[j] * state[j] + leak[j] + gain[j] * given[j]
                 kept[j] = u
@@ -158,6 +173,11 @@ def backward(  # type: ignore[no-untyped-def]
         carried = gv[b]
         for t in range(u_out.shape[0] - 1, -1, -1):
             u, spikes, given, row = u_out[t, b], s_out[t, b], g[t, b], gx[t, b]
+            soon = max(0, t - _AHEAD)
+            _ask(u_out[soon, b], 0)
+            _ask(s_out[soon, b], 0)
+            _ask(g[soon, b], 0)
+            _ask(gx[soon, b], 1)
             _slopes(u, threshold, code, factor, slope)
             if wanted or bound:
                 for j in range(carried.shape[0]):
@@ -198,47 +218,3 @@ def backward(  # type: ignore[no-untyped-def]
                     gu = kept + gs * m * slope[j]
                     row[j] = gain[j] * gu
                     carried[j] = decay[j] * gu
-
-
-# ---------------------------------------------------------------- sparse layers
-
-
-@_compile
-def spread(pointer, index, value, steps, first, last, weight, bias, out):  # type: ignore[no-untyped-def]
-    """out[t, b] = bias + sum of count * weight[address]; four events share a pass, added one after the other."""
-    one = out.dtype.type(1)
-    for b in range(first, last):
-        for t in range(steps):
-            y = out[t, b]
-            for j in range(y.shape[0]):
-                y[j] = bias[j]
-            k, stop = pointer[b * steps + t], pointer[b * steps + t + 1]
-            while k < stop:
-                if k + 4 <= stop:
-                    if (value[k] == one) & (value[k + 1] == one) & (value[k + 2] == one) & (value[k + 3] == one):
-                        w0, w1, w2, w3 = (
-                            weight[index[k]],
-                            weight[index[k + 1]],
-                            weight[index[k + 2]],
-                            weight[index[k + 3]],
-                        )
-                        for j in range(y.shape[0]):
-                            y[j] = (((y[j] + w0[j]) + w1[j]) + w2[j]) + w3[j]
-                        k += 4
-                        continue
-                w, count = weight[index[k]], value[k]
-                for j in range(y.shape[0]):
-                    y[j] += count * w[j]
-                k += 1
-
-
-@_compile
-def weight_gradient(pointer, index, value, steps, batch, g, out, first, last):  # type: ignore[no-untyped-def]
-    """out[address] += count * g[t, b] over all events, for outputs `first` to `last`."""
-    for b in range(batch):
-        for t in range(steps):
-            row = g[t, b][first:last]
-            for k in range(pointer[b * steps + t], pointer[b * steps + t + 1]):
-                to, count = out[index[k]][first:last], value[k]
-                for j in range(row.shape[0]):
-                    to[j] += count * row[j]
