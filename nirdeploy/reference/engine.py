@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from nirdeploy.convert.build import lookup, nested, store
 from nirdeploy.convert.layers import FlattenSample
 from nirdeploy.errors import ConventionError
-from nirdeploy.reference import event_kernels, kernels, scan_kernels, training
+from nirdeploy.reference import event_kernels, kernels, pool_kernels, scan_kernels, training
 from nirdeploy.reference.cycle import Cycle
 from nirdeploy.reference.dynamics import MOST_SPIKES
 from nirdeploy.reference.memory import LINE, NUMPY, address
@@ -309,12 +309,26 @@ class Engine:
             x, _ = self._input(path)
             if self.sparse and is_plain(module, (nn.Linear,)) and self._sparse(path):
                 x = training.sparse_linear(module, x, self.signal(sources[0][0]).rows())  # type: ignore[arg-type]
+            elif self.native and path in self.program.pools:
+                x = self._pool(path, x)
             elif module is not None:
                 folded = x.reshape(self._steps * self.batch, *x.shape[2:])
                 y = module(folded)
                 x = y.reshape(self._steps, self.batch, *y.shape[1:])
             self._signals[path] = self._emitted(path, x)
         return self._signals[path]
+
+    def _pool(self, path: NodePath, x: Tensor) -> Tensor:
+        """Sums or means over windows side by side."""
+        rows, columns, divisor = self.program.pools[path]
+        shape = self.shapes[path].output
+        given = x.contiguous().reshape(-1, *x.shape[-2:]).numpy()
+        out = np.empty((len(given), *shape[1:]), given.dtype)
+        by = given.dtype.type(divisor)
+        split(
+            lambda a, b: pool_kernels.pool(given, rows, columns, by, out, a, b), len(given), 1 + _LEAST // out[0].size
+        )
+        return torch.from_numpy(out).reshape(self._steps, self.batch, *shape)
 
     def _sparse(self, path: NodePath) -> bool:
         """Whether a Linear's input comes from one node and is mostly zero."""

@@ -87,6 +87,10 @@ def is_plain(module: nn.Module | None, kinds: tuple[type[nn.Module], ...]) -> bo
     )
 
 
+def _is_wire(module: nn.Module | None) -> bool:
+    return is_plain(module, (FlattenSample, nn.Identity))
+
+
 def _is_native(module: nn.Module | None) -> bool:
     if module is None:
         return True
@@ -161,6 +165,7 @@ class Program:
         chains: populations that events can drive, by path.
         whole: whether the graph is one native loop.
         stack: its layers, where that loop is one layer behind the other.
+        pools: rows and columns of pooling windows that lie side by side, and what their sums are divided by.
         stateless: nodes that are no populations.
         crossing: feedback edges from one part to another, as source and key of the state.
         step_size: numbers that a step of one sample takes in all nodes; Inputs and Outputs take none of their own.
@@ -186,6 +191,7 @@ class Program:
 
         self.straight = {s[0][0]: p for p in plan.outputs if len(s := self.sources[p]) == 1 and s[0][1] is None}
         self.stack = layers_of(self) if self.whole else None
+        self.pools = {p: self._window(p) for p, m in self.modules.items() if self._maps(p) and not _is_wire(m)}
         self.stateless = tuple(p for p in plan.order if not isinstance(self.modules[p], Membrane))
         part_of = {path: part for part in self.parts if part.cyclic for path in part.paths}
         self.crossing = tuple(
@@ -270,14 +276,20 @@ class Program:
         )
 
     def _maps(self, path: NodePath) -> bool:
+        """Whether a node only changes addresses of events, and may scale them."""
         module = self.modules[path]
-        if is_plain(module, (FlattenSample, nn.Identity)):
+        if _is_wire(module):
             return True
         if not is_plain(module, (SumPool2d, nn.AvgPool2d)):
             return False
         if isinstance(module, nn.AvgPool2d) and (module.ceil_mode or module.divisor_override is not None):
             return False
         return pair(module.padding) == (0, 0) and pair(module.kernel_size) == pair(module.stride)  # type: ignore[union-attr]
+
+    def _window(self, path: NodePath) -> tuple[int, int, int]:
+        module: Any = self.modules[path]
+        rows, columns = pair(module.kernel_size)
+        return rows, columns, rows * columns if isinstance(module, nn.AvgPool2d) else 1
 
     # ------------------------------------------------------------ parameters
 
@@ -330,14 +342,12 @@ class Program:
         factor = 1.0
         reach = np.arange(math.prod(shapes[chain.source].output))
         for path in chain.maps:
-            module = self.modules[path]
-            if is_plain(module, (FlattenSample, nn.Identity)):
+            if path not in self.pools:
                 continue
-            window = pair(module.kernel_size)  # type: ignore[union-attr]
-            pool = reach_of_pool(shapes[path].input, window)
+            rows, columns, divisor = self.pools[path]
+            pool = reach_of_pool(shapes[path].input, (rows, columns))
             reach = np.where(reach >= 0, pool[reach], -1)
-            if isinstance(module, nn.AvgPool2d):
-                factor /= window[0] * window[1]
+            factor /= divisor
         module = self.modules[chain.weight]
         vectors = self.native(population, self.numbers()[0]).how[0] == kernels.ONE
         weight = module.weight.detach().numpy() * np.asarray(factor, module.weight.detach().numpy().dtype)  # type: ignore[union-attr,operator]
