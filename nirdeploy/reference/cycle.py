@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -211,7 +212,8 @@ class Cycle:
     """A component of a run, carried from chunk to chunk."""
 
     def __init__(self, engine: Engine, part: Part) -> None:
-        self.engine, self.part = engine, part
+        self.engine: Engine = weakref.proxy(engine)  # which holds this: a run's memory should go when the run does
+        self.part = part
         self.program, self.shapes = engine.program, engine.shapes
         inside = set(part.paths)
         self.inner = {(s, t) for s, t in engine.module.plan.feedback if s in inside and t in inside}

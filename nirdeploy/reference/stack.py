@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -182,7 +183,8 @@ class Stack:
     """
 
     def __init__(self, engine: Engine, layers: tuple[Layer, ...], read: tuple[tuple[NodePath, str], ...]) -> None:
-        self.engine, self.layers = engine, layers
+        self.engine: Engine = weakref.proxy(engine)  # which holds this: a run's memory should go when the run does
+        self.layers = layers
         program = engine.program
         self.layout: _Layout = program.made(
             ("stack", read, engine.dtype), lambda: _layout(program, layers, read, engine.dtype)

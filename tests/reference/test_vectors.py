@@ -1,5 +1,7 @@
 """Kernels in vectors, at sizes where vectors, words and blocks begin and end; held against the step loop."""
 
+import gc
+
 import nir
 import numba
 import numpy as np
@@ -254,3 +256,21 @@ def test_parameters_that_are_not_contiguous_are_read_anew_each_time():
     second = nd.run(module, raster)
     np.testing.assert_array_equal(second["n", "v_mem"].data, nd.run(module, raster, method="loop")["n", "v_mem"].data)
     assert not np.array_equal(first["n", "v_mem"].data, second["n", "v_mem"].data)
+
+
+@pytest.mark.parametrize("convention", [{"reset": "zero"}, {"reset": "subtract", "spikes_per_step": "many"}])
+@pytest.mark.parametrize("method", ["dense", "event"])
+def test_a_run_leaves_nothing_to_the_garbage_collector(convention, method):
+    rng = np.random.default_rng(0)
+    weight = make_node(nir.Linear, weight=quarters(rng, 18, 6))
+    layers = [("w1", weight, None), ("n1", cuba(18), make_node(nir.Linear, weight=quarters(rng, 18, 18)))]
+    module = nd.nir_to_torch(network(layers, 6), convention=nd.convention("nir", dt=1.0, **convention))
+    raster = rng.poisson(0.8, (12, 4, 6))
+    nd.run(module, raster, method=method)
+    gc.collect()
+    gc.disable()
+    try:
+        nd.run(module, raster, method=method)
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
