@@ -5,9 +5,6 @@ What `kernels.events_layer` does for populations that spike once a step and rese
 
 from __future__ import annotations
 
-from typing import Any
-
-import numba
 import numpy as np
 
 from nirdeploy.reference.lanes import (
@@ -30,22 +27,21 @@ from nirdeploy.reference.lanes import (
     store_some,
     subtract,
 )
+from nirdeploy.reference.native import inline, kernel
 
 __all__ = ["BLOCK", "convolution", "matrix"]
 
 BLOCK = 256  # neurons whose part of a matrix stays in the second cache
 _WIDTH = 16
 _GROUP = 64  # neurons whose spikes are one word
-_compile: Any = numba.njit(cache=True, nogil=True, error_model="numpy")
-_inline: Any = numba.njit(inline="always", nogil=True, error_model="numpy")
 
 
-@_inline
+@inline
 def _read(base, at, left):  # type: ignore[no-untyped-def]
     return load(base, at, _WIDTH) if left >= _WIDTH else load_some(base, at, left, _WIDTH)
 
 
-@_inline
+@inline
 def _write(base, at, left, lanes):  # type: ignore[no-untyped-def]
     if left < _WIDTH:
         store_some(base, at, left, lanes)
@@ -53,7 +49,7 @@ def _write(base, at, left, lanes):  # type: ignore[no-untyped-def]
         store(base, at, lanes)
 
 
-@_inline
+@inline
 def _fire(came, at, c, left, held, current, synapse, rows, decays, size, inclusive, subtracts):  # type: ignore[no-untyped-def]
     """Neurons from `c` on, whose state is at `at` + `c`: a bit for each that fires."""
     if synapse:
@@ -71,7 +67,7 @@ def _fire(came, at, c, left, held, current, synapse, rows, decays, size, inclusi
     return bits if left >= _WIDTH else bits & ((np.uint64(1) << np.uint64(left)) - np.uint64(1))
 
 
-@_inline
+@inline
 def _append(bits, found, used, first):  # type: ignore[no-untyped-def]
     """Positions of set bits, four at a time: how many there are cannot be guessed. Returns how many are used now."""
     while bits != 0:
@@ -83,26 +79,26 @@ def _append(bits, found, used, first):  # type: ignore[no-untyped-def]
     return used
 
 
-@_compile
+@kernel
 def _grown(found, used):  # type: ignore[no-untyped-def]
     larger = np.empty(2 * found.size + 4 * _GROUP, np.int32)
     larger[:used] = found[:used]
     return larger
 
 
-@_inline
+@inline
 def _keep(record, row, state, at, size):  # type: ignore[no-untyped-def]
     for j in range(size):
         put(record, row + j, get(state, at + j))
 
 
-@_inline
+@inline
 def _arrange(record, row, state, at, places, size):  # type: ignore[no-untyped-def]
     for j in range(size):
         put(record, row + get(places, j), get(state, at + j))
 
 
-@_compile
+@kernel
 def matrix(  # type: ignore[no-untyped-def]
     begins, index, value, steps, first, last, weight, sources, table, bias, v, i, p, q, inclusive, subtracts, ends,
     v_record, i_record,
@@ -213,7 +209,7 @@ def matrix(  # type: ignore[no-untyped-def]
     return merged
 
 
-@_compile
+@kernel
 def convolution(  # type: ignore[no-untyped-def]
     begins, index, value, steps, first, last, weight, table, reach, bias, pieces, order, v, i, p, q, inclusive,
     subtracts, ends, v_record, i_record,

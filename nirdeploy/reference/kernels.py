@@ -1,18 +1,16 @@
 """Native loops over time: populations, layers driven by events, and cyclic components.
 
 Without fastmath, so that each neuron's arithmetic is that of `dynamics`, operation for operation. All of them release
-the interpreter's lock; whoever calls one splits the batch over threads. What shares `_advance` stands in this one
-file, since numba's cache looks at the file of the outermost function alone.
+the interpreter's lock; whoever calls one splits the batch over threads. The usual populations have kernels in vectors
+of their own: `scan_kernels`, `event_kernels`, `stack_kernels`.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-import numba
 import numpy as np
 
 from nirdeploy.reference.dynamics import MOST_SPIKES
+from nirdeploy.reference.native import kernel
 
 __all__ = ["BEFORE", "BLOCK", "EXACT", "INTEGRATE", "LATE", "MANY", "ONE", "events_layer", "loop", "scan"]
 
@@ -24,13 +22,11 @@ DECAY, LEAK, GAIN, THRESHOLD, V_RESET, V_MIN, TAU = range(7)
 GATHER, MATRIX, POPULATION, SCALE, COMPARE, DELAY = range(6)
 BLOCK = 1024  # neurons advanced together: their state stays in the innermost cache
 
-_compile: Any = numba.njit(cache=True, nogil=True, error_model="numpy")
-
 
 # ---------------------------------------------------------------- one step of a population
 
 
-@_compile
+@kernel
 def _one_uniform(x, v, s, decay, leak, gain, threshold, v_reset, v_min, inclusive, subtract):  # type: ignore[no-untyped-def]
     one, zero = v.dtype.type(1), v.dtype.type(0)
     for j in range(v.shape[0]):
@@ -42,7 +38,7 @@ def _one_uniform(x, v, s, decay, leak, gain, threshold, v_reset, v_min, inclusiv
         s[j] = one if fired else zero
 
 
-@_compile
+@kernel
 def _one(x, v, s, decay, leak, gain, threshold, v_reset, v_min, inclusive, subtract):  # type: ignore[no-untyped-def]
     one, zero = v.dtype.type(1), v.dtype.type(0)
     for j in range(v.shape[0]):
@@ -54,7 +50,7 @@ def _one(x, v, s, decay, leak, gain, threshold, v_reset, v_min, inclusive, subtr
         s[j] = one if fired else zero
 
 
-@_compile
+@kernel
 def _count(u, threshold, one, inclusive, many):  # type: ignore[no-untyped-def]
     """Spikes that v stands for, as `dynamics.emit` counts them."""
     zero = one - one
@@ -65,7 +61,7 @@ def _count(u, threshold, one, inclusive, many):  # type: ignore[no-untyped-def]
     return whole if fired else zero
 
 
-@_compile
+@kernel
 def _many(x, v, s, decay, leak, gain, threshold, v_reset, v_min, inclusive, subtract):  # type: ignore[no-untyped-def]
     one, zero = v.dtype.type(1), v.dtype.type(0)
     for j in range(v.shape[0]):
@@ -81,7 +77,7 @@ def _many(x, v, s, decay, leak, gain, threshold, v_reset, v_min, inclusive, subt
         s[j] = whole
 
 
-@_compile
+@kernel
 def _late(x, v, s, decay, leak, gain, threshold, v_reset, v_min, inclusive, subtract, many, before, after):  # type: ignore[no-untyped-def]
     """The crossing of the step before resets, `after` decay and input or ahead of them."""
     one = v.dtype.type(1)
@@ -98,7 +94,7 @@ def _late(x, v, s, decay, leak, gain, threshold, v_reset, v_min, inclusive, subt
         s[j] = crossed if before else _count(u, threshold[j], one, inclusive, many)
 
 
-@_compile
+@kernel
 def _exact(x, v, s, r, v_leak, threshold, v_reset, v_min, tau, dt, inclusive, subtract, many):  # type: ignore[no-untyped-def]
     """`dynamics.exact_step`, neuron by neuron; tau is infinite for neurons that do not leak."""
     zero = v.dtype.type(0)
@@ -132,7 +128,7 @@ def _exact(x, v, s, r, v_leak, threshold, v_reset, v_min, tau, dt, inclusive, su
         s[j] = v.dtype.type(count)
 
 
-@_compile
+@kernel
 def _integrate(x, v, s, decay, leak, gain):  # type: ignore[no-untyped-def]
     for j in range(v.shape[0]):
         u = decay[j] * v[j] + leak[j] + gain[j] * x[j]
@@ -140,13 +136,13 @@ def _integrate(x, v, s, decay, leak, gain):  # type: ignore[no-untyped-def]
         s[j] = u
 
 
-@_compile
+@kernel
 def _synapse(x, i, decay, gain):  # type: ignore[no-untyped-def]
     for j in range(i.shape[0]):
         i[j] = decay[j] * i[j] + gain[j] * x[j]
 
 
-@_compile
+@kernel
 def _advance(x, v, s, p, a, b, how, dt):  # type: ignore[no-untyped-def]
     """One step of neurons a to b: `x` input, `v` state, `s` what they emit; parameters `p` are those of all."""
     mode, inclusive, subtract, many, uniform, after = how
@@ -173,7 +169,7 @@ def _advance(x, v, s, p, a, b, how, dt):  # type: ignore[no-untyped-def]
 # ---------------------------------------------------------------- a population whose inputs are known
 
 
-@_compile
+@kernel
 def scan(x, v, i, p, q, how, dt, out, direct, v_record, i_record, first, last):  # type: ignore[no-untyped-def]
     """A population over time.
 
@@ -222,7 +218,7 @@ def scan(x, v, i, p, q, how, dt, out, direct, v_record, i_record, first, last): 
 # ---------------------------------------------------------------- a layer driven by events
 
 
-@_compile
+@kernel
 def _scatter_rows(x, weight, table, index, value, start, stop):  # type: ignore[no-untyped-def]
     """Add one row of `weight` for each event, in the order of events; four at a time share a pass over `x`."""
     one = x.dtype.type(1)
@@ -245,7 +241,7 @@ def _scatter_rows(x, weight, table, index, value, start, stop):  # type: ignore[
         k += 1
 
 
-@_compile
+@kernel
 def _scatter_spans(x, weight, table, index, value, start, stop, reach):  # type: ignore[no-untyped-def]
     """Add for each event the taps of the kernel that it meets: as many as any other, so that no branch is guessed."""
     flat = weight.reshape(-1)
@@ -263,7 +259,7 @@ def _scatter_spans(x, weight, table, index, value, start, stop, reach):  # type:
             source += stride_w
 
 
-@_compile
+@kernel
 def events_layer(  # type: ignore[no-untyped-def]
     pointer, index, value, steps, first, last, weight, table, reach, bias, pieces, order,
     v, i, p, q, how, dt, out_pointer, v_record, i_record,
@@ -351,7 +347,7 @@ def events_layer(  # type: ignore[no-untyped-def]
     return out_index[:used].copy(), out_value[:used].copy()
 
 
-@_compile
+@kernel
 def _put(target, source, order):  # type: ignore[no-untyped-def]
     if order.shape[0]:
         for j in range(source.shape[0]):
@@ -364,7 +360,7 @@ def _put(target, source, order):  # type: ignore[no-untyped-def]
 # ---------------------------------------------------------------- a cyclic component
 
 
-@_compile
+@kernel
 def _matrix(x, y, weight, bias):  # type: ignore[no-untyped-def]
     """y = bias + x W, skipping inputs that are zero."""
     for j in range(y.shape[0]):
@@ -377,7 +373,7 @@ def _matrix(x, y, weight, bias):  # type: ignore[no-untyped-def]
                 y[j] += count * w[j]
 
 
-@_compile
+@kernel
 def loop(  # type: ignore[no-untyped-def]
     ops, sources, copies, values, outside, places, floats, how, dt, out, record, taken, first, last, block,
 ):  # fmt: skip
@@ -430,7 +426,7 @@ def loop(  # type: ignore[no-untyped-def]
                         put[j] = got[j]
 
 
-@_compile
+@kernel
 def _operate(op, sources, held, floats, how, dt, step):  # type: ignore[no-untyped-def]
     kind, size, x_at, y_at, out_size, at = op[0], op[3], op[4], op[5], op[6], op[7]
     x = held[x_at : x_at + size]

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numba
-
 from nirdeploy.reference.lanes import get, pointer, put
+from nirdeploy.reference.native import kernel
 
 __all__ = ["pool"]
 
-_compile: Any = numba.njit(cache=True, nogil=True, error_model="numpy")
 
-
-@_compile
+@kernel
 def pool(x, rows, columns, divisor, out, first, last):  # type: ignore[no-untyped-def]
     """Sums over windows divided by `divisor`, row by row of a window as torch adds them up.
 

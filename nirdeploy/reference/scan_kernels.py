@@ -5,10 +5,6 @@ The arithmetic is that of `kernels._synapse`, `_one` and `_integrate`, operation
 
 from __future__ import annotations
 
-from typing import Any
-
-import numba
-
 from nirdeploy.reference.lanes import (
     above,
     add,
@@ -26,22 +22,21 @@ from nirdeploy.reference.lanes import (
     store_some,
     subtract,
 )
+from nirdeploy.reference.native import inline, kernel
 
 __all__ = ["BLOCK", "WIDTH", "scan"]
 
 WIDTH = 16  # neurons in a vector
 BLOCK = 512  # neurons whose state and parameters stay in the innermost cache
 _AHEAD = 2  # steps by which memory is asked for early
-_compile: Any = numba.njit(cache=True, nogil=True, error_model="numpy")
-_inline: Any = numba.njit(inline="always", nogil=True, error_model="numpy")
 
 
-@_inline
+@inline
 def _read(base, at, left):  # type: ignore[no-untyped-def]
     return load(base, at, WIDTH) if left >= WIDTH else load_some(base, at, left, WIDTH)
 
 
-@_inline
+@inline
 def _write(base, at, left, lanes, past):  # type: ignore[no-untyped-def]
     if left < WIDTH:
         store_some(base, at, left, lanes)
@@ -51,7 +46,7 @@ def _write(base, at, left, lanes, past):  # type: ignore[no-untyped-def]
         store(base, at, lanes)
 
 
-@_inline
+@inline
 def _fire(u, threshold, v_reset, v_min, one, zero, inclusive, subtracts):  # type: ignore[no-untyped-def]
     """v after the reset, and spikes."""
     fired = at_least(u, threshold) if inclusive else above(u, threshold)
@@ -60,7 +55,7 @@ def _fire(u, threshold, v_reset, v_min, one, zero, inclusive, subtracts):  # typ
     return choose(at_least(u, v_min), u, v_min), choose(fired, one, zero)
 
 
-@_compile
+@kernel
 def scan(  # type: ignore[no-untyped-def]
     x, v, i, p, q, spiking, inclusive, subtracts, uniform, out, v_record, i_record, past, block, first, last,
 ):  # fmt: skip

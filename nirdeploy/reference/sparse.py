@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from nirdeploy.reference import event_kernels
 from nirdeploy.reference.kernels import BLOCK
 from nirdeploy.reference.memory import aligned_copy
+from nirdeploy.reference.native import kernel
 from nirdeploy.reference.threads import split
 
 __all__ = [
@@ -33,7 +33,6 @@ __all__ = [
 ]
 
 Array = NDArray[Any]
-_compile: Any = numba.njit(cache=True, nogil=True, error_model="numpy")
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ class Weights:
 # ---------------------------------------------------------------- rasters
 
 
-@_compile
+@kernel
 def _survey(bits, first, last):  # type: ignore[no-untyped-def]
     high, filled = bits.dtype.type(0), np.int64(0)
     nothing = bits.dtype.type(0)
@@ -126,7 +125,7 @@ def _as_bits(limit: float, kind: np.dtype[Any]) -> int:
     return int(np.array(most).astype(kind).view(f"u{kind.itemsize}"))
 
 
-@_compile
+@kernel
 def _rows(raster, bits, first, last, pointer, dtype_like):  # type: ignore[no-untyped-def]
     steps, size = raster.shape[0], raster.shape[2]
     capacity, used = max(1024, size), 0
@@ -190,7 +189,7 @@ def from_raster(raster: Array, like: Array) -> Rows:
     return join(split(work, batch, max(1, (1 << 20) // max(1, steps * size))), steps, batch, size)
 
 
-@_compile
+@kernel
 def _fill(pointer, index, value, steps, first, last, out):  # type: ignore[no-untyped-def]
     for b in range(first, last):
         for t in range(steps):

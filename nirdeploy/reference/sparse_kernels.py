@@ -6,21 +6,18 @@ gradient, whose rows are read and written, that was slower than whole rows.
 
 from __future__ import annotations
 
-from typing import Any
-
-import numba
 import numpy as np
 
 from nirdeploy.reference.lanes import add, get, load, load_some, multiply, pointer, splat, store, store_some
+from nirdeploy.reference.native import kernel
 
 __all__ = ["BLOCK", "spread", "weight_gradient"]
 
 BLOCK = 128  # neurons
 _GROUP, _WIDTH = 64, 16
-_compile: Any = numba.njit(cache=True, nogil=True, error_model="numpy")
 
 
-@_compile
+@kernel
 def spread(begins, index, value, steps, first, last, weight, sources, bias, out):  # type: ignore[no-untyped-def]
     """out[t, b] = bias + sum of count * weight[address], in the order of events.
 
@@ -63,7 +60,7 @@ def spread(begins, index, value, steps, first, last, weight, sources, bias, out)
                     c += _WIDTH
 
 
-@_compile
+@kernel
 def weight_gradient(pointer, index, value, steps, batch, g, out, first, last):  # type: ignore[no-untyped-def]
     """out[address] += count * g[t, b] over all events, for outputs `first` to `last`."""
     for b in range(batch):

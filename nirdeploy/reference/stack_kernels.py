@@ -6,9 +6,6 @@ four entries at a time, filled up with a row of zeros.
 
 from __future__ import annotations
 
-from typing import Any
-
-import numba
 import numpy as np
 
 from nirdeploy.reference.lanes import (
@@ -28,11 +25,9 @@ from nirdeploy.reference.lanes import (
     store,
     subtract,
 )
+from nirdeploy.reference.native import inline, kernel
 
 __all__ = ["FIELDS", "INCLUSIVE", "SPIKES", "SPIKES_TO", "SUBTRACTS", "stack"]
-
-_compile: Any = numba.njit(cache=True, nogil=True, error_model="numpy")
-_inline: Any = numba.njit(inline="always", nogil=True, error_model="numpy")
 
 
 # fields of a layer: neurons, rounded up to whole vectors as matrices, parameters and states have them
@@ -49,7 +44,7 @@ SPIKES, INCLUSIVE, SUBTRACTS = 13, 14, 15
 FIELDS = 16
 
 
-@_inline
+@inline
 def _plus(x, numbers, matrix, wide, index, count, lanes):  # type: ignore[no-untyped-def]
     """x and the rows of a matrix that a list names, one after the other."""
     for k in range(0, count, 4):
@@ -60,7 +55,7 @@ def _plus(x, numbers, matrix, wide, index, count, lanes):  # type: ignore[no-unt
     return x
 
 
-@_inline
+@inline
 def _plus_times(x, numbers, matrix, wide, index, value, count, lanes):  # type: ignore[no-untyped-def]
     """The same, each row times a value."""
     for k in range(0, count, 4):
@@ -70,7 +65,7 @@ def _plus_times(x, numbers, matrix, wide, index, value, count, lanes):  # type: 
     return x
 
 
-@_inline
+@inline
 def _fire(given, values, i, v, s, numbers, p, wide, unit, spiking, inclusive, subtracts, lanes):  # type: ignore[no-untyped-def]
     """Synapse (where `i` is not -1), membrane, spikes and reset, as `kernels`; returns a bit for each that fires."""
     if i >= 0:
@@ -94,7 +89,7 @@ def _fire(given, values, i, v, s, numbers, p, wide, unit, spiking, inclusive, su
     return bits
 
 
-@_inline
+@inline
 def _list(bits, index, count, first, otherwise, once):  # type: ignore[no-untyped-def]
     """Append the positions of set bits, by fours, filled up with `otherwise`; four also where none is set if `once`."""
     while bits != 0 or once:
@@ -105,7 +100,7 @@ def _list(bits, index, count, first, otherwise, once):  # type: ignore[no-untype
     return count
 
 
-@_inline
+@inline
 def _advance(table, n, c, values, base, numbers, unit, weighed, value, weighs, index, count, lanes):  # type: ignore[no-untyped-def]
     """One step of the neurons from `c` on, as many as lanes; returns a bit for each that fires."""
     wide, own, p = get(table, n + WIDE), get(table, n + OWN) + c, get(table, n + PARAMETERS) + c
@@ -118,7 +113,7 @@ def _advance(table, n, c, values, base, numbers, unit, weighed, value, weighs, i
     return _fire(x, values, i, v, s, numbers, p, wide, unit, spiking, inclusive, subtracts, lanes)
 
 
-@_inline
+@inline
 def _start(table, n, c, values, base, numbers, index, count, lanes):  # type: ignore[no-untyped-def]
     """What the neurons from `c` on start from in the next step: bias, and rows of the matrix back."""
     x = load(numbers, get(table, n + BIAS) + c, lanes)
@@ -126,13 +121,13 @@ def _start(table, n, c, values, base, numbers, index, count, lanes):  # type: ig
     store(values, base + get(table, n + X) + c, x)
 
 
-@_inline
+@inline
 def _copy(values, at, size, target, to):  # type: ignore[no-untyped-def]
     for j in range(size):
         put(target, to + j, get(values, at + j))
 
 
-@_compile
+@kernel
 def stack(layers, floats, values, outside, out, first, last):  # type: ignore[no-untyped-def]
     """Layers one behind the other over time.
 

@@ -5,14 +5,12 @@ Without fastmath, like `kernels`; loops over neurons are innermost so that they 
 
 from __future__ import annotations
 
-from typing import Any
-
-import numba
 import numpy as np
 
 from nirdeploy.reference import surrogates
 from nirdeploy.reference.kernels import DECAY, GAIN, LEAK, THRESHOLD, V_MIN, V_RESET
 from nirdeploy.reference.lanes import pointer, prefetch
+from nirdeploy.reference.native import kernel
 
 __all__ = [
     "DECAY",
@@ -27,15 +25,14 @@ __all__ = [
     "linear_forward",
 ]
 
-_compile: Any = numba.njit(cache=True, nogil=True, error_model="numpy")
 _AHEAD = 2  # steps
-_fast_sigmoid = _compile(surrogates.fast_sigmoid)
-_atan = _compile(surrogates.atan)
-_triangle = _compile(surrogates.triangle)
-_rectangle = _compile(surrogates.rectangle)
+_fast_sigmoid = kernel(surrogates.fast_sigmoid)
+_atan = kernel(surrogates.atan)
+_triangle = kernel(surrogates.triangle)
+_rectangle = kernel(surrogates.rectangle)
 
 
-@_compile
+@kernel
 def _ask(row, write):  # type: ignore[no-untyped-def]
     """Ask for a row early: rows lie so far apart that the processor does not see which comes next."""
     memory = pointer(row)
@@ -46,7 +43,7 @@ def _ask(row, write):  # type: ignore[no-untyped-def]
             prefetch(memory, j, 0)
 
 
-@_compile
+@kernel
 def linear_forward(x, v, p, out, first, last):  # type: ignore[no-untyped-def]
     """v = (decay v + leak) + gain x over time; `out` [step, batch, neuron] gets every v, `v` the last."""
     decay, leak, gain = p[DECAY], p[LEAK], p[GAIN]
@@ -60,7 +57,7 @@ def linear_forward(x, v, p, out, first, last):  # type: ignore[no-untyped-def]
                 row[j] = u
 
 
-@_compile
+@kernel
 def linear_backward(g, x, v_start, out, p, gx, gv, gp, wanted, first, last):  # type: ignore[no-untyped-def]
     """Backward pass of `linear_forward`: gv [batch, neuron] comes as that of the last v, leaves as that of the first.
 
@@ -85,7 +82,7 @@ def linear_backward(g, x, v_start, out, p, gx, gv, gp, wanted, first, last):  # 
                 carried[j] = decay[j] * a
 
 
-@_compile
+@kernel
 def forward(x, v, p, inclusive, subtract, many, u_out, s_out, first, last):  # type: ignore[no-untyped-def]
     """A population as `kernels.scan` advances it; `u_out` gets v before the reset, `s_out` the spikes."""
     decay, leak, gain, threshold, v_reset, v_min = p[0], p[1], p[2], p[3], p[4], p[5]
@@ -122,7 +119,7 @@ def forward(x, v, p, inclusive, subtract, many, u_out, s_out, first, last):  # t
                 state[j] = u if u >= v_min[j] else v_min[j]
 
 
-@_compile
+@kernel
 def _slopes(u, threshold, code, factor, out):  # type: ignore[no-untyped-def]
     one = u.dtype.type(1)
     if code == 0:
@@ -139,7 +136,7 @@ def _slopes(u, threshold, code, factor, out):  # type: ignore[no-untyped-def]
             out[j] = _rectangle(u[j] - threshold[j], factor, one)
 
 
-@_compile
+@kernel
 def backward(  # type: ignore[no-untyped-def]
     g, x, v_start, u_out, s_out, p, subtract, bound, code, factor, gx, gv, gp, wanted, first, last
 ):  # fmt: skip

@@ -6,19 +6,17 @@ from collections.abc import Iterable
 from operator import is_
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
 from nirdeploy.reference.lanes import get, memory, pointer
+from nirdeploy.reference.native import kernel
 
 __all__ = ["Seen", "Watch"]
 
-_compile: Any = numba.njit(cache=True, nogil=True, error_model="numpy")
 
-
-@_compile
+@kernel
 def _sums(places, sums):  # type: ignore[no-untyped-def]
     """Checksums of stretches of memory [stretch, (address, bytes)], written to `sums`.
 

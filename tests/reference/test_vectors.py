@@ -1,6 +1,11 @@
 """Kernels in vectors, at sizes where vectors, words and blocks begin and end; held against the step loop."""
 
 import gc
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import nir
 import numba
@@ -215,6 +220,33 @@ def test_only_contiguous_arrays_have_a_pointer():
     assert _begin(np.arange(3.0)) == 0.0
     with pytest.raises(TypingError, match="pointer to an array of layout 'A', expected a contiguous one"):
         _begin(np.arange(6.0)[::2])
+
+
+def test_a_kernel_on_disk_is_that_of_all_files_it_is_made_of(tmp_path):
+    """In a copy of the package: a change of lanes.py alone changes what a kernel does."""
+    package = tmp_path / "nirdeploy"
+    shutil.copytree(Path(nd.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    script = (
+        "import numpy as np; from nirdeploy.reference import pool_kernels as k; x = np.ones((1, 2, 2), np.float32);"
+        "out = np.zeros((1, 1, 1), np.float32); k.pool(x, 2, 2, np.float32(1), out, 0, 1); print(out[0, 0, 0])"
+    )
+
+    def run():
+        environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path)}
+        command = [sys.executable, "-B", "-c", script]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    assert run() == "4.0"
+    assert list((package / "reference" / "__pycache__").glob("pool_kernels.pool-*.nbc"))
+    lanes_file = package / "reference" / "lanes.py"
+    text = lanes_file.read_text(encoding="utf-8")
+    changed = text.replace("return builder.load(builder.gep(", "return builder.fneg(builder.load(builder.gep(")
+    changed = changed.replace("[arguments[1]]))\n\n    return base.dtype", "[arguments[1]])))\n\n    return base.dtype")
+    assert changed != text
+    lanes_file.write_text(changed, encoding="utf-8")
+    assert run() == "-4.0"
 
 
 # ---------------------------------------------------------------- parameters that change
