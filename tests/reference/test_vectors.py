@@ -12,6 +12,7 @@ import numba
 import numpy as np
 import pytest
 import torch
+from graphs import HAS_V_RESET
 from numba.core.errors import TypingError
 
 import nirdeploy as nd
@@ -70,7 +71,7 @@ def cuba(size, kind=nir.CubaLIF):
 @pytest.mark.parametrize("crossing", ["strict", "inclusive"])
 def test_populations_of_any_size(size, reset, crossing):
     rng = np.random.default_rng(size)
-    values = full(size, tau=2.0, r=1.0, v_leak=0.25, v_reset=-0.25)
+    values = full(size, tau=2.0, r=1.0, v_leak=0.25, v_reset=-0.25 if HAS_V_RESET else 0.0)
     values["v_threshold"] = rng.choice(np.array([0.5, 1.0], np.float32), size)
     graph = network([("lif", make_node(nir.LIF, **values), None)], size)
     convention = nd.convention("nir", dt=1.0, reset=reset, crossing=crossing, v_min=-1.0)
