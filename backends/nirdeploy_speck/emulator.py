@@ -20,6 +20,7 @@ from nirdeploy import exact
 from nirdeploy import graph as graphs
 from nirdeploy.errors import QuantizationError, UnavailableError, UnsupportedError
 from nirdeploy.names import suggest
+from nirdeploy.placement import Placement
 from nirdeploy.quantization import Quantized
 from nirdeploy.raster import check_raster
 from nirdeploy.trajectory import Record, Trajectory
@@ -187,6 +188,7 @@ def run(
     record: tuple[str, ...],
     nodes: tuple[str, ...] | None,
     options: Mapping[str, Any] | None = None,
+    placement: Placement | None = None,
 ) -> Trajectory:
     """Run a raster of counts through the emulator.
 
@@ -197,7 +199,7 @@ def run(
         QuantizationError: counts or voltages beyond 32 bits.
     """
     _refuse(on, mode, record, options or {})
-    network = lowered(quantized)
+    network = lowered(quantized, placement)
     data, batched = check_raster(raster, network.input_shape, integer=True)
     shapes = graphs.shapes(quantized.graph)
     if nodes is not None:
