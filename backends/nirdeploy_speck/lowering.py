@@ -412,9 +412,7 @@ def _side_by_side(
     for part in parts:
         node = graph.nodes[part.node]
         bias = np.asarray(getattr(node, "bias", 0.0), dtype=np.float32) * np.ones(outputs, np.float32)
-        kernel = part.kernel.astype(np.float32) * np.float32(part.feeds[0].rescale)
-        if gain != 1:
-            kernel, bias = kernel * gain, bias * gain
+        kernel = part.kernel.astype(np.float32, copy=False)
         out, into, height, width = kernel.shape
         inlet = Inlet(
             node=part.node,
@@ -423,8 +421,10 @@ def _side_by_side(
             shape=(out, into, height, width),
             offset=(one.padding[0] - part.padding[0], one.padding[1] - part.padding[1]),
             node_shape=tuple(np.shape(node.weight)),
-            bias=bias,
+            bias=bias if gain == 1 else bias * gain,
         )
-        weight[inlet.place] = kernel
+        np.multiply(kernel, np.float32(part.feeds[0].rescale), out=weight[inlet.place])
         inlets.append(inlet)
+    if gain != 1:
+        weight *= gain
     return tuple(inlets), weight

@@ -195,8 +195,9 @@ def _values_known(graph: nir.NIRGraph, notes: Findings) -> bool:
 
 
 def _largest(value: object) -> float:
+    array = np.asarray(value)
     with np.errstate(over="ignore"):
-        return float(np.abs(np.asarray(value, dtype=np.float64)).max())
+        return max(abs(float(array.max())), abs(float(array.min())))
 
 
 def _output(graph: nir.NIRGraph, population: Population, notes: Findings) -> str | None:
