@@ -56,6 +56,20 @@ def core_numbers(values: Any, count: int, *, option: str, node: str | None = Non
     return tuple(core_number(value, count, option=option, node=node) for value in values)
 
 
+def _sealed(value: Any) -> Any:
+    """Plain JSON data that cannot be changed: lists as tuples."""
+    if isinstance(value, Mapping):
+        return MappingProxyType({str(key): _sealed(item) for key, item in value.items()})
+    return tuple(_sealed(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def _plain(value: Any) -> Any:
+    """Inverse of `_sealed`."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
 @dataclass(frozen=True)
 class Usage:
     """One resource of one core: how much of it a layer takes.
@@ -101,7 +115,7 @@ class Placement:
         object.__setattr__(self, "cores", MappingProxyType(cores))
         slices = {n: tuple((int(a), int(b)) for a, b in s) for n, s in self.slices.items()}
         object.__setattr__(self, "slices", MappingProxyType(slices))
-        object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
+        object.__setattr__(self, "options", _sealed(self.options))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data; `from_dict` is its inverse."""
@@ -109,7 +123,7 @@ class Placement:
             "cores": {node: list(found) for node, found in self.cores.items()},
             "slices": {node: [list(s) for s in found] for node, found in self.slices.items()},
             "usage": [[u.core, u.node, u.resource, u.used, u.limit] for u in self.usage],
-            "options": dict(self.options),
+            "options": _plain(self.options),
         }
 
     @classmethod

@@ -196,7 +196,9 @@ def _whole(given: Mapping[str, Any], name: str, default: tuple[int, ...], count:
     return found
 
 
-def with_options(options: Mapping[str, Any], wanted: Map, graph: DvsLayer | None, table: Mapping[str, Any]) -> DvsLayer:
+def with_options(
+    options: Mapping[str, Any], wanted: Map, graph: DvsLayer | None, table: Mapping[str, Any], node: str
+) -> DvsLayer:
     """The DVS layer of checked options, the pooling that the graph has behind its Input included.
 
     Args:
@@ -204,6 +206,7 @@ def with_options(options: Mapping[str, Any], wanted: Map, graph: DvsLayer | None
         wanted: (channel, y, x) of the graph's Input.
         graph: the layer that holds the graph's pooling, if it has one there.
         table: `dvs` of the target.
+        node: the Input.
 
     Raises:
         PlacementError: what leaves the layer is not what the Input expects, or no window of the chip does both.
@@ -222,10 +225,11 @@ def with_options(options: Mapping[str, Any], wanted: Map, graph: DvsLayer | None
     if layer.output_shape != wanted:
         raise PlacementError(
             f"dvs gives a map {layer.output_shape} (channel, y, x), the graph's Input is {wanted}",
+            node=node,
             remedy="Change crop, pool or merge.",
         )
     if graph is None:
         return layer
-    both = layer.before_pooling(graph.pooling, "input")
+    both = layer.before_pooling(graph.pooling, node)
     _require_window(both.pooling, table)
     return both

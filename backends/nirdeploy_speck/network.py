@@ -18,7 +18,8 @@ from nirdeploy.reference.convention import Convention
 from nirdeploy.rules import Finding
 from nirdeploy_speck.dvs import DvsLayer, with_options
 from nirdeploy_speck.layers import Feed, Inlet, Layer, Map, Network, log2_ceil
-from nirdeploy_speck.lowering import MOST_WEIGHTS, POOLS, WEIGHTS, Findings, input_pooling, lower_layer, map_of
+from nirdeploy_speck.lowering import MOST_WEIGHTS, lower_layer
+from nirdeploy_speck.paths import POOLS, WEIGHTS, Findings, input_pooling, map_of
 
 __all__ = ["Feed", "Inlet", "Layer", "Map", "Network", "draft", "log2_ceil", "lower", "lowered"]
 
@@ -56,7 +57,9 @@ def lowered(quantized: Quantized, placement: Placement | None = None) -> Network
     if len(network.input_shape) != 3:
         raise PlacementError(f"dvs gives maps, the graph's Input is {network.input_shape}", node=network.input_name)
     a, b, c = network.input_shape
-    layer = with_options(placement.options["dvs"], (a, b, c), network.dvs, quantized.target.table["dvs"])
+    layer = with_options(
+        placement.options["dvs"], (a, b, c), network.dvs, quantized.target.table["dvs"], network.input_name
+    )
     return Network(network.layers, network.outputs, network.input_name, layer.input_shape, network.input_map, dvs=layer)
 
 

@@ -14,8 +14,8 @@ from nirdeploy_speck.capacity import Demand, assign, cut, demands, memories
 from nirdeploy_speck.dvs import dvs_options
 from nirdeploy_speck.layers import Network
 from nirdeploy_speck.network import lowered
+from nirdeploy_speck.network_rules import dvs_findings
 from nirdeploy_speck.readout import readout_options
-from nirdeploy_speck.rules import dvs_findings
 
 __all__ = ["place"]
 
@@ -246,6 +246,8 @@ def _freeing(
 ) -> list[str]:
     """The fewest avoided cores with which everything would fit, repeatable ones first, as a remedy; empty if none."""
     avoided = [core for core in range(len(available)) if core not in allowed]
+    if assign(wanted, range(len(available)), available, fixed) is None:
+        return []
     for count in range(1, len(avoided) + 1):
         for more in combinations(sorted(avoided, key=lambda core: (core in stochastic, core)), count):
             if assign(wanted, sorted([*allowed, *more]), available, fixed) is not None:

@@ -37,7 +37,7 @@ def cases():
 def test_rasters_and_fields_are_those_of_sinabs(index):
     data, listed = cases()
     wanted = data[f"out{index}"]
-    layer = with_options(of_case(*listed[index]), wanted.shape[1:], None, TABLE)
+    layer = with_options(of_case(*listed[index]), wanted.shape[1:], None, TABLE, "input")
     assert wanted.any()
     assert np.array_equal(layer.events(data[f"in{index}"][:, None].astype(int))[:, 0], wanted)
     weight = np.full((1, wanted.shape[1], 1, 1), 127.0)

@@ -276,6 +276,50 @@ def test_differently_pooled_inputs_of_one_node_are_refused_with_the_way_out():
     assert "give each a node of its own" in found.remedy
 
 
+def test_a_residual_of_pooled_and_plain_maps_meets_the_same_weights():
+    rng = np.random.default_rng(12)
+    nodes = {
+        "input": input_node(2, 8, 8),
+        "c": conv_node(whole(rng, 2, 2, 3, 3), None, 1, 1),
+        "a": if_node((2, 8, 8), 300.0),
+        "pool": pool_node(nir.SumPool2d, 2),
+        "d": conv_node(whole(rng, 2, 2, 3, 3), None, 2, 1),
+        "e": if_node((2, 4, 4), 300.0),
+        "w": conv_node(whole(rng, 3, 2, 3, 3), None, 1, 1),
+        "b": if_node((3, 4, 4), 500.0),
+        "output": output_node(3, 4, 4),
+    }
+    pairs = "input c, c a, a pool, pool w, a d, d e, e w, w b, b output"
+    graph = make_graph(nodes, [tuple(pair.split()) for pair in pairs.split(", ")])
+    assert_same_as_reference(graph, raster((2, 8, 8), rate=0.5), ["a", "e", "b"])
+
+
+@pytest.mark.parametrize("kind", ["sum", "matrix", "line"])
+def test_integers_of_several_nodes_and_of_embedded_kernels_are_fitted_and_come_back_from_files(kind, tmp_path):
+    rng = np.random.default_rng(13)
+    if kind == "sum":
+        graph, data = summed(conv_node(rng.normal(size=(4, 3, 1, 1)), None, bias=[0.5, 0, 0, -0.5])), raster((2, 6, 6))
+        names = ["a", "b"]
+    elif kind == "matrix":
+        fc = linear_node(rng.normal(0.3, 1, (3, 30)))
+        graph, data = chain((2, 3, 5), f=flatten_node((2, 3, 5)), fc=fc, n=if_node((3,))), raster((2, 3, 5))
+        names = ["n"]
+    else:
+        graph = chain((2, 12), c=conv1d_node(rng.normal(0.3, 1, (3, 2, 3)), 1, 1), n=if_node((3, 12)))
+        data, names = raster((2, 12)), ["n"]
+    fitted = nd.deploy(graph, "speck2f", convention=WHOLE, calibration=data)
+    fitted.save(tmp_path)
+    again = nd.load_deployment(tmp_path)
+    reference, a, b = nd.run(graph, data, convention=WHOLE), fitted.run(data), again.run(data)
+    for name in names:
+        wanted = reference[name, "spikes"].data
+        assert np.array_equal(a[name, "spikes"].data, b[name, "spikes"].data)
+        assert np.abs(a[name, "spikes"].data - wanted).sum() <= 0.05 * wanted.sum()
+    for name, node in graph.nodes.items():
+        if name in again.quantized and hasattr(node, "weight"):
+            assert again.quantized[name].weight.shape == node.weight.shape
+
+
 # ---------------------------------------------------------------- pools
 
 

@@ -287,3 +287,14 @@ def test_every_target_has_its_tables(target):
     assert {len(table["cores"][key]) for key in ("neuron_memory_ki", "bias_memory")} == {count}
     assert table["readout"]["feature_step"] == (4 if target in ("speck2e", "speck2f") else 1)
     assert codes(wide(40), target).get("kernel_memory") is None
+
+
+def test_what_a_placement_was_told_cannot_be_changed():
+    graph = chain((2, 8, 8), c=conv_node(np.ones((1, 2, 1, 1)), None), n=if_node((1, 8, 8)))
+    placement = deployed(graph, dvs={"input_shape": (2, 8, 8)}).placement
+    assert placement.options["dvs"]["pool"] == (1, 1)
+    with pytest.raises(TypeError):
+        placement.options["dvs"]["pool"] = (2, 2)
+    again = type(placement).from_dict(placement.to_dict())
+    assert again == placement
+    assert type(placement).from_dict({k: v for k, v in placement.to_dict().items() if k != "options"}).options == {}
