@@ -51,7 +51,8 @@ def core_numbers(values: Any, count: int, *, option: str, node: str | None = Non
     Raises:
         PlacementError: naming option, value and what is expected.
     """
-    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+    # arrays without axes are Iterable, too
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0:
         raise PlacementError(f"{option} is {values!r}, expected a list of core numbers", node=node)
     return tuple(core_number(value, count, option=option, node=node) for value in values)
 

@@ -143,7 +143,7 @@ def dvs_options(given: Any, table: Mapping[str, Any]) -> dict[str, Any]:
     if not (1 <= shape[0] <= polarities and all(1 <= n <= size for n in shape[1:])):
         raise PlacementError(f"dvs input_shape {shape} exceeds ({polarities}, {size}, {size})")
     pool = given.get("pool", 1)
-    pooling = _whole({"pool": (pool, pool) if np.ndim(pool) == 0 else pool}, "pool", (1, 1), 2)
+    pooling = _whole({"pool": pool if isinstance(pool, tuple | list) else (pool, pool)}, "pool", (1, 1), 2)
     for axis, letter in ((0, "y"), (1, "x")):
         if shape[1 + axis] % max(1, pooling[axis]):
             raise PlacementError(f"dvs pools {letter} by {pooling[axis]}, which does not divide {shape[1 + axis]}")

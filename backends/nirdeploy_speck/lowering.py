@@ -61,7 +61,7 @@ def lower_layer(
         graph: the graph.
         population: a neuron node and its paths.
         shapes: of every node.
-        maps: (channel, y, x) on the chip of the Input and of populations.
+        maps: (channel, y, x) on the chip of populations and, unless readers pool it differently, of the Input.
         convention: what the graph is run with.
         notes: what is found is added here.
     """
@@ -133,6 +133,8 @@ def _merged(
     notes: Findings,
 ) -> Map | None:
     """The map all feeds bring to a core; None, with a finding, where they differ or the graph reshapes it."""
+    if any(feed.source not in maps for feed in feeds):
+        return None  # an Input that is pooled in several ways, which is said already
     found = [(feed.source, _pooled(maps[feed.source], feed.pool)) for feed in feeds]
     source, before = found[0]
     if any(other != before for _, other in found):

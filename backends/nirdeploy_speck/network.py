@@ -117,8 +117,10 @@ def _network(
 ) -> Network:
     (source,) = graphs.input_names(graph)
     shape = shapes[source].output
-    dvs = _dvs(graph, source, shape, populations, notes)
-    maps: dict[str, Map] = {source: _input_map(graph, source, shape) if dvs is None else dvs.output_shape}
+    pooling = input_pooling(graph, source, populations, notes)
+    dvs = _dvs(shape, pooling or (1, 1))
+    input_map = _input_map(graph, source, shape) if dvs is None else dvs.output_shape
+    maps: dict[str, Map] = {} if pooling is None else {source: input_map}
     for population in populations:  # what a loop feeds back comes before its own turn
         maps.setdefault(population.name, map_of(shapes[population.name].output))
     layers: list[Layer] = []
@@ -137,7 +139,7 @@ def _network(
             maps[layer.name] = layer.output_shape
     if not layers and not notes.found:  # otherwise what was found says why
         notes.add("empty", "", "no population to place", "Add a convolution or matrix and an IF population.")
-    return Network(tuple(layers), outputs, source, shape, maps[source], dvs)
+    return Network(tuple(layers), outputs, source, shape, input_map, dvs)
 
 
 def _input_map(graph: nir.NIRGraph, source: str, shape: tuple[int, ...]) -> Map:
@@ -148,11 +150,8 @@ def _input_map(graph: nir.NIRGraph, source: str, shape: tuple[int, ...]) -> Map:
     return map_of(shape) if len(shape) == 3 or line else (math.prod(shape), 1, 1)
 
 
-def _dvs(
-    graph: nir.NIRGraph, source: str, shape: tuple[int, ...], populations: list[Population], notes: Findings
-) -> DvsLayer | None:
+def _dvs(shape: tuple[int, ...], pooling: tuple[int, int]) -> DvsLayer | None:
     """The DVS layer that pools the Input; None where the graph does not pool it."""
-    pooling = input_pooling(graph, source, populations, notes)
     if pooling == (1, 1) or len(shape) != 3:
         return None
     cut = (shape[1] // pooling[0] - 1, shape[2] // pooling[1] - 1)

@@ -81,8 +81,13 @@ def _pooling(graph: nir.NIRGraph, nodes: tuple[str, ...], notes: Findings) -> tu
     return window, rescale
 
 
-def input_pooling(graph: nir.NIRGraph, source: str, populations: list[Population], notes: Findings) -> tuple[int, int]:
-    """Window (y, x) that everything behind the Input is pooled by before its first weights."""
+def input_pooling(
+    graph: nir.NIRGraph, source: str, populations: list[Population], notes: Findings
+) -> tuple[int, int] | None:
+    """Window (y, x) that everything behind the Input is pooled by before its first weights.
+
+    None, with a finding, where readers want different ones.
+    """
     found: dict[str, tuple[int, int]] = {}
     for population in populations:
         for path in population.paths:
@@ -100,6 +105,7 @@ def input_pooling(graph: nir.NIRGraph, source: str, populations: list[Population
             f"is pooled differently for each reader ({listed}); the DVS layer pools once",
             "Pool it alike, or use convolutions with stride.",
         )
+        return None
     return next(iter(found.values()), (1, 1))
 
 

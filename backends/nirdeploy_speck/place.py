@@ -127,7 +127,8 @@ def _fixed(
 
 
 def _numbers(value: Any, count: int, option: str, node: str) -> tuple[int, ...]:
-    if isinstance(value, str | bytes | Mapping) or not hasattr(value, "__iter__"):
+    # arrays without axes have __iter__, too
+    if isinstance(value, str | bytes | Mapping) or not hasattr(value, "__iter__") or getattr(value, "ndim", 1) == 0:
         return (core_number(value, count, option=option, node=node),)
     found = core_numbers(value, count, option=option, node=node)
     if not found:

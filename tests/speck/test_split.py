@@ -5,6 +5,7 @@ import itertools
 import nir
 import numpy as np
 import pytest
+from chips import simulate
 from nets import chain, conv_node, flatten_node, if_node, input_node, linear_node, output_node, pool_node, raster
 from nirdeploy_speck.cores import chip_program
 from nirdeploy_speck.network import lowered
@@ -19,36 +20,6 @@ PLAIN = nd.Convention(if_gain="r", reset="subtract", spikes_per_step="many", cro
 
 def deployed(graph, **options):
     return nd.deploy(graph, "speck2f", convention=PLAIN, quantizer="max", **options)
-
-
-def simulate(program, events):
-    """Spikes [step, channel, y, x] of every core, step by step, one sample; written from the facts alone."""
-    states = [np.zeros(core.output_shape, int) for core in program.cores]
-    spikes = [np.zeros((len(events), *core.output_shape), int) for core in program.cores]
-    for step, frame in enumerate(events):
-        inputs = [np.zeros(core.input_shape, int) for core in program.cores]
-        deliver(inputs, frame, program.entry)
-        for at, core in enumerate(program.cores):
-            padded = np.pad(inputs[at], ((0, 0), (core.padding[0],) * 2, (core.padding[1],) * 2))
-            kernel = core.weight.shape[2]
-            v = states[at]
-            for y, x in np.ndindex(core.output_shape[1:]):
-                top, left = y * core.stride[0], x * core.stride[1]
-                window = padded[:, top : top + kernel, left : left + kernel]
-                v[:, y, x] += np.tensordot(core.weight, window, 3)
-                v[:, y, x] += 0 if core.bias is None else core.bias
-            n = np.where(v > 0, v // core.threshold, 0)
-            n = n if core.many else np.minimum(n, 1)
-            v = v - n * core.threshold if core.subtract else np.where(n > 0, 0, v)
-            states[at], spikes[at][step] = np.maximum(v, core.v_min), n
-            deliver(inputs, n, core.destinations)
-    return spikes
-
-
-def deliver(inputs, frame, destinations):
-    for to in destinations:
-        for channel, y, x in np.argwhere(frame):
-            inputs[to.core][channel + to.feature_shift, y // to.pooling, x // to.pooling] += frame[channel, y, x]
 
 
 def assert_program_equals_layers(deployment, data):
