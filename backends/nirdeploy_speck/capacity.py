@@ -10,7 +10,7 @@ from typing import Any
 from nirdeploy.target import Target
 from nirdeploy_speck.layers import Layer, Network, log2_ceil
 
-__all__ = ["Demand", "assign", "cut", "demands", "memories"]
+__all__ = ["Demand", "assign", "cut", "demands", "memories", "most_channels"]
 
 Memory = Mapping[str, int]
 
@@ -68,6 +68,12 @@ class Demand:
         if self.layer.bias is not None:
             most.append(have["bias_memory"])
         return min(self.outputs, max(0, (min(most) - 1) // self.spread + 1))
+
+
+def most_channels(demand: Demand, cores: Sequence[Memory]) -> int:
+    """Channels of a layer that as many of these cores as it can be split over hold together."""
+    rooms = sorted((demand.room(have) for have in cores), reverse=True)
+    return sum(rooms[: demand.most_parts])
 
 
 def demands(network: Network, target: Target, readout: Mapping[str, Any] | None = None) -> dict[str, Demand]:

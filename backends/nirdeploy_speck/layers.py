@@ -127,7 +127,7 @@ class Layer:
     gain: float
     convention: Convention
     feeds: tuple[Feed, ...]
-    inlets: tuple[Inlet, ...] = ()
+    inlets: tuple[Inlet, ...]
 
     @property
     def memory(self) -> dict[str, int]:

@@ -10,7 +10,7 @@ from nirdeploy.errors import PlacementError
 from nirdeploy.names import suggest
 from nirdeploy.placement import Placement, Usage, core_number, core_numbers, require_options
 from nirdeploy.quantization import Quantized
-from nirdeploy_speck.capacity import Demand, assign, cut, demands, memories
+from nirdeploy_speck.capacity import Demand, assign, cut, demands, memories, most_channels
 from nirdeploy_speck.dvs import dvs_options
 from nirdeploy_speck.layers import Network
 from nirdeploy_speck.network import lowered
@@ -178,7 +178,8 @@ def _refusal(
     stochastic: Sequence[int],
 ) -> PlacementError:
     """What to say of layers that have no place: each that fits nothing, else all of them with their cores."""
-    hopeless = [d for name, d in wanted.items() if name not in fixed and _most(d, allowed, available) < d.outputs]
+    usable = [available[core] for core in allowed]
+    hopeless = [d for name, d in wanted.items() if name not in fixed and most_channels(d, usable) < d.outputs]
     remedies = _freeing(wanted, allowed, available, fixed, stochastic)
     if hopeless:
         first = hopeless[0]
@@ -187,7 +188,7 @@ def _refusal(
         )
         fitting = [
             f"at most {most} output channels of {d.layer.name!r} fit"
-            if (most := _most(d, allowed, available))
+            if (most := most_channels(d, usable))
             else f"no output channel of {d.layer.name!r} fits: use fewer inputs, a smaller kernel or a smaller map"
             for d in hopeless
         ]
@@ -214,12 +215,6 @@ def _refusal(
 
 def _some(demand: Demand, allowed: Sequence[int], available: Sequence[Mapping[str, int]]) -> str:
     return ", ".join(f"{c} ({room} channels)" for c in allowed if (room := demand.room(available[c])))
-
-
-def _most(demand: Demand, allowed: Sequence[int], available: Sequence[Mapping[str, int]]) -> int:
-    """Output channels that the cores it may be split over hold together."""
-    rooms = sorted((demand.room(available[core]) for core in allowed), reverse=True)
-    return sum(rooms[: demand.most_parts])
 
 
 def _why(demand: Demand, allowed: Sequence[int], available: Sequence[Mapping[str, int]]) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from nirdeploy.reference.convention import Convention
 from nirdeploy.rules import Finding
 from nirdeploy.target import Target
-from nirdeploy_speck.capacity import demands, memories
+from nirdeploy_speck.capacity import demands, memories, most_channels
 from nirdeploy_speck.layers import Layer, Network
 from nirdeploy_speck.network import draft
 from nirdeploy_speck.network_rules import core_findings, destination_findings, dvs_findings, event_findings
@@ -158,8 +158,7 @@ def memory(layer: Layer, network: Network, target: Target) -> Iterator[Finding]:
     """Every layer fits one core, or several by output channels as far as its sources' destinations go (DS 3.2.4.1)."""
     demand = demands(network, target)[layer.name]
     available = memories(target)
-    rooms = sorted((demand.room(have) for have in available), reverse=True)
-    most = sum(rooms[: demand.most_parts])
+    most = most_channels(demand, available)
     if most >= demand.outputs:
         return
     needs = layer.memory
@@ -257,7 +256,7 @@ def lower_bound(layer: Layer, network: Network, target: Target) -> Iterator[Find
 
 
 def resolution(layer: Layer, network: Network, target: Target) -> Iterator[Finding]:
-    """Weights have 8 bits and the threshold 16, of one scale (DS table 3): neither may vanish beside the other."""
+    """Weights have 8 bits; threshold, bound and bias 16, of one scale (DS table 3): none may vanish beside another."""
     largest, threshold = float(np.abs(layer.weight).max()), float(layer.threshold)
     if not largest:
         problem = "all weights are zero: it never fires, and no scale can be found for it"
@@ -265,27 +264,32 @@ def resolution(layer: Layer, network: Network, target: Target) -> Iterator[Findi
         return
     words = target.table["words"]
     weight_scale = ((1 << (int(words["weight_bits"]) - 1)) - 1) / largest
-    threshold_scale = ((1 << (int(words["state_bits"]) - 1)) - 1) / threshold
     if threshold * weight_scale < 0.5:
         yield Finding(
             "threshold_resolution",
             layer.name,
             f"v_threshold {threshold:.4g} is less than half an integer where the weights, up to {largest:.4g}, fill "
-            "8 bits: any positive weight makes it fire",
+            f"{words['weight_bits']} bits: any positive weight makes it fire",
             "Rescale weights or threshold; 'calibrated' takes the least the chip has, 1, and 'max' refuses.",
             severity="warning",
             value=threshold,
             limit=int(words["threshold_high_min"]),
         )
-    if largest * threshold_scale < 0.5:
-        yield Finding(
-            "weight_resolution",
-            layer.weight_node,
-            f"weights up to {largest:.4g} are less than half an integer where v_threshold {threshold:.4g} fills 16 "
-            "bits: all of them become 0",
-            "Rescale weights or threshold.",
-            value=largest,
-        )
+    for what, value, bits in (
+        ("v_threshold", threshold, int(words["state_bits"])),
+        ("v_min", 0.0 if layer.v_min is None else abs(float(layer.v_min)), int(words["state_bits"])),
+        ("the bias", 0.0 if layer.bias is None else float(np.abs(layer.bias).max()), int(words["bias_bits"])),
+    ):
+        # values beyond floats are other rules'
+        if np.isfinite(value) and value and largest * ((1 << (bits - 1)) - 1) / value < 0.5:
+            yield Finding(
+                "weight_resolution",
+                layer.weight_node,
+                f"weights up to {largest:.4g} are less than half an integer where {what} {value:.4g} fills {bits} "
+                "bits: all of them become 0",
+                "Rescale the weights, or what they stand beside.",
+                value=largest,
+            )
 
 
 RULES: tuple[Rule, ...] = (

@@ -405,7 +405,17 @@ def test_a_loop_is_an_error_beside_the_others():
 )
 def test_numbers_that_vanish_beside_each_other_are_found(weight, threshold, code, words, severity):
     graph = chain((2,), fc=linear_node(weight), n=if_node((1,), threshold))
-    report = nd.check(graph, "speck2f", convention=WHOLE)
+    report = nd.check(graph, "speck2f", convention=dataclasses.replace(WHOLE, v_min=None))
     (finding,) = [f for f in report.findings if f.code == code]
     assert words in finding.problem
     assert finding.severity == severity
+
+
+@pytest.mark.parametrize(
+    ("fields", "bias", "words"),
+    [({"v_min": -1e6}, 0.0, "where v_min 1e+06 fills 16 bits"), ({}, 1e6, "where the bias 1e+06 fills 16 bits")],
+)
+def test_bounds_and_biases_that_leave_nothing_of_the_weights_are_found(fields, bias, words):
+    affine = make_node(nir.Affine, weight=np.array([[1.0, -1.0]], np.float32), bias=np.array([bias], np.float32))
+    found = errors(chain((2,), fc=affine, n=if_node((1,))), dataclasses.replace(WHOLE, **fields))
+    assert words in found["weight_resolution"].problem
