@@ -84,7 +84,7 @@ class ChipProgram:
 
     Attributes:
         cores: in an order in which events only go forward.
-        entry: where the Input's events go: those of `Network.events` or, singly, of `dvs.addresses`.
+        entry: where the Input's events go: those of `Network.events` or, singly, of `Network.addresses`.
         input_map: (channel, y, x) of these events.
         layers: population -> positions of the cores that hold it, by channel.
         outputs: Output -> population it reads.

@@ -203,3 +203,12 @@ class Network:
         if self.dvs is not None:
             return self.dvs.events(raster.reshape(*raster.shape[:2], *self.dvs.input_shape))
         return raster.reshape(*raster.shape[:2], *self.input_map)
+
+    def addresses(
+        self, address: NDArray[Any]
+    ) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Single events, flat indices into `input_shape`: which reach cores, and channel, y and x of those that do."""
+        if self.dvs is not None:
+            return self.dvs.addresses(*np.unravel_index(address, self.dvs.input_shape))
+        channel, y, x = np.unravel_index(address, self.input_map)
+        return np.ones(np.shape(address), dtype=np.bool_), channel, y, x

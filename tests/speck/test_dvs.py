@@ -171,6 +171,20 @@ def test_a_layer_behind_the_dvs_layer_is_split_over_two_cores_at_most():
         deployed(graph, cores={"n": [2, 3, 4]})
 
 
+@pytest.mark.parametrize("options", [{}, {"dvs": {"input_shape": (2, 16, 32), "pool": 2, "crop": ((0, 8), (4, 12))}}])
+@pytest.mark.parametrize("window", [(1, 1), (2, 2)])
+def test_a_network_sends_single_events_and_rasters_to_the_same_places(options, window):
+    deployment, _ = deployed(pooled_input(window=window), **options)
+    network = lowered(deployment.quantized, deployment.placement)
+    frame = np.random.default_rng(1).poisson(0.5, network.input_shape)
+    address = np.repeat(np.arange(frame.size), frame.reshape(-1))
+    keep, channel, y, x = network.addresses(address)
+    counts = np.zeros(network.input_map, int)
+    np.add.at(counts, (channel, y, x), 1)
+    assert keep.sum() == counts.sum() > 0
+    assert np.array_equal(counts, network.events(frame[None, None])[0, 0])
+
+
 # ---------------------------------------------------------------- options
 
 

@@ -233,6 +233,28 @@ def test_average_pooled_and_plain_inputs_add_up_with_weights_of_their_own():
     assert np.array_equal(deployment.quantized["p"].weight * 4, graph.nodes["p"].weight)
 
 
+def test_matrices_over_maps_of_different_size_add_up():
+    rng = np.random.default_rng(6)
+    nodes = {
+        "input": input_node(2, 5, 5),
+        "c": conv_node(whole(rng, 2, 2, 2, 2), None),
+        "a": if_node((2, 4, 4), 300.0),
+        "d": conv_node(whole(rng, 3, 2, 4, 2), None, (1, 2), (0, 1)),
+        "e": if_node((3, 2, 3), 300.0),
+        "fa": flatten_node((2, 4, 4)),
+        "fe": flatten_node((3, 2, 3)),
+        "wa": linear_node(whole(rng, 3, 32)),
+        "we": linear_node(whole(rng, 3, 18)),
+        "b": if_node((3,), 500.0),
+        "output": output_node(3),
+    }
+    pairs = "input c, c a, input d, d e, a fa, fa wa, wa b, e fe, fe we, we b, b output"
+    graph = make_graph(nodes, [tuple(pair.split()) for pair in pairs.split(", ")])
+    assert_same_as_reference(graph, raster((2, 5, 5), rate=0.5), ["a", "e", "b"])
+    layer = next(layer for layer in lower(graph, WHOLE)[0].layers if layer.name == "b")
+    assert (layer.input_shape, layer.weight.shape) == ((5, 4, 4), (3, 5, 4, 4))
+
+
 def test_sums_that_are_no_one_convolution_are_refused_by_name():
     strides = summed(conv_node(np.ones((4, 3, 1, 1)), None, 2))
     strides.nodes["c2"] = conv_node(np.ones((4, 3, 4, 4)), None, 1)
