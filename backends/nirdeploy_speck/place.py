@@ -31,7 +31,9 @@ def place(quantized: Quantized, **options: Any) -> Placement:
     """Cores for every layer.
 
     A layer that fits no core by itself is split by output channels: every source then sends to each part, with its two
-    destinations, and targets get the parts' channels side by side (`feature_shift`).
+    destinations, and targets get the parts' channels side by side (`feature_shift`). Its own spikes stay the same;
+    event by event, targets get those of one input from one part after the other, an order in which a whole layer need
+    not send.
 
     Args:
         quantized: a quantised graph.
