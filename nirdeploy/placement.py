@@ -51,9 +51,24 @@ def core_numbers(values: Any, count: int, *, option: str, node: str | None = Non
     Raises:
         PlacementError: naming option, value and what is expected.
     """
-    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+    # arrays without axes are Iterable, too
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0:
         raise PlacementError(f"{option} is {values!r}, expected a list of core numbers", node=node)
     return tuple(core_number(value, count, option=option, node=node) for value in values)
+
+
+def _sealed(value: Any) -> Any:
+    """Plain JSON data that cannot be changed: lists as tuples."""
+    if isinstance(value, Mapping):
+        return MappingProxyType({str(key): _sealed(item) for key, item in value.items()})
+    return tuple(_sealed(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def _plain(value: Any) -> Any:
+    """Inverse of `_sealed`."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 @dataclass(frozen=True)
@@ -88,17 +103,20 @@ class Placement:
         cores: population node -> core indices, in order of its slices.
         usage: every resource of every core taken.
         slices: population node -> for each core the flat neuron indices [first, last) it holds.
+        options: what else the backend was told, e.g. of the sensor; plain JSON data.
     """
 
     cores: Mapping[str, tuple[int, ...]]
     usage: tuple[Usage, ...] = ()
     slices: Mapping[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         cores = {node: tuple(int(c) for c in found) for node, found in self.cores.items()}
         object.__setattr__(self, "cores", MappingProxyType(cores))
         slices = {n: tuple((int(a), int(b)) for a, b in s) for n, s in self.slices.items()}
         object.__setattr__(self, "slices", MappingProxyType(slices))
+        object.__setattr__(self, "options", _sealed(self.options))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data; `from_dict` is its inverse."""
@@ -106,6 +124,7 @@ class Placement:
             "cores": {node: list(found) for node, found in self.cores.items()},
             "slices": {node: [list(s) for s in found] for node, found in self.slices.items()},
             "usage": [[u.core, u.node, u.resource, u.used, u.limit] for u in self.usage],
+            "options": _plain(self.options),
         }
 
     @classmethod
@@ -115,4 +134,5 @@ class Placement:
             cores=values["cores"],
             usage=tuple(Usage(int(c), str(n), str(r), int(u), int(m)) for c, n, r, u, m in values["usage"]),
             slices=values["slices"],
+            options=values.get("options", {}),
         )

@@ -58,7 +58,7 @@ class SpeckBackend:
         return stage.quantize(graph, target, convention, quantizer=quantizer, calibration=calibration)
 
     def place(self, quantized: Quantized, **options: Any) -> Placement:
-        """A core for every layer; options `avoid_cores` and `cores`."""
+        """Cores for every layer; options `avoid_cores`, `cores`, `dvs` and `readout`, as `place.place` says."""
         from nirdeploy_speck import place as stage
 
         return stage.place(quantized, **options)
@@ -78,7 +78,9 @@ class SpeckBackend:
         """Run a raster on the emulator, which has no options of its own."""
         from nirdeploy_speck import emulator
 
-        return emulator.run(quantized, raster, on=on, mode=mode, record=record, nodes=nodes, options=options)
+        return emulator.run(
+            quantized, raster, on=on, mode=mode, record=record, nodes=nodes, options=options, placement=placement
+        )
 
     def chip_configuration(self, quantized: Quantized, placement: Placement) -> dict[str, Any]:
         """Every field the chip is given."""

@@ -6,16 +6,19 @@ channels, and several sources may share a core's input channels, side by side (`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nirdeploy.errors import PlacementError
 from nirdeploy.placement import Placement
 from nirdeploy.quantization import Quantized
-from nirdeploy_speck.network import Map, lowered
+from nirdeploy_speck.dvs import DvsLayer
+from nirdeploy_speck.layers import Layer, Map, Network
+from nirdeploy_speck.network import lowered
 
 __all__ = ["ChipCore", "ChipProgram", "Destination", "chip_program"]
 
@@ -54,6 +57,7 @@ class ChipCore:
         many: whether a neuron may fire several times a step in step mode.
         scale: model units that an integer stands for.
         destinations: at most two.
+        spread: features of the chip a channel takes: its channel o is feature o * spread, those between never fire.
     """
 
     number: int
@@ -71,6 +75,7 @@ class ChipCore:
     many: bool
     scale: float
     destinations: tuple[Destination, ...]
+    spread: int = 1
 
 
 @dataclass(frozen=True)
@@ -79,10 +84,12 @@ class ChipProgram:
 
     Attributes:
         cores: in an order in which events only go forward.
-        entry: where the Input's events go.
-        input_map: (channel, y, x) of the Input's events.
+        entry: where the Input's events go: those of `Network.events` or, singly, of `Network.addresses`.
+        input_map: (channel, y, x) of these events.
         layers: population -> positions of the cores that hold it, by channel.
         outputs: Output -> population it reads.
+        dvs: the layer before the cores, where something is left to it; otherwise the host writes to the cores.
+        readout: options of the readout behind a population, where it is in use (`readout.readout_options`).
     """
 
     cores: tuple[ChipCore, ...]
@@ -90,6 +97,8 @@ class ChipProgram:
     input_map: Map
     layers: Mapping[str, tuple[int, ...]]
     outputs: Mapping[str, str]
+    dvs: DvsLayer | None = None
+    readout: Mapping[str, Any] | None = None
 
 
 def chip_program(quantized: Quantized, placement: Placement) -> ChipProgram:
@@ -97,40 +106,84 @@ def chip_program(quantized: Quantized, placement: Placement) -> ChipProgram:
 
     Raises:
         QuantizationError: the graph is not one that can have been quantised for this chip.
+        PlacementError: the placement is not one of this network.
     """
-    network = lowered(quantized)
-    position = {layer.name: n for n, layer in enumerate(network.layers)}
-    cores = []
-    for layer in network.layers:
-        weight, neuron = quantized[layer.weight_node], quantized[layer.name]
-        cores.append(
-            ChipCore(
-                number=placement.cores[layer.name][0],
-                layer=layer.name,
-                first=0,
-                weight=weight.weight.reshape(layer.weight.shape),
-                bias=weight.bias,
-                stride=layer.stride,
-                padding=layer.padding,
-                input_shape=layer.input_shape,
-                output_shape=layer.output_shape,
-                threshold=neuron.threshold,
-                v_min=neuron.v_min,
-                subtract=neuron.reset == "subtract",
-                many=neuron.many,
-                scale=neuron.scale,
-                destinations=_destinations(layer.name, network.layers, position),
-            )
+    network = lowered(quantized, placement)
+    readout = placement.options.get("readout")
+    parts = {layer.name: _parts(layer, placement) for layer in network.layers}
+    layers: dict[str, tuple[int, ...]] = {}
+    for name, found in parts.items():
+        first = sum(len(positions) for positions in layers.values())
+        layers[name] = tuple(range(first, first + len(found)))
+    cores = [core for layer in network.layers for core in _cores(layer, network, quantized, parts, layers, readout)]
+    return ChipProgram(
+        cores=tuple(cores),
+        entry=_destinations(network.input_name, 0, network, layers),
+        input_map=network.input_map,
+        layers=layers,
+        outputs=network.outputs,
+        dvs=network.dvs,
+        readout=readout,
+    )
+
+
+def _parts(layer: Layer, placement: Placement) -> list[tuple[int, int, int]]:
+    """Core, first channel and end of every part of a layer; without slices it is whole, on one core."""
+    channels, height, width = layer.output_shape
+    area = height * width
+    cores = placement.cores.get(layer.name, ())
+    slices = placement.slices.get(layer.name) or ((0, channels * area),)
+    edges = [0, *(last for _, last in slices)]
+    whole = all(first == edge for (first, _), edge in zip(slices, edges, strict=False))
+    if len(cores) != len(slices) or not whole or edges[-1] != channels * area or any(edge % area for edge in edges):
+        raise PlacementError(
+            f"cores {list(cores)} with the neurons {[list(s) for s in slices]} are not whole channels of "
+            f"{layer.output_shape} (channel, y, x)",
+            node=layer.name,
+            remedy="Place it again.",
         )
-    entry = _destinations(network.input_name, network.layers, position)
-    layers = {name: (n,) for name, n in position.items()}
-    return ChipProgram(tuple(cores), entry, network.input_map, layers, network.outputs)
+    return [(core, a // area, b // area) for core, (a, b) in zip(cores, slices, strict=True)]
 
 
-def _destinations(source: str, layers: tuple[Any, ...], position: Mapping[str, int]) -> tuple[Destination, ...]:
+def _cores(
+    layer: Layer,
+    network: Network,
+    quantized: Quantized,
+    parts: Mapping[str, list[tuple[int, int, int]]],
+    layers: Mapping[str, tuple[int, ...]],
+    readout: Mapping[str, Any] | None,
+) -> Iterator[ChipCore]:
+    (weight, bias), neuron = layer.integers(quantized), quantized[layer.name]
+    _, height, width = layer.output_shape
+    for number, first, end in parts[layer.name]:
+        yield ChipCore(
+            number=number,
+            layer=layer.name,
+            first=first,
+            weight=weight[first:end],
+            bias=None if bias is None else bias[first:end],
+            stride=layer.stride,
+            padding=layer.padding,
+            input_shape=layer.input_shape,
+            output_shape=(end - first, height, width),
+            threshold=neuron.threshold,
+            v_min=neuron.v_min,
+            subtract=neuron.reset == "subtract",
+            many=neuron.many,
+            scale=neuron.scale,
+            destinations=_destinations(layer.name, first, network, layers),
+            spread=readout["spread"] if readout is not None and readout["node"] == layer.name else 1,
+        )
+
+
+def _destinations(
+    source: str, first: int, network: Network, layers: Mapping[str, tuple[int, ...]]
+) -> tuple[Destination, ...]:
+    """Every part of every layer that reads a source; `first` is the first channel of the part that sends."""
     return tuple(
-        Destination(position[layer.name], feed.pool)
-        for layer in layers
+        Destination(position, feed.pool, feed.shift + first)
+        for layer in network.layers
         for feed in layer.feeds
         if feed.source == source
+        for position in layers[layer.name]
     )

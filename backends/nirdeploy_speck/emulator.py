@@ -20,6 +20,7 @@ from nirdeploy import exact
 from nirdeploy import graph as graphs
 from nirdeploy.errors import QuantizationError, UnavailableError, UnsupportedError
 from nirdeploy.names import suggest
+from nirdeploy.placement import Placement
 from nirdeploy.quantization import Quantized
 from nirdeploy.raster import check_raster
 from nirdeploy.trajectory import Record, Trajectory
@@ -54,10 +55,10 @@ class Core:
     @classmethod
     def of(cls, layer: Layer, quantized: Mapping[str, Any]) -> Core:
         """The integers of one layer out of a `Quantized`."""
-        weight, neuron = quantized[layer.weight_node], quantized[layer.name]
+        (weight, bias), neuron = layer.integers(quantized), quantized[layer.name]
         return cls(
-            weight.weight.reshape(layer.weight.shape),
-            weight.bias,
+            weight,
+            bias,
             neuron.threshold,
             neuron.v_min,
             neuron.scale,
@@ -123,10 +124,15 @@ def layer_input(layer: Layer, produced: Mapping[str, NDArray[Any]]) -> NDArray[A
         if feed.pool > 1:
             side = (feed.pool, feed.pool)
             flat = exact.sum_pool2d(flat, side, side)
-        if flat.shape[1:] != layer.input_shape:
-            problem = f"events of {feed.source!r} come as {flat.shape[1:]}, the core expects {layer.input_shape}"
+        expected = layer.inlet(feed).input_shape
+        if flat.shape[1:] != expected:
+            problem = f"events of {feed.source!r} come as {flat.shape[1:]}, the core expects {expected}"
             raise QuantizationError(problem, node=layer.name)
-        pooled = flat.reshape(steps, batch, *layer.input_shape)
+        pooled = flat.reshape(steps, batch, *expected)
+        if expected != layer.input_shape:  # one of several inputs side by side
+            wide = np.zeros((steps, batch, *layer.input_shape), dtype=pooled.dtype)
+            wide[:, :, feed.shift : feed.shift + expected[0], : expected[1], : expected[2]] = pooled
+            pooled = wide
         total = pooled if total is None else total.astype(np.int64) + pooled
     if total is None:
         raise UnsupportedError("a layer without inputs", node=layer.name)
@@ -182,6 +188,7 @@ def run(
     record: tuple[str, ...],
     nodes: tuple[str, ...] | None,
     options: Mapping[str, Any] | None = None,
+    placement: Placement | None = None,
 ) -> Trajectory:
     """Run a raster of counts through the emulator.
 
@@ -192,7 +199,7 @@ def run(
         QuantizationError: counts or voltages beyond 32 bits.
     """
     _refuse(on, mode, record, options or {})
-    network = lowered(quantized)
+    network = lowered(quantized, placement)
     data, batched = check_raster(raster, network.input_shape, integer=True)
     shapes = graphs.shapes(quantized.graph)
     if nodes is not None:

@@ -55,7 +55,7 @@ def quantize(
         notes.extend(_bound_notes(network, chosen))
     layers: dict[str, QuantizedWeight | QuantizedNeuron] = {}
     for layer in network.layers:
-        layers.update(_as_layers(graph, layer, chosen[layer.name]))
+        layers.update(_as_layers(layer, chosen[layer.name]))
     return Quantized(graph, target, convention, quantizer, layers, tuple(notes))
 
 
@@ -70,10 +70,10 @@ def _bound_notes(network: Network, chosen: Mapping[str, Core]) -> Iterator[str]:
             )
 
 
-def _as_layers(graph: nir.NIRGraph, layer: Layer, core: Core) -> dict[str, QuantizedWeight | QuantizedNeuron]:
-    shape = graph.nodes[layer.weight_node].weight.shape
+def _as_layers(layer: Layer, core: Core) -> dict[str, QuantizedWeight | QuantizedNeuron]:
+    weights = layer.by_node(core.weight, core.bias, core.scale)
     return {
-        layer.weight_node: QuantizedWeight(core.weight.reshape(shape), core.bias, core.scale),
+        **{node: QuantizedWeight(*integers, core.scale) for node, integers in weights.items()},
         layer.name: QuantizedNeuron(
             threshold=core.threshold,
             v_min=core.v_min,

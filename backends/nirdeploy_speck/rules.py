@@ -1,4 +1,7 @@
-"""What a DYNAP-CNN chip says about a graph: each limit of its table, each difference of its neurons."""
+"""What a DYNAP-CNN chip says about a graph: each limit of its table, each difference of its neurons.
+
+Here are the rules of single layers; those of the network as a whole are `network_rules`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,10 @@ import numpy as np
 from nirdeploy.reference.convention import Convention
 from nirdeploy.rules import Finding
 from nirdeploy.target import Target
-from nirdeploy_speck.network import Layer, Network, lower
+from nirdeploy_speck.capacity import demands, memories, most_channels
+from nirdeploy_speck.layers import Layer, Network
+from nirdeploy_speck.network import draft
+from nirdeploy_speck.network_rules import core_findings, destination_findings, dvs_findings, event_findings
 
 __all__ = ["RULES", "findings"]
 
@@ -19,13 +25,19 @@ Rule = Callable[[Layer, Network, Target], Iterator[Finding]]
 
 
 def findings(graph: nir.NIRGraph, target: Target, convention: Convention) -> list[Finding]:
-    """Everything the target cannot hold or computes differently."""
-    network, found = lower(graph, convention)
+    """Everything the target cannot hold or computes differently.
+
+    Limits are checked for every layer that can be made out, also where others cannot.
+    """
+    network, found = draft(graph, convention)
     if network is not None:
         for layer in network.layers:
             for rule in RULES:
                 found.extend(rule(layer, network, target))
-        found.extend(_too_many(network, target))
+        found.extend(dvs_findings(network, target))
+        whole = not any(f.severity == "error" for f in found)
+        found.extend(core_findings(network, target, whole))
+        found.extend(event_findings(network))
     return found
 
 
@@ -34,24 +46,19 @@ def _limit(target: Target, name: str) -> Any:
 
 
 def kernel_size(layer: Layer, network: Network, target: Target) -> Iterator[Finding]:
-    """Kernels are square, 1 to 16 (DS 2.4)."""
-    height, width = layer.weight.shape[2:]
+    """Kernels are square, 1 to 16 (DS 2.4); others were made square, with zeros, when they were lowered."""
+    side = layer.weight.shape[2]
     limit = _limit(target, "kernel_size")
-    if height != width:
-        yield Finding(
-            "kernel_square",
-            layer.weight_node,
-            f"kernel {height}x{width} is not square",
-            "Pad the kernel with zeros to a square, or make the map before a matrix square.",
-            value=[height, width],
-        )
-    if max(height, width) > limit:
+    if side > limit:
+        shapes = [inlet.shape[2:] for inlet in layer.inlets]
+        height, width = max(shapes, key=max)
+        zeros = "" if max(height, width) == side else f" (as a square of {side}x{side})"
         yield Finding(
             "kernel_size",
             layer.weight_node,
-            f"kernel {height}x{width} exceeds {limit}",
+            f"kernel {height}x{width}{zeros} exceeds {limit}x{limit}",
             "Use a smaller kernel, or pool before the matrix.",
-            value=max(height, width),
+            value=side,
             limit=limit,
         )
 
@@ -75,11 +82,13 @@ def padding(layer: Layer, network: Network, target: Target) -> Iterator[Finding]
     """Padding is 0 to 7 per axis (DS 2.4)."""
     limit = _limit(target, "padding")
     if max(layer.padding) > limit:
+        square = any(inlet.shape[2:] != layer.weight.shape[2:] for inlet in layer.inlets)
+        zeros = f", which the square kernel of {layer.weight.shape[2]} needs," if square else ""
         yield Finding(
             "padding",
             layer.weight_node,
-            f"padding {layer.padding} exceeds {limit}",
-            "Pad less.",
+            f"padding {layer.padding}{zeros} exceeds {limit}",
+            "Use a kernel or map whose sides differ less." if square else "Pad less.",
             value=max(layer.padding),
             limit=limit,
         )
@@ -135,53 +144,49 @@ def pooling(layer: Layer, network: Network, target: Target) -> Iterator[Finding]
                 f"a {source.output_shape[1]}x{source.output_shape[2]} map is not divisible by {feed.pool}; what the "
                 "chip does with the last row is not documented",
                 "Choose a map that is divisible.",
+                value=list(source.output_shape[1:]),
+                limit=feed.pool,
             )
 
 
 def destinations(layer: Layer, network: Network, target: Target) -> Iterator[Finding]:
     """A core sends to at most two destinations; an Output reads by monitor and takes none (DS 2.4)."""
-    fed = [(other.name, feed) for other in network.layers for feed in other.feeds if feed.source == layer.name]
-    limit = _limit(target, "destinations")
-    if len(fed) > limit:
-        yield Finding(
-            "destinations",
-            layer.name,
-            f"feeds {len(fed)} layers ({', '.join(name for name, _ in fed)}), at most {limit}",
-            "Split the population, or feed fewer layers.",
-            value=len(fed),
-            limit=limit,
-        )
+    yield from destination_findings(layer.name, network, _limit(target, "destinations"))
 
 
 def memory(layer: Layer, network: Network, target: Target) -> Iterator[Finding]:
-    """Every layer fits at least one core by itself."""
-    cores = target.table["cores"]
-    have = {
-        "kernel_memory": [1024 * k for k in cores["kernel_memory_ki"]],
-        "neuron_memory": [1024 * n for n in cores["neuron_memory_ki"]],
-        "bias_memory": list(cores["bias_memory"]),
-    }
-    need = layer.memory
-    if any(all(need[name] <= have[name][core] for name in have) for core in range(len(have["kernel_memory"]))):
+    """Every layer fits one core, or several by output channels as far as its sources' destinations go (DS 3.2.4.1)."""
+    demand = demands(network, target)[layer.name]
+    available = memories(target)
+    most = most_channels(demand, available)
+    if most >= demand.outputs:
         return
-    for name, amounts in have.items():
-        if need[name] > max(amounts):
-            yield Finding(
-                name,
-                layer.weight_node,
-                f"needs {need[name]} words of {name.replace('_', ' ')}, the largest core has {max(amounts)}",
-                "Use fewer channels or a smaller kernel or map.",
-                value=need[name],
-                limit=max(amounts),
-            )
-    if all(need[name] <= max(amounts) for name, amounts in have.items()):
-        figures = ", ".join(f"{need[name]} {name.replace('_', ' ')}" for name in have)
+    needs = layer.memory
+    largest = {name: max(have[name] for have in available) for name in needs}
+    count = min(demand.most_parts, len(available))
+    split = (
+        f"split over {count}, " if count > 1 else f"not to be split, as {demand.bound_by!r} has no destination left, "
+    )
+    remedy = (
+        f"{split}at most {most} of its {demand.outputs} output channels fit: use fewer, or a smaller kernel or map."
+        if most
+        else "No output channel fits: use fewer inputs, a smaller kernel or a smaller map."
+    )
+    remedy = remedy[0].upper() + remedy[1:]
+    over = [name for name in needs if needs[name] > largest[name]]
+    for name in over:
         yield Finding(
-            "memory",
+            name,
             layer.weight_node,
-            f"needs {figures}: no one core has all of it",
-            "Use fewer channels or a smaller map.",
+            f"needs {needs[name]} words of {name.replace('_', ' ')}, the largest core "
+            f"({next(c for c, have in enumerate(available) if have[name] == largest[name])}) has {largest[name]}",
+            remedy,
+            value=needs[name],
+            limit=largest[name],
         )
+    if not over:
+        figures = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in needs.items())
+        yield Finding("memory", layer.weight_node, f"needs {figures}: no one core has all of it", remedy)
 
 
 def leak(layer: Layer, network: Network, target: Target) -> Iterator[Finding]:
@@ -193,11 +198,12 @@ def leak(layer: Layer, network: Network, target: Target) -> Iterator[Finding]:
             "the chip adds a bias once per slow-clock cycle, and only while a slow clock runs",
             "Train without bias, or set the slow clock to one cycle a step.",
             severity="warning",
+            value=int(np.count_nonzero(layer.bias)),
         )
 
 
-def many_spikes(layer: Layer, network: Network, target: Target) -> Iterator[Finding]:
-    """The chip works event by event: a step of the model is not a moment of the chip."""
+def firing(layer: Layer, network: Network, target: Target) -> Iterator[Finding]:
+    """The chip fires at v >= threshold (sinabs test_single_neuron_hardware.py) and bounds v below (DS 3.2.4.6.3)."""
     if layer.convention.crossing == "strict":
         yield Finding(
             "crossing",
@@ -249,17 +255,41 @@ def lower_bound(layer: Layer, network: Network, target: Target) -> Iterator[Find
         )
 
 
-def _too_many(network: Network, target: Target) -> Iterator[Finding]:
-    cores = len(target.table["cores"]["kernel_memory_ki"])
-    if len(network.layers) > cores:
+def resolution(layer: Layer, network: Network, target: Target) -> Iterator[Finding]:
+    """Weights have 8 bits; threshold, bound and bias 16, of one scale (DS table 3): none may vanish beside another."""
+    largest, threshold = float(np.abs(layer.weight).max()), float(layer.threshold)
+    if not largest:
+        problem = "all weights are zero: it never fires, and no scale can be found for it"
+        yield Finding("weights", layer.weight_node, problem, "Remove the layer.", severity="warning", value=0)
+        return
+    words = target.table["words"]
+    weight_scale = ((1 << (int(words["weight_bits"]) - 1)) - 1) / largest
+    if threshold * weight_scale < 0.5:
         yield Finding(
-            "cores",
-            network.layers[cores].name,
-            f"{len(network.layers)} layers, the chip has {cores} cores",
-            "Use fewer layers.",
-            value=len(network.layers),
-            limit=cores,
+            "threshold_resolution",
+            layer.name,
+            f"v_threshold {threshold:.4g} is less than half an integer where the weights, up to {largest:.4g}, fill "
+            f"{words['weight_bits']} bits: any positive weight makes it fire",
+            "Rescale weights or threshold; 'calibrated' takes the least the chip has, 1, and 'max' refuses.",
+            severity="warning",
+            value=threshold,
+            limit=int(words["threshold_high_min"]),
         )
+    for what, value, bits in (
+        ("v_threshold", threshold, int(words["state_bits"])),
+        ("v_min", 0.0 if layer.v_min is None else abs(float(layer.v_min)), int(words["state_bits"])),
+        ("the bias", 0.0 if layer.bias is None else float(np.abs(layer.bias).max()), int(words["bias_bits"])),
+    ):
+        # values beyond floats are other rules'
+        if np.isfinite(value) and value and largest * ((1 << (bits - 1)) - 1) / value < 0.5:
+            yield Finding(
+                "weight_resolution",
+                layer.weight_node,
+                f"weights up to {largest:.4g} are less than half an integer where {what} {value:.4g} fills {bits} "
+                "bits: all of them become 0",
+                "Rescale the weights, or what they stand beside.",
+                value=largest,
+            )
 
 
 RULES: tuple[Rule, ...] = (
@@ -271,6 +301,7 @@ RULES: tuple[Rule, ...] = (
     destinations,
     memory,
     leak,
-    many_spikes,
+    firing,
     lower_bound,
+    resolution,
 )

@@ -35,13 +35,13 @@ def sinabs_convention(bounds, **fields):
     return nd.convention("sinabs", overrides=overrides, **fields)
 
 
-def deploy_max(graph, convention):
+def deploy_max(graph, convention, **options):
     """Deploy with sinabs's rule; its warnings are tested elsewhere."""
     import warnings
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return nd.deploy(graph, "speck2f", convention=convention, quantizer="max")
+        return nd.deploy(graph, "speck2f", convention=convention, quantizer="max", **options)
 
 
 def golden_graph(name, data):
@@ -103,6 +103,35 @@ def assert_equals_configuration(data, deployment, prefix, names):
         assert list(layer.memory.values()) == data[key + memory].tolist()
 
 
+def assert_equals_every_field(data, deployment):
+    """Of the recorded cases, on the cores that sinabs chose: all fields it sets, destinations as they stand."""
+    layers = chip_configuration(deployment.quantized, deployment.placement)["cnn_layers"]
+    assert len(layers) == int(data["n_layers"])
+    for index in range(len(layers)):
+        key = f"L{index}_"
+        fields = layers[str(int(data[key + "core"]))]
+        dimensions = fields["dimensions"]
+        assert np.array_equal(np.array(fields["weights"]), data[key + "cfg_weights"])
+        assert fields["biases"] == data[key + "bias"].tolist()
+        for which, name in (("input_shape", "in_shape"), ("output_shape", "neuron_shape")):
+            shape = dimensions[which]
+            assert [shape["feature_count"], shape["size"]["y"], shape["size"]["x"]] == data[key + name].tolist()
+        for name in ("stride", "padding"):
+            assert [dimensions[name]["y"], dimensions[name]["x"]] == data[key + name].tolist()
+        assert list(np.shape(fields["neurons_initial_value"])) == data[key + "cfg_neurons_shape"].tolist()
+        assert (fields["threshold_high"], fields["threshold_low"]) == (data[key + "thr_high"], data[key + "thr_low"])
+        for ours, name in (("leak_enable", "leak_enable"), ("monitor_enable", "monitor"), ("return_to_zero",) * 2):
+            assert fields[ours] == bool(data[key + name]), ours
+        destinations = [
+            [to[n] for n in ("layer", "pooling", "enable", "feature_shift")] for to in fields["destinations"]
+        ]
+        assert destinations == data[key + "cfg_dest"].tolist()
+
+
+def on_sinabs_cores(data):
+    return {"cores": {f"if{i}": int(data[f"L{i}_core"]) for i in range(int(data["n_layers"]))}}
+
+
 @pytest.mark.parametrize("name", list(GOLDENS))
 def test_goldens_recorded_from_sinabs_are_met_bit_for_bit(name):
     data = dict(np.load(GOLDEN / f"sinabs_{name}.npz"))
@@ -157,6 +186,7 @@ def test_recorded_cases_are_met_bit_for_bit(case):
     names = [f"if{i}" for i in range(int(data["n_layers"]))]
     assert_equals_sinabs(data, deployment, "L", names)
     assert_equals_configuration(data, deployment, "L", names)
+    assert_equals_every_field(data, deploy_max(graph, convention, **on_sinabs_cores(data)))
 
 
 def test_recorded_residual_is_met_bit_for_bit():
@@ -174,3 +204,4 @@ def test_recorded_residual_is_met_bit_for_bit():
     deployment = deploy_max(graph, sinabs_convention([-1.0, -1.0, -1.0]))
     assert_equals_sinabs(data, deployment, "L", ["if0", "if1", "if2"])
     assert_equals_configuration(data, deployment, "L", ["if0", "if1", "if2"])
+    assert_equals_every_field(data, deploy_max(graph, sinabs_convention([-1.0, -1.0, -1.0]), **on_sinabs_cores(data)))

@@ -56,7 +56,7 @@ def one_layer(weight, size, **options):
 @pytest.mark.parametrize(
     ("graph", "code", "words"),
     [
-        (one_layer(np.ones((1, 1, 3, 5)), (1, 8, 8)), "kernel_square", "kernel 3x5 is not square"),
+        (one_layer(np.ones((1, 1, 3, 4)), (1, 8, 8)), "kernel_square", "kernel 3x4 is not square"),
         (one_layer(np.ones((1, 1, 17, 17)), (1, 20, 20)), "kernel_size", "17x17 exceeds 16"),
         (one_layer(np.ones((1, 1, 3, 3)), (1, 9, 9), stride=3), "stride", "stride 3 is not one of"),
         (one_layer(np.ones((1, 1, 3, 3)), (1, 9, 9), padding=8), "padding", r"\(8, 8\) exceeds 7"),
@@ -65,8 +65,8 @@ def one_layer(weight, size, **options):
         (one_layer(np.ones((1, 1, 3, 3)), (1, 130, 130), stride=4), "input_size", "130x130 exceeds 128x128"),
         (one_layer(np.ones((1, 1, 1, 1)), (1, 65, 65)), "output_size", "65x65 exceeds 64x64"),
         (one_layer(np.ones((1025, 1, 1, 1)), (1, 2, 2)), "features", "1025 output features exceed 1024"),
-        (one_layer(np.ones((80, 64, 3, 3)), (64, 3, 3)), "kernel_memory", "needs 131072 words .* has 65536"),
-        (one_layer(np.ones((32, 1, 1, 1)), (1, 64, 64)), "neuron_memory", "needs 131072 words of neuron memory"),
+        (one_layer(np.ones((300, 64, 3, 3)), (64, 3, 3)), "kernel_memory", r"needs 524288 words .* \(5\) has 65536"),
+        (one_layer(np.ones((128, 1, 1, 1)), (1, 64, 64)), "neuron_memory", "needs 524288 words of neuron memory"),
         (one_layer(np.ones((64, 128, 1, 1)), (128, 32, 32)), None, None),
         (chain((2,), fc=linear_node(np.eye(2)), n=lif_node((2,))), "neuron", "LIF: the chip has integrate-and-fire"),
         (chain((2,), n=if_node((2,))), "structure", "0 weight nodes"),
@@ -79,10 +79,10 @@ def one_layer(weight, size, **options):
         (chain((2,), fc=linear_node(np.eye(2)), n=if_node((2,), threshold=0.0)), "threshold", "not positive"),
         (
             chain(
-                (1, 4, 4),
-                p=pool_node(nir.SumPool2d, 2),
-                c=conv_node(np.ones((1, 1, 1, 1)), (2, 2)),
-                n=if_node((1, 2, 2)),
+                (1, 9, 9),
+                p=pool_node(nir.SumPool2d, 3),
+                c=conv_node(np.ones((1, 1, 1, 1)), (3, 3)),
+                n=if_node((1, 3, 3)),
             ),
             "pooling",
             "before the first convolution",
@@ -171,7 +171,7 @@ def test_all_findings_come_at_once_with_torch_paths():
 def test_what_the_chip_does_differently_is_a_warning():
     graph = one_layer(np.ones((1, 1, 3, 3)), (1, 8, 8), bias=[1.0])
     found = codes(graph, nd.Convention(if_gain="r", reset="zero"), severity="warning")
-    assert set(found) == {"bias", "crossing", "v_min"}
+    assert set(found) == {"bias", "crossing", "v_min", "event_driven"}
 
 
 @pytest.mark.parametrize("fields", [{"fires": "before_update"}, {"reset_time": "next_step"}, {"population_delay": 1}])
@@ -418,14 +418,17 @@ def test_no_core_left_names_layer_and_cores():
 
 
 def test_layer_that_fits_no_allowed_core_says_why_for_each():
-    # 64 inputs of 3x3 to 40 outputs need exactly 64 Ki kernel words: cores 5 and 6 only
-    graph = chain((64, 3, 3), f=flatten_node((64, 3, 3)), fc=linear_node(np.ones((40, 576))), n=if_node((40,)))
+    # 64 inputs of 3x3 to 50 outputs need exactly 64 Ki kernel words: cores 5 and 6 only
+    graph = chain((64, 3, 3), f=flatten_node((64, 3, 3)), fc=linear_node(np.ones((50, 576))), n=if_node((50,)))
     placed = nd.deploy(graph, "speck2f", convention=PLAIN, quantizer="max")
     assert placed.placement.cores["n"][0] in (5, 6)
-    with pytest.raises(
-        PlacementError, match="'n': fits no core .*core 4: kernel_memory 65536 of 32768; core 5: avoided"
-    ):
-        nd.deploy(graph, "speck2f", convention=PLAIN, quantizer="max", avoid_cores=(5, 6))
+    words = (
+        r"'n': fits no core .*core 4: kernel_memory 65536 of 32768; core 5: avoided, would hold it.*"
+        r"nor 2 of them together \(4 \(32 channels\), 8 \(16 channels\)\)\. "
+        r"At most 48 output channels of 'n' fit; allow core 2 with avoid_cores=\[0, 1, 3, 5, 6, 7\]\."
+    )
+    with pytest.raises(PlacementError, match=words):
+        nd.deploy(graph, "speck2f", convention=PLAIN, quantizer="max", avoid_cores=(0, 1, 2, 3, 5, 6, 7))
 
 
 def test_utilization_lists_every_memory():
