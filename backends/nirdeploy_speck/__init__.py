@@ -75,7 +75,11 @@ class SpeckBackend:
         nodes: tuple[str, ...] | None,
         **options: Any,
     ) -> Trajectory:
-        """Run a raster on the emulator, which has no options of its own."""
+        """Run a raster on the emulator, in sinabs ('simulator') or on a device ('chip')."""
+        if on == "simulator":
+            from nirdeploy_speck import simulator
+
+            return simulator.run(quantized, placement, raster, mode=mode, record=record, nodes=nodes, options=options)
         from nirdeploy_speck import emulator
 
         return emulator.run(quantized, raster, on=on, mode=mode, record=record, nodes=nodes, options=options)
