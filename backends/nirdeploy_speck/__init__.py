@@ -76,6 +76,12 @@ class SpeckBackend:
         **options: Any,
     ) -> Trajectory:
         """Run a raster on the emulator, in sinabs ('simulator') or on a device ('chip')."""
+        if on == "chip":
+            from nirdeploy_speck import samna_runner
+
+            return samna_runner.run(
+                quantized, placement, raster, mode=mode, record=record, nodes=nodes, options=options
+            )
         if on == "simulator":
             from nirdeploy_speck import simulator
 
