@@ -116,6 +116,16 @@ def test_v_mem_in_input_gains_has_the_emulators_scale(sinabs):
     assert deployment.run(data, on="simulator").records == deployment.run(data).records
 
 
+def test_long_rasters_go_through_in_blocks_of_steps(sinabs, monkeypatch, tmp_path):
+    deployment = nd.deploy(conv_net(), "speck2f", convention=PLAIN, quantizer="max")
+    text = (Path(nirdeploy_speck.__file__).parent / "sinabs_worker.py").read_text()
+    assert text.count("_BLOCK = 1 << 24") == 1
+    (tmp_path / "worker.py").write_text(text.replace("_BLOCK = 1 << 24", "_BLOCK = 1000"))  # of 3 x 108 a step: 3 steps
+    monkeypatch.setattr("nirdeploy_speck.simulator._WORKER", tmp_path / "worker.py")
+    data = raster((1, 6, 6), steps=10)
+    assert deployment.run(data, on="simulator").records == deployment.run(data).records
+
+
 def split(program):
     """The program with its first core's channels on two cores."""
     first, *others = program.cores
