@@ -46,6 +46,9 @@ app = typer.Typer(
     help="Take a trained spiking network to a neuromorphic chip, and compare the states.",
 )
 
+env_app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
+app.add_typer(env_app, name="env", help="Interpreters of their own for the vendors' software.")
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output instead of tables.")]
 TargetName = Annotated[str, typer.Option("--target", "-t", help="A name from `nirdeploy targets`.")]
 Preset = Annotated[str | None, typer.Option(help="Convention preset, e.g. nir, norse, snntorch, sinabs, lava.")]
@@ -479,10 +482,69 @@ def doctor(as_json: Json = False) -> None:
     rows.append(("CUDA device", found["cuda"] or "none", "training and reference runs on a GPU"))
     rows += [(name, e["version"] or "not installed", e["for"]) for name, e in found["optional"].items()]
     rows += [(name, e["state"], e["for"]) for name, e in found["vendors"].items()]
+    rows += [(f"environment {name}", e["state"], e["python"] or "") for name, e in found["environments"].items()]
     rows += [(f"backend {name}", state, "") for name, state in found["backends"].items()]
     _print_table(f"nirdeploy {found['nirdeploy']}, Python {found['python']}", ("what", "state", "for"), rows)
     if any(state != "ok" for state in found["backends"].values()):
         raise typer.Exit(2)
+
+
+@env_app.command("list", epilog="Example: `nirdeploy env list --json`")
+def env_list(as_json: Json = False) -> None:
+    """List the environments: what each is for, whether it is built, and where."""
+    from nirdeploy.environments import environments
+
+    found = environments().values()
+    if as_json:
+        _print_json([_environment_as_data(environment) for environment in found])
+        return
+    rows = [(e.name, e.state, e.purpose, e.folder, "\n".join(e.holds)) for e in found]
+    _print_table(f"{len(rows)} environments", ("name", "state", "for", "folder", "holds"), rows)
+
+
+@env_app.command("create", epilog="Example: `nirdeploy env create speck`")
+def env_create(
+    name: Annotated[str, typer.Argument(help="A name from `nirdeploy env list`.")],
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Build it again although it is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Build an environment, unless this very one is there. Needs a package index; installs nothing elsewhere."""
+    from nirdeploy.environments import create
+
+    with _lines(as_json) as progress:
+        found = create(name, progress=progress, rebuild=rebuild)
+    if as_json:
+        _print_json(_environment_as_data(found))
+    else:
+        _say(f"{found.name}: {found.state}, {found.python}")
+
+
+def _environment_as_data(environment: Any) -> dict[str, Any]:
+    return {
+        "name": environment.name,
+        "state": environment.state,
+        "for": environment.purpose,
+        "folder": str(environment.folder),
+        "python": None if environment.python is None else str(environment.python),
+        "holds": list(environment.holds),
+    }
+
+
+@contextlib.contextmanager
+def _lines(hidden: bool) -> Iterator[Callable[[str], None]]:
+    """What a long installation says: its latest line beside a spinner, or line by line where there is no terminal."""
+    if hidden:
+        yield lambda _line: None
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda line: typer.echo(line, err=True)
+        return
+    with console.status("starting") as status:
+        yield lambda line: status.update(Text(line[:200], overflow="ellipsis", no_wrap=True))
 
 
 # ---------------------------------------------------------------- edges

@@ -15,7 +15,8 @@
     ├── PlacementError       (ValueError)           layers that do not fit the target's cores
     ├── ComparisonError      (ValueError)           two trajectories that cannot be aligned
     ├── ConfigurationError   (ValueError)           a configuration file that does not validate
-    └── UnavailableError     (NotImplementedError)  a vendor SDK, device or extra that is not installed
+    ├── UnavailableError     (NotImplementedError)  a vendor SDK, device or extra that is not installed
+    └── VendorError          (ValueError)           a vendor's software or device that failed, hung or answered nonsense
 
     QuantizationWarning      (UserWarning)          a trap of the quantiser asked for, met on this graph
     StabilityWarning         (UserWarning)          a step longer than a time constant it is integrated with
@@ -49,6 +50,7 @@ __all__ = [
     "TargetError",
     "UnavailableError",
     "UnsupportedError",
+    "VendorError",
 ]
 
 
@@ -151,6 +153,21 @@ class ConfigurationError(NirdeployError, ValueError):
 
 class UnavailableError(NirdeployError, NotImplementedError):
     """A vendor SDK, device or optional package is not installed."""
+
+
+class VendorError(NirdeployError, ValueError):
+    """A vendor's software or device failed, hung, or answered something else than agreed.
+
+    Args:
+        message: as for every error.
+        node: likewise.
+        remedy: likewise.
+        log: all that the program said.
+    """
+
+    def __init__(self, message: str, *, node: str | None = None, remedy: str | None = None, log: str = "") -> None:
+        super().__init__(message, node=node, remedy=remedy)
+        self.log = log
 
 
 class StabilityWarning(UserWarning):

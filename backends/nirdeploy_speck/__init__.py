@@ -75,7 +75,17 @@ class SpeckBackend:
         nodes: tuple[str, ...] | None,
         **options: Any,
     ) -> Trajectory:
-        """Run a raster on the emulator, which has no options of its own."""
+        """Run a raster on the emulator, in sinabs ('simulator') or on a device ('chip')."""
+        if on == "chip":
+            from nirdeploy_speck import samna_runner
+
+            return samna_runner.run(
+                quantized, placement, raster, mode=mode, record=record, nodes=nodes, options=options
+            )
+        if on == "simulator":
+            from nirdeploy_speck import simulator
+
+            return simulator.run(quantized, placement, raster, mode=mode, record=record, nodes=nodes, options=options)
         from nirdeploy_speck import emulator
 
         return emulator.run(

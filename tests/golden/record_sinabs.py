@@ -3,7 +3,7 @@
     .venv-sinabs/bin/python tests/golden/record_sinabs.py FOLDER
 
 Runs in an environment with torch and sinabs, without samna: the samna of PyPI is an installer that must not be
-imported, so plain data classes stand in for the names that sinabs imports. Writes FOLDER/sinabs_<name>.npz:
+imported, so the stand-in of `sinabs_worker.py` takes its place. Writes FOLDER/sinabs_<name>.npz:
 `raster` [step, channel, y, x]; per weight layer i `weight{i}`, `bias{i}` float32; per DYNAP-CNN layer k `q{k}_weight`,
 `q{k}_bias`, `q{k}_threshold`, `q{k}_v_min`, `q{k}_spikes`, `q{k}_v_mem`, `q{k}_config_weights`, `q{k}_reset_to_zero`.
 """
@@ -11,58 +11,14 @@ imported, so plain data classes stand in for the names that sinabs imports. Writ
 from __future__ import annotations
 
 import sys
-import types
 from pathlib import Path
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "backends" / "nirdeploy_speck"))
+import sinabs_worker
 
-class Plain:
-    """A bag of attributes."""
-
-    def __init__(self, **values):
-        self.__dict__.update(values)
-
-
-def core():
-    return Plain(dimensions=None, destinations=[Plain(enable=False, pooling=1) for _ in range(2)], monitor_enable=False)
-
-
-class Configuration:
-    """Nine cores and a sensor layer, as sinabs fills them."""
-
-    def __init__(self):
-        self.cnn_layers = [core() for _ in range(9)]
-        both = {"x": 0, "y": 0}
-        self.dvs_layer = Plain(
-            destinations=[Plain(enable=False, pooling=1) for _ in range(2)],
-            mirror=Plain(**both),
-            cut=Plain(**both),
-            origin=Plain(**both),
-            pooling=Plain(**both),
-        )
-
-
-def stand_in_for_samna():
-    samna = types.ModuleType("samna")
-    samna.__path__ = []
-    modules = {"samna": samna, "samnagui": types.ModuleType("samnagui")}
-    for chip in ("speck2e", "speck2f"):
-        package = types.ModuleType(f"samna.{chip}")
-        package.__path__ = []
-        package.configuration = types.ModuleType(f"samna.{chip}.configuration")
-        package.configuration.SpeckConfiguration = Configuration
-        package.event = Plain(Spike=object, WriteNeuronValue=object)
-        package.validate_configuration = lambda configuration: (True, "")
-        setattr(samna, chip, package)
-        modules[package.__name__] = package
-        modules[package.configuration.__name__] = package.configuration
-    samna.device = Plain(DeviceInfo=object, get_all_devices=list, open_device=None)
-    samna.graph = Plain(EventFilterGraph=object, sequential=None)
-    sys.modules.update(modules)
-
-
-stand_in_for_samna()
+sinabs_worker.provide_samna()
 
 import sinabs.layers as sl  # noqa: E402
 import torch  # noqa: E402

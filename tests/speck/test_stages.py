@@ -368,7 +368,6 @@ def test_runs_without_batch_and_by_node():
     ("options", "error", "words"),
     [
         ({"on": "chip"}, UnavailableError, "samna"),
-        ({"on": "simulator"}, UnavailableError, "sinabs"),
         ({"on": "emulater"}, UnsupportedError, "Did you mean 'emulator'"),
         ({"mode": "event"}, UnsupportedError, "mode 'event' is not supported yet"),
         ({"nodes": ["if9"]}, UnsupportedError, "no population 'if9'"),
