@@ -75,10 +75,10 @@ class SpeckBackend:
         nodes: tuple[str, ...] | None,
         **options: Any,
     ) -> Trajectory:
-        """Run a raster on the emulator, which has no options of its own."""
+        """Run a raster, or events, on the emulator; options are those of its mode 'event' (`options.EventOptions`)."""
         from nirdeploy_speck import emulator
 
-        return emulator.run(quantized, raster, on=on, mode=mode, record=record, nodes=nodes, options=options)
+        return emulator.run(quantized, placement, raster, on=on, mode=mode, record=record, nodes=nodes, options=options)
 
     def chip_configuration(self, quantized: Quantized, placement: Placement) -> dict[str, Any]:
         """Every field the chip is given."""
