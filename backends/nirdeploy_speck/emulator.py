@@ -28,7 +28,7 @@ from nirdeploy_speck.packed import Packed, pack
 from nirdeploy_speck.step import CoreRun, run_steps
 from nirdeploy_speck.step_kernels import scan
 
-__all__ = ["Core", "LayerRun", "layer_input", "run", "run_layer"]
+__all__ = ["Core", "LayerRun", "layer_currents", "layer_input", "run", "run_layer"]
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,16 @@ def layer_input(layer: Layer, produced: Mapping[str, NDArray[Any]]) -> NDArray[A
     return total
 
 
+def layer_currents(layer: Layer, weight: NDArray[Any], x: NDArray[Any]) -> NDArray[Any]:
+    """What events [step, batch, channel, y, x] add to v: [step * batch, channel, y, x], without the bias."""
+    steps, batch = x.shape[:2]
+    flat = x.reshape(steps * batch, *layer.input_shape)
+    if weight.shape[2:] == layer.input_shape[1:] and layer.padding == (0, 0):
+        currents = exact.linear(flat.reshape(steps * batch, -1), weight.reshape(weight.shape[0], -1))
+        return currents.reshape(steps * batch, *layer.output_shape)
+    return exact.conv2d(flat, weight, stride=layer.stride, padding=layer.padding)
+
+
 def run_layer(layer: Layer, core: Core, x: NDArray[Any]) -> LayerRun:
     """One layer over a whole raster: convolutions of all steps at once, then the neurons through time.
 
@@ -108,12 +118,7 @@ def run_layer(layer: Layer, core: Core, x: NDArray[Any]) -> LayerRun:
         QuantizationError: a sum, a count or v beyond 32 bits; naming the population and the value.
     """
     steps, batch = x.shape[:2]
-    flat = x.reshape(steps * batch, *layer.input_shape)
-    if core.weight.shape[2:] == layer.input_shape[1:] and layer.padding == (0, 0):
-        currents = exact.linear(flat.reshape(steps * batch, -1), core.weight.reshape(core.weight.shape[0], -1))
-        currents = currents.reshape(steps * batch, *layer.output_shape)
-    else:
-        currents = exact.conv2d(flat, core.weight, stride=layer.stride, padding=layer.padding)
+    currents = layer_currents(layer, core.weight, x)
     if core.bias is not None:
         currents = currents + core.bias[:, None, None]
     # no count and no v is larger than all that has come in; only where that may pass 32 bits the states are wider

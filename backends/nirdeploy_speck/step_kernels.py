@@ -41,7 +41,7 @@ from nirdeploy_speck.fields import (
     WIDTH,
 )
 
-__all__ = ["scan", "step_loop"]
+__all__ = ["count_differences", "scan", "step_loop"]
 
 
 @numba.njit(cache=True)
@@ -76,6 +76,50 @@ def scan(
             spikes[step, cell] = n
             v_mem[step, cell] = v
     return saturations, clamps
+
+
+@numba.njit(cache=True)
+def count_differences(
+    currents: NDArray[Any],
+    wanted: NDArray[Any],
+    bias: NDArray[np.int64],
+    threshold: int,
+    v_min: int,
+    subtract: bool,
+    many: bool,
+    worst: int,
+) -> NDArray[np.int64]:
+    """Spikes of neurons as `scan`'s by which each channel differs from what is wanted.
+
+    Args:
+        currents: [step, batch, channel, position], without the bias.
+        wanted: counts, likewise.
+        bias: [channel].
+        threshold, v_min, subtract, many: as of `scan`.
+        worst: stop where the sum is at least this; -1: never.
+    """
+    steps, batch, channels, positions = currents.shape
+    state = np.zeros((batch, channels, positions), np.int64)
+    found = np.zeros(channels, np.int64)
+    total = 0
+    for step in range(steps):
+        for sample in range(batch):
+            for channel in range(channels):
+                differences = 0
+                added = bias[channel]
+                for position in range(positions):
+                    v = state[sample, channel, position] + currents[step, sample, channel, position] + added
+                    n = 0
+                    if v >= threshold:
+                        n = v // threshold if many else 1
+                        v = v - n * threshold if subtract else 0
+                    state[sample, channel, position] = max(v, v_min)
+                    differences += abs(n - wanted[step, sample, channel, position])
+                found[channel] += differences
+                total += differences
+        if worst >= 0 and total >= worst:
+            break
+    return found
 
 
 @numba.njit(inline="always")
