@@ -75,7 +75,10 @@ class SpeckBackend:
         nodes: tuple[str, ...] | None,
         **options: Any,
     ) -> Trajectory:
-        """Run a raster on the emulator, in sinabs ('simulator') or on a device ('chip')."""
+        """Run a raster, or events, on the emulator, in sinabs ('simulator') or on a device ('chip').
+
+        Options of the emulator are those of its mode 'event' (`options.EventOptions`).
+        """
         if on == "chip":
             from nirdeploy_speck import samna_runner
 
@@ -88,9 +91,7 @@ class SpeckBackend:
             return simulator.run(quantized, placement, raster, mode=mode, record=record, nodes=nodes, options=options)
         from nirdeploy_speck import emulator
 
-        return emulator.run(
-            quantized, raster, on=on, mode=mode, record=record, nodes=nodes, options=options, placement=placement
-        )
+        return emulator.run(quantized, placement, raster, on=on, mode=mode, record=record, nodes=nodes, options=options)
 
     def chip_configuration(self, quantized: Quantized, placement: Placement) -> dict[str, Any]:
         """Every field the chip is given."""

@@ -1,33 +1,34 @@
-"""Integer emulation of DYNAP-CNN, `step` mode: bit for bit what sinabs's DynapcnnNetwork computes.
-
-Per step (sinabs 3.1.3, layers.IAFSqueeze with quantised parameters):
-v += conv(x) + b; n = v // threshold where v > 0, else 0, at most 1 for single spikes;
-v -= n threshold (or v = 0 where n > 0); v = max(v, v_min). States are wider than the chip's 16 bits; what
-would not have fitted is counted.
-"""
+"""The integer emulator of DYNAP-CNN: `step` mode, which is sinabs's arithmetic, and `event` mode, the chip's."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from nirdeploy import exact
 from nirdeploy import graph as graphs
 from nirdeploy.errors import QuantizationError, UnavailableError, UnsupportedError
+from nirdeploy.events import Events
 from nirdeploy.names import suggest
 from nirdeploy.placement import Placement
 from nirdeploy.quantization import Quantized
 from nirdeploy.raster import check_raster
 from nirdeploy.trajectory import Record, Trajectory
 from nirdeploy.version import __version__
+from nirdeploy_speck.cores import ChipProgram, chip_program
+from nirdeploy_speck.input import event_runs
 from nirdeploy_speck.network import Layer, Network, lowered
+from nirdeploy_speck.options import event_options, require_mode
+from nirdeploy_speck.packed import Packed, pack
+from nirdeploy_speck.step import CoreRun, run_steps
+from nirdeploy_speck.step_kernels import scan
 
-__all__ = ["Core", "LayerRun", "layer_input", "run", "run_layer"]
+__all__ = ["Core", "LayerRun", "layer_currents", "layer_input", "run", "run_layer"]
 
 
 @dataclass(frozen=True)
@@ -76,40 +77,6 @@ class LayerRun:
     counters: Mapping[str, int]
 
 
-@numba.njit(cache=True)
-def _scan(
-    currents: NDArray[np.int64],
-    threshold: int,
-    v_min: int,
-    subtract: bool,
-    many: bool,
-    spikes: NDArray[Any],
-    v_mem: NDArray[Any],
-) -> tuple[int, int]:
-    """Neurons [step, cell] through time; returns how often v passed 16 bits and how often v_min held it."""
-    steps, cells = currents.shape
-    state = np.zeros(cells, dtype=np.int64)
-    saturations = 0
-    clamps = 0
-    for step in range(steps):
-        for cell in range(cells):
-            v = state[cell] + currents[step, cell]
-            if v > 32767 or v < -32768:
-                saturations += 1
-            n = v // threshold if v > 0 else 0
-            if n > 1 and not many:
-                n = 1
-            if n > 0:
-                v = v - n * threshold if subtract else 0
-            if v < v_min:
-                v = v_min
-                clamps += 1
-            state[cell] = v
-            spikes[step, cell] = n
-            v_mem[step, cell] = v
-    return saturations, clamps
-
-
 def layer_input(layer: Layer, produced: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
     """Events at the core's input [step, batch, channel, y, x]: sources pooled by summing, then added.
 
@@ -139,6 +106,16 @@ def layer_input(layer: Layer, produced: Mapping[str, NDArray[Any]]) -> NDArray[A
     return total
 
 
+def layer_currents(layer: Layer, weight: NDArray[Any], x: NDArray[Any]) -> NDArray[Any]:
+    """What events [step, batch, channel, y, x] add to v: [step * batch, channel, y, x], without the bias."""
+    steps, batch = x.shape[:2]
+    flat = x.reshape(steps * batch, *layer.input_shape)
+    if weight.shape[2:] == layer.input_shape[1:] and layer.padding == (0, 0):
+        currents = exact.linear(flat.reshape(steps * batch, -1), weight.reshape(weight.shape[0], -1))
+        return currents.reshape(steps * batch, *layer.output_shape)
+    return exact.conv2d(flat, weight, stride=layer.stride, padding=layer.padding)
+
+
 def run_layer(layer: Layer, core: Core, x: NDArray[Any]) -> LayerRun:
     """One layer over a whole raster: convolutions of all steps at once, then the neurons through time.
 
@@ -146,12 +123,7 @@ def run_layer(layer: Layer, core: Core, x: NDArray[Any]) -> LayerRun:
         QuantizationError: a sum, a count or v beyond 32 bits; naming the population and the value.
     """
     steps, batch = x.shape[:2]
-    flat = x.reshape(steps * batch, *layer.input_shape)
-    if core.weight.shape[2:] == layer.input_shape[1:] and layer.padding == (0, 0):
-        currents = exact.linear(flat.reshape(steps * batch, -1), core.weight.reshape(core.weight.shape[0], -1))
-        currents = currents.reshape(steps * batch, *layer.output_shape)
-    else:
-        currents = exact.conv2d(flat, core.weight, stride=layer.stride, padding=layer.padding)
+    currents = layer_currents(layer, core.weight, x)
     if core.bias is not None:
         currents = currents + core.bias[:, None, None]
     # no count and no v is larger than all that has come in; only where that may pass 32 bits the states are wider
@@ -160,7 +132,7 @@ def run_layer(layer: Layer, core: Core, x: NDArray[Any]) -> LayerRun:
         raise QuantizationError(f"v can reach {most}, which 64 bits do not hold", node=layer.name)
     spikes = np.empty((steps, batch, *layer.output_shape), dtype=np.int32 if most < 1 << 31 else np.int64)
     v_mem = np.empty_like(spikes)
-    saturations, clamps = _scan(
+    saturations, clamps = scan(
         currents.reshape(steps, -1),
         core.threshold,
         core.v_min,
@@ -179,8 +151,32 @@ def run_layer(layer: Layer, core: Core, x: NDArray[Any]) -> LayerRun:
     return LayerRun(spikes, v_mem, counters)
 
 
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    network: Network
+    packed: Packed
+    outputs: Mapping[str, tuple[int, ...]]
+    placement: Placement
+
+
+# lowering a graph takes longer than a run; a Quantized never changes
+_prepared: WeakKeyDictionary[Quantized, _Prepared] = WeakKeyDictionary()
+
+
+def _prepare(quantized: Quantized, placement: Placement) -> _Prepared:
+    found = _prepared.get(quantized)
+    if found is None or found.placement is not placement:
+        network = lowered(quantized, placement)
+        shapes = graphs.shapes(quantized.graph)
+        outputs = {name: shapes[name].output for name in network.outputs}
+        found = _Prepared(network, pack(chip_program(quantized, placement)), outputs, placement)
+        _prepared[quantized] = found
+    return found
+
+
 def run(
     quantized: Quantized,
+    placement: Placement,
     raster: Any,
     *,
     on: str,
@@ -188,38 +184,59 @@ def run(
     record: tuple[str, ...],
     nodes: tuple[str, ...] | None,
     options: Mapping[str, Any] | None = None,
-    placement: Placement | None = None,
 ) -> Trajectory:
-    """Run a raster of counts through the emulator.
+    """Run a raster of counts, or recorded events of one sample, through the emulator.
+
+    Args:
+        quantized: integers of every layer.
+        placement: their cores.
+        raster: counts, [step, batch, ...] or [step, ...]; or, with mode 'event', Events.
+        on: 'emulator'.
+        mode: 'step' (None) or 'event'.
+        record: variables to record.
+        nodes: populations to record; None: all.
+        options: of mode 'event', the fields of `options.EventOptions` and `options.Lanes`.
 
     Raises:
         UnavailableError: on 'simulator' or 'chip'.
-        UnsupportedError: a mode other than 'step', an unknown option, or a variable the chip does not have.
+        UnsupportedError: an unknown mode or option, a variable the chip does not have, or biases in event mode without
+            a word on the slow clock.
         RasterError: wrong shape, negative, NaN or fractional counts.
         QuantizationError: counts or voltages beyond 32 bits.
     """
-    _refuse(on, mode, record, options or {})
-    network = lowered(quantized, placement)
-    data, batched = check_raster(raster, network.input_shape, integer=True)
-    shapes = graphs.shapes(quantized.graph)
+    _refuse(on, record)
+    chosen = require_mode(mode, options or {})
+    prepared = _prepare(quantized, placement)
+    network, program = prepared.network, prepared.packed.program
     if nodes is not None:
         _check_nodes(nodes, network)
-    produced: dict[str, NDArray[Any]] = {network.input_name: network.events(data)}
+    recorded = [nodes is None or core.layer in nodes for core in program.cores]
+    exits = set(network.outputs.values())
+    keep = {
+        "spikes": [
+            k for k, core in enumerate(program.cores) if core.layer in exits or (recorded[k] and "spikes" in record)
+        ],
+        "v_mem": [k for k in range(len(program.cores)) if recorded[k] and "v_mem" in record],
+    }
+    producer = f"nirdeploy {__version__}"
+    if chosen == "event":
+        asked = event_options(options or {})
+        found, batched = event_runs(prepared.packed, network, raster, asked, quantized.convention, keep)
+        producer += f" ({asked})"
+    else:
+        if isinstance(raster, Events):
+            raise UnsupportedError(
+                "recorded events have no steps", remedy="Use mode='event', or events_to_raster(events, step_us=...)."
+            )
+        data, batched = check_raster(raster, network.input_shape, integer=True)
+        found = run_steps(prepared.packed, network.events(data), **keep)
     records: dict[tuple[str, str], Record] = {}
-    counters: dict[str, Mapping[str, int]] = {}
     for layer in network.layers:
-        core = Core.of(layer, quantized)
-        result = run_layer(layer, core, layer_input(layer, produced))
-        produced[layer.name] = result.spikes
-        counters[layer.name] = result.counters
         if nodes is None or layer.name in nodes:
-            _record(records, layer, result, core, record, batched)
+            _record(records, layer, program, found, record, batched)
     for name, source in network.outputs.items():
-        shape = shapes[name].output
-        data = produced[source].reshape(*produced[source].shape[:2], *shape)
-        records[name, "output"] = Record(
-            name, "output", data if batched else data[:, 0], units="count", batched=batched
-        )
+        data = _whole(program, found, source, "spikes", prepared.outputs[name], batched)
+        records[name, "output"] = Record(name, "output", data, units="count", batched=batched)
     return Trajectory(
         records,
         output_names=tuple(network.outputs),
@@ -227,29 +244,57 @@ def run(
         executor="emulator",
         convention=quantized.convention,
         graph_sha256=graphs.sha256(quantized.graph),
-        counters=counters,
-        producer=f"nirdeploy {__version__}",
+        counters=_counters(program, found),
+        producer=producer,
     )
+
+
+def _counters(program: ChipProgram, found: tuple[CoreRun, ...]) -> dict[str, dict[str, int]]:
+    """Of every population, and of every core where one is on several."""
+    counters: dict[str, dict[str, int]] = {}
+    for name, positions in program.layers.items():
+        each = [found[k].counters for k in positions]
+        counters[name] = {key: sum(one[key] for one in each) for key in each[0]}
+        if len(positions) > 1:
+            for k in positions:
+                counters[f"{name} (core {program.cores[k].number})"] = dict(found[k].counters)
+    return counters
+
+
+def _whole(
+    program: ChipProgram,
+    found: tuple[CoreRun, ...],
+    name: str,
+    variable: str,
+    shape: tuple[int, ...],
+    batched: bool,
+) -> NDArray[Any]:
+    """A population [step, batch, *shape], put together from its cores."""
+    parts = [getattr(found[k], variable) for k in program.layers[name]]
+    data = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
+    data = data.reshape(*data.shape[:2], *shape)
+    whole: NDArray[Any] = data if batched else data[:, 0]
+    return whole
 
 
 def _record(
     records: dict[tuple[str, str], Record],
     layer: Layer,
-    result: LayerRun,
-    core: Core,
+    program: ChipProgram,
+    found: tuple[CoreRun, ...],
     wanted: tuple[str, ...],
     batched: bool,
 ) -> None:
-    for variable, array in (("spikes", result.spikes), ("v_mem", result.v_mem)):
+    core = program.cores[program.layers[layer.name][0]]
+    for variable in ("spikes", "v_mem"):
         if variable not in wanted:
             continue
-        data = array.reshape(*array.shape[:2], *layer.node_shape)
         voltage = variable == "v_mem"
         by_gain = voltage and layer.convention.v_unit == "gain"
         records[layer.name, variable] = Record(
             layer.name,
             variable,
-            data if batched else data[:, 0],
+            _whole(program, found, layer.name, variable, layer.node_shape, batched),
             scale=(core.scale / layer.gain if by_gain else core.scale) if voltage else 1.0,
             units=("input gain" if by_gain else "model") if voltage else "count",
             threshold=core.threshold if voltage else None,
@@ -264,7 +309,7 @@ def _check_nodes(nodes: tuple[str, ...], network: Network) -> None:
             raise UnsupportedError(f"no population {name!r} to record", remedy=suggest(str(name), known))
 
 
-def _refuse(on: str, mode: str | None, record: tuple[str, ...], options: Mapping[str, Any]) -> None:
+def _refuse(on: str, record: tuple[str, ...]) -> None:
     if on == "chip":
         raise UnavailableError(
             "running on a Speck needs samna and a device; this version has no samna runner yet",
@@ -276,12 +321,6 @@ def _refuse(on: str, mode: str | None, record: tuple[str, ...], options: Mapping
         )
     if on != "emulator":
         raise UnsupportedError(f"on={on!r} is unknown", remedy=suggest(str(on), ("emulator", "simulator", "chip")))
-    if mode not in (None, "step"):
-        raise UnsupportedError(f"mode {mode!r} is not supported yet", remedy="Use mode='step'.")
-    for name in sorted(options):
-        raise UnsupportedError(
-            f"the Speck emulator has no option {name!r} (given {options[name]!r})", remedy="Leave it out."
-        )
     if "i_syn" in record:
         raise UnsupportedError(
             "'i_syn' does not exist on this chip: its neurons have no synaptic state",

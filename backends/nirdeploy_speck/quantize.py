@@ -10,18 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nirdeploy.errors import QuantizationError
-from nirdeploy.exact import round_half_even, saturate
-from nirdeploy.quantization import Quantized, QuantizedNeuron, QuantizedWeight, best
+from nirdeploy.exact import round_half_even
+from nirdeploy.quantization import Quantized, QuantizedNeuron, QuantizedWeight
 from nirdeploy.reference.convention import Convention
 from nirdeploy.target import Target
-from nirdeploy_speck.emulator import Core, layer_input, run_layer
+from nirdeploy_speck.emulator import Core
 from nirdeploy_speck.network import Layer, Network, lower
 
-__all__ = ["quantize", "sinabs_integers", "sinabs_scale"]
-
-# how far below and above the scale that just fills 8 bits the search looks; above 1 the largest weights saturate
-_SCALES = (1.0, 0.98, 0.95, 0.92, 0.89, 0.86, 0.83, 0.8, 0.75, 0.7, 0.6, 1.05, 1.1, 1.2)
-_THRESHOLDS = (0, 1, -1, 2, -2)
+__all__ = ["layer_core", "quantize", "sinabs_integers", "sinabs_scale"]
 
 
 def quantize(
@@ -51,7 +47,9 @@ def quantize(
     if quantizer == "max":
         chosen = {layer.name: sinabs_integers(layer, notes) for layer in network.layers}
     else:
-        chosen = _calibrated(graph, network, convention, network.events(calibration), calibration, notes)
+        from nirdeploy_speck.calibrate import calibrated
+
+        chosen = calibrated(graph, network, convention, calibration, notes)
         notes.extend(_bound_notes(network, chosen))
     layers: dict[str, QuantizedWeight | QuantizedNeuron] = {}
     for layer in network.layers:
@@ -137,10 +135,10 @@ def sinabs_integers(layer: Layer, notes: list[str]) -> Core:
             node=layer.name,
             remedy="Use quantizer='calibrated'.",
         )
-    return _core(layer, weight, bias, threshold, v_min, float(1.0 / scale))
+    return layer_core(layer, weight, bias, threshold, v_min, float(1.0 / scale))
 
 
-def _core(
+def layer_core(
     layer: Layer,
     weight: NDArray[np.int64],
     bias: NDArray[np.int64] | None,
@@ -148,99 +146,7 @@ def _core(
     v_min: int,
     scale: float,
 ) -> Core:
+    """Integers of a layer, with the reset and the spikes a step of its convention."""
     here = layer.convention
     subtract, many = here.reset == "subtract", here.spikes_per_step == "many"
     return Core(weight, bias, threshold, v_min, scale, subtract, many)
-
-
-# ---------------------------------------------------------------- calibrated
-
-
-def _calibrated(
-    graph: nir.NIRGraph,
-    network: Network,
-    convention: Convention,
-    raster: NDArray[Any],
-    given: NDArray[Any],
-    notes: list[str],
-) -> dict[str, Core]:
-    """Layer by layer the integers whose spikes differ least from the reference's on the calibration data.
-
-    Each layer is fed by the quantised layers before it. All of it is replaced by 'max' should that agree better.
-    """
-    from nirdeploy.reference.executor import run
-
-    reference = run(graph, given, convention=convention, record=("spikes",))
-    wanted = {
-        layer.name: np.asarray(reference[layer.name, "spikes"].data).reshape(*raster.shape[:2], *layer.output_shape)
-        for layer in network.layers
-    }
-    by_max = _max_where_possible(network)
-    chosen: dict[str, Core] = {}
-    produced: dict[str, NDArray[Any]] = {network.input_name: raster}
-    for layer in network.layers:
-        x = layer_input(layer, produced)
-
-        def cost(core: Core, layer: Layer = layer, x: NDArray[Any] = x) -> int:
-            return _difference(run_layer(layer, core, x).spikes, wanted[layer.name])
-
-        chosen[layer.name], _ = best(_candidates(layer, by_max.get(layer.name)), cost)
-        produced[layer.name] = run_layer(layer, chosen[layer.name], x).spikes
-    found = _disagreement(network, chosen, raster, wanted)
-    total = sum(int(spikes.sum()) for spikes in wanted.values())
-    note = f"on the calibration data {found} spikes differ from the reference's {total}"
-    if len(by_max) == len(network.layers):
-        plain = _disagreement(network, by_max, raster, wanted)
-        note += f" ({plain} with quantizer='max')"
-        if plain < found:
-            chosen, note = by_max, note + "; those of 'max' were taken"
-    notes.append(note)
-    return chosen
-
-
-def _max_where_possible(network: Network) -> dict[str, Core]:
-    found = {}
-    for layer in network.layers:
-        try:
-            found[layer.name] = sinabs_integers(layer, [])
-        except QuantizationError:
-            if not layer.weight.any():
-                raise
-    return found
-
-
-def _difference(found: NDArray[Any], wanted: NDArray[Any]) -> int:
-    return int(np.abs(found.astype(np.int64) - wanted).sum())
-
-
-def _disagreement(
-    network: Network, cores: Mapping[str, Core], raster: NDArray[Any], wanted: Mapping[str, NDArray[Any]]
-) -> int:
-    """Spikes by which all layers together, each fed by the one before, differ from the reference's."""
-    produced: dict[str, NDArray[Any]] = {network.input_name: raster}
-    for layer in network.layers:
-        produced[layer.name] = run_layer(layer, cores[layer.name], layer_input(layer, produced)).spikes
-    return sum(_difference(produced[name], spikes) for name, spikes in wanted.items())
-
-
-def _candidates(layer: Layer, by_max: Core | None) -> Iterator[Core]:
-    full = float(sinabs_scale(layer.weight, 8))
-    strict = layer.convention.crossing == "strict"
-    for factor in _SCALES:
-        scale = full * factor
-        if layer.bias is not None:
-            scale = min(scale, 32767 / float(np.abs(layer.bias).max()))
-        scale = min(scale, 32766 / float(layer.threshold))
-        if layer.v_min is not None:
-            scale = min(scale, 32768 / max(float(-layer.v_min), 1e-30))
-        # in integers, above x is from floor(x) + 1 on, and not below x is from ceil(x) on
-        exact = float(layer.threshold) * scale
-        middle = int(np.floor(exact)) + 1 if strict else int(np.ceil(exact))
-        v_min = -32768 if layer.v_min is None else int(round_half_even(float(layer.v_min) * scale))
-        weight = saturate(round_half_even(layer.weight.astype(np.float64) * scale), 8)
-        bias = None if layer.bias is None else saturate(round_half_even(layer.bias.astype(np.float64) * scale), 16)
-        for offset in _THRESHOLDS:
-            threshold = min(max(1, middle + offset), 32767)
-            yield _core(layer, weight, bias, threshold, max(min(-1, v_min), -32768), 1.0 / scale)
-    if by_max is not None:
-        yield by_max

@@ -128,13 +128,13 @@ def run(
     if mode not in (None, "event"):
         raise UnsupportedError(f"the chip has no mode {mode!r}: it works event by event", remedy="Leave mode out.")
     chosen = ChipOptions.of(options)
-    network, program = lowered(quantized), chip_program(quantized, placement)
+    network, program = lowered(quantized, placement), chip_program(quantized, placement)
     require_variables(record, nodes, network)
     data, batched = check_raster(raster, network.input_shape, integer=True)
     keep = core_variables(program, record, nodes)
     step_us = _step_us(chosen, quantized)
     _require_clock(program, chosen)
-    dvs = getattr(program, "dvs", None)
+    dvs = program.dvs
     if dvs is not None and dvs.sensor:
         raise UnsupportedError("the sensor feeds this network; a raster cannot", remedy="Deploy without dvs.sensor.")
     states = {
@@ -212,8 +212,8 @@ def address(core: ChipCore, channel: int, y: int, x: int, *, rule: str = "agreed
             or a number takes more than 18 bits.
     """
     channels, height, width = core.output_shape
-    feature = channel * getattr(core, "spread", 1)
-    c_bits = log2_ceil((channels - 1) * getattr(core, "spread", 1) + 1)
+    feature = channel * core.spread
+    c_bits = log2_ceil((channels - 1) * core.spread + 1)
     y_bits, x_bits = log2_ceil(height), log2_ceil(width)
     by = {"sinabs": y_bits, "width": x_bits, "agreed": x_bits}[rule]
     if rule == "agreed" and height > 1 and x_bits != y_bits:
@@ -280,7 +280,7 @@ class _Session:
         if self.options.leak_clock_hz is not None:
             device.slow_clock(None)  # another program may have left it running
         for core in self.program.cores:
-            features = (core.output_shape[0] - 1) * getattr(core, "spread", 1) + 1
+            features = (core.output_shape[0] - 1) * core.spread + 1
             device.write_zeros(core.number, 1 << sum(log2_ceil(n) for n in (features, *core.output_shape[1:])))
         events = self._events(device, plan)
         self.counters["input_events"] += len(events)
@@ -327,7 +327,7 @@ class _Session:
             if event.layer not in at:
                 raise VendorError(f"core {event.layer} sent a spike, monitored are {sorted(at)}")
             core = self.program.cores[at[event.layer]]
-            channel, beside = divmod(int(event.feature), getattr(core, "spread", 1))
+            channel, beside = divmod(int(event.feature), core.spread)
             step = (int(event.timestamp) - plan.lead_us) // self.step_us
             place = (channel, int(event.y), int(event.x))
             if beside or any(not 0 <= n < size for n, size in zip(place, core.output_shape, strict=True)):

@@ -93,7 +93,7 @@ def run(
     if mode not in (None, "step"):
         raise UnsupportedError(f"sinabs has no mode {mode!r}", remedy="Use mode='step'.")
     timeout = _timeout(options)
-    network, program = lowered(quantized), chip_program(quantized, placement)
+    network, program = lowered(quantized, placement), chip_program(quantized, placement)
     require_variables(record, nodes, network)
     data, batched = check_raster(raster, network.input_shape, integer=True)
     keep = core_variables(program, record, nodes)

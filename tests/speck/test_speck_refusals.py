@@ -237,7 +237,7 @@ def test_numpy_integers_are_core_numbers():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"core_model": 1}, r"no option 'core_model'"),
+        ({"core_modell": 1}, r"no option 'core_modell' \(given 1\). Did you mean 'core_model'"),
         ({"on": 5}, "on.* 5"),
         ({"record": ("i_syn",)}, "'i_syn' does not exist on this chip"),
         ({"record": ("spikes", "i_syn")}, "'i_syn' does not exist on this chip"),

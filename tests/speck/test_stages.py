@@ -369,7 +369,7 @@ def test_runs_without_batch_and_by_node():
     [
         ({"on": "chip"}, UnavailableError, "samna"),
         ({"on": "emulater"}, UnsupportedError, "Did you mean 'emulator'"),
-        ({"mode": "event"}, UnsupportedError, "mode 'event' is not supported yet"),
+        ({"mode": "events"}, UnsupportedError, "mode 'events' is unknown. Did you mean 'event'"),
         ({"nodes": ["if9"]}, UnsupportedError, "no population 'if9'"),
     ],
 )
