@@ -298,6 +298,6 @@ def event_loop(
         for k in range(n_cores):
             if v_mem_at[k] >= 0:
                 p = table[k]
-                for cell in range(p[HEIGHT] * p[WIDTH] * p[OUTPUTS]):
-                    v_mem[step, v_mem_at[k] + cell] = v[p[CELL] + cell]
+                n_cells = p[HEIGHT] * p[WIDTH] * p[OUTPUTS]
+                v_mem[step, v_mem_at[k] : v_mem_at[k] + n_cells] = v[p[CELL] : p[CELL] + n_cells]
     return traced

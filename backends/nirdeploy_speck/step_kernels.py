@@ -260,6 +260,6 @@ def step_loop(
             else:
                 bound[k] = max(most - threshold, threshold, -v_min)
             if v_mem_at[k] >= 0:
-                for cell in range(p[HEIGHT] * p[WIDTH] * outputs):
-                    v_mem[step, v_mem_at[k] + cell] = v[p[CELL] + cell]
+                n_cells = p[HEIGHT] * p[WIDTH] * p[OUTPUTS]
+                v_mem[step, v_mem_at[k] : v_mem_at[k] + n_cells] = v[p[CELL] : p[CELL] + n_cells]
     return -1, 0
