@@ -11,20 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nirdeploy import exact
-from nirdeploy import graph as graphs
-from nirdeploy.errors import QuantizationError, UnavailableError, UnsupportedError
+from nirdeploy.errors import QuantizationError, UnsupportedError
 from nirdeploy.events import Events
 from nirdeploy.names import suggest
 from nirdeploy.placement import Placement
 from nirdeploy.quantization import Quantized
 from nirdeploy.raster import check_raster
-from nirdeploy.trajectory import Record, Trajectory
+from nirdeploy.trajectory import Trajectory
 from nirdeploy.version import __version__
 from nirdeploy_speck.cores import ChipProgram, chip_program
 from nirdeploy_speck.input import event_runs
 from nirdeploy_speck.network import Layer, Network, lowered
 from nirdeploy_speck.options import event_options, require_mode
 from nirdeploy_speck.packed import Packed, pack
+from nirdeploy_speck.results import core_variables, output_shapes, require_variables, trajectory
 from nirdeploy_speck.step import CoreRun, run_steps
 from nirdeploy_speck.step_kernels import scan
 
@@ -167,9 +167,8 @@ def _prepare(quantized: Quantized, placement: Placement) -> _Prepared:
     found = _prepared.get(quantized)
     if found is None or found.placement is not placement:
         network = lowered(quantized, placement)
-        shapes = graphs.shapes(quantized.graph)
-        outputs = {name: shapes[name].output for name in network.outputs}
-        found = _Prepared(network, pack(chip_program(quantized, placement)), outputs, placement)
+        program = chip_program(quantized, placement)
+        found = _Prepared(network, pack(program), output_shapes(quantized, program), placement)
         _prepared[quantized] = found
     return found
 
@@ -198,26 +197,19 @@ def run(
         options: of mode 'event', the fields of `options.EventOptions` and `options.Lanes`.
 
     Raises:
-        UnavailableError: on 'simulator' or 'chip'.
-        UnsupportedError: an unknown mode or option, a variable the chip does not have, or biases in event mode without
-            a word on the slow clock.
+        UnsupportedError: an unknown `on`, mode or option, a variable the chip does not have, or biases in event mode
+            without a word on the slow clock.
         RasterError: wrong shape, negative, NaN or fractional counts.
         QuantizationError: counts or voltages beyond 32 bits.
     """
-    _refuse(on, record)
+    if on != "emulator":
+        raise UnsupportedError(f"on={on!r} is unknown", remedy=suggest(str(on), ("emulator", "simulator", "chip")))
     chosen = require_mode(mode, options or {})
     prepared = _prepare(quantized, placement)
     network, program = prepared.network, prepared.packed.program
-    if nodes is not None:
-        _check_nodes(nodes, network)
-    recorded = [nodes is None or core.layer in nodes for core in program.cores]
-    exits = set(network.outputs.values())
-    keep = {
-        "spikes": [
-            k for k, core in enumerate(program.cores) if core.layer in exits or (recorded[k] and "spikes" in record)
-        ],
-        "v_mem": [k for k in range(len(program.cores)) if recorded[k] and "v_mem" in record],
-    }
+    require_variables(record, nodes, network)
+    wanted = core_variables(program, record, nodes)
+    keep = {name: [k for k, own in enumerate(wanted) if name in own] for name in ("spikes", "v_mem")}
     producer = f"nirdeploy {__version__}"
     if chosen == "event":
         asked = event_options(options or {})
@@ -230,22 +222,18 @@ def run(
             )
         data, batched = check_raster(raster, network.input_shape, integer=True)
         found = run_steps(prepared.packed, network.events(data), **keep)
-    records: dict[tuple[str, str], Record] = {}
-    for layer in network.layers:
-        if nodes is None or layer.name in nodes:
-            _record(records, layer, program, found, record, batched)
-    for name, source in network.outputs.items():
-        data = _whole(program, found, source, "spikes", prepared.outputs[name], batched)
-        records[name, "output"] = Record(name, "output", data, units="count", batched=batched)
-    return Trajectory(
-        records,
-        output_names=tuple(network.outputs),
-        target=quantized.target.name,
+    return trajectory(
+        quantized,
+        network,
+        program,
+        [{k: data for k in ("spikes", "v_mem") if (data := getattr(one, k)) is not None} for one in found],
+        record=record,
+        nodes=nodes,
+        batched=batched,
+        outputs=prepared.outputs,
         executor="emulator",
-        convention=quantized.convention,
-        graph_sha256=graphs.sha256(quantized.graph),
-        counters=_counters(program, found),
         producer=producer,
+        counters=_counters(program, found),
     )
 
 
@@ -259,70 +247,3 @@ def _counters(program: ChipProgram, found: tuple[CoreRun, ...]) -> dict[str, dic
             for k in positions:
                 counters[f"{name} (core {program.cores[k].number})"] = dict(found[k].counters)
     return counters
-
-
-def _whole(
-    program: ChipProgram,
-    found: tuple[CoreRun, ...],
-    name: str,
-    variable: str,
-    shape: tuple[int, ...],
-    batched: bool,
-) -> NDArray[Any]:
-    """A population [step, batch, *shape], put together from its cores."""
-    parts = [getattr(found[k], variable) for k in program.layers[name]]
-    data = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
-    data = data.reshape(*data.shape[:2], *shape)
-    whole: NDArray[Any] = data if batched else data[:, 0]
-    return whole
-
-
-def _record(
-    records: dict[tuple[str, str], Record],
-    layer: Layer,
-    program: ChipProgram,
-    found: tuple[CoreRun, ...],
-    wanted: tuple[str, ...],
-    batched: bool,
-) -> None:
-    core = program.cores[program.layers[layer.name][0]]
-    for variable in ("spikes", "v_mem"):
-        if variable not in wanted:
-            continue
-        voltage = variable == "v_mem"
-        by_gain = voltage and layer.convention.v_unit == "gain"
-        records[layer.name, variable] = Record(
-            layer.name,
-            variable,
-            _whole(program, found, layer.name, variable, layer.node_shape, batched),
-            scale=(core.scale / layer.gain if by_gain else core.scale) if voltage else 1.0,
-            units=("input gain" if by_gain else "model") if voltage else "count",
-            threshold=core.threshold if voltage else None,
-            batched=batched,
-        )
-
-
-def _check_nodes(nodes: tuple[str, ...], network: Network) -> None:
-    known = [layer.name for layer in network.layers]
-    for name in nodes:
-        if name not in known:
-            raise UnsupportedError(f"no population {name!r} to record", remedy=suggest(str(name), known))
-
-
-def _refuse(on: str, record: tuple[str, ...]) -> None:
-    if on == "chip":
-        raise UnavailableError(
-            "running on a Speck needs samna and a device; this version has no samna runner yet",
-            remedy="Use on='emulator'.",
-        )
-    if on == "simulator":
-        raise UnavailableError(
-            "running sinabs as a simulator is not supported yet", remedy="Use on='emulator', which equals it."
-        )
-    if on != "emulator":
-        raise UnsupportedError(f"on={on!r} is unknown", remedy=suggest(str(on), ("emulator", "simulator", "chip")))
-    if "i_syn" in record:
-        raise UnsupportedError(
-            "'i_syn' does not exist on this chip: its neurons have no synaptic state",
-            remedy="Record 'spikes', 'v_mem' or 'output'.",
-        )

@@ -21,6 +21,7 @@ from nirdeploy_speck.two_lanes import require_lanes
 
 __all__ = ["event_runs", "event_streams"]
 
+_MAX_BYTES = 1 << 31
 _STEP_US = 1000  # where nothing says how long a step is and nothing depends on it
 
 
@@ -37,12 +38,17 @@ def event_runs(
     Raises:
         UnsupportedError, RasterError: as `event_streams`.
     """
-    streams, batched = event_streams(packed, network, raster, options, convention)
+    streams, batched = event_streams(packed, network, raster, options, convention, keep)
     return run_events(packed, streams, **keep, sweep=options.sweep, leak_fires=options.leak_fires), batched
 
 
 def event_streams(
-    packed: Packed, network: Network, raster: Any, options: EventOptions, convention: Convention
+    packed: Packed,
+    network: Network,
+    raster: Any,
+    options: EventOptions,
+    convention: Convention,
+    keep: Mapping[str, Sequence[int]],
 ) -> tuple[list[Stream], bool]:
     """A stream a sample, and whether there was a batch axis.
 
@@ -52,17 +58,19 @@ def event_streams(
         raster: counts [step, batch, ...] or [step, ...], or Events.
         options: of the run.
         convention: whose dt is a step, where the options do not say.
+        keep: the cores whose 'spikes' and 'v_mem' will be recorded.
 
     Raises:
         UnsupportedError: biases and not a word on the slow clock that adds them; lanes at cores that have none; or
             no time where the result depends on it.
-        RasterError: wrong shape, negative, NaN or fractional counts; events beyond the Input or before the origin.
+        RasterError: wrong shape, negative, NaN or fractional counts; events beyond the Input or before the origin;
+            records of more than 2 GiB.
     """
     _require_clock(packed, options)
     if options.core_model == "two_lanes":
         require_lanes(packed)
     if isinstance(raster, Events):
-        return [_of_events(packed, network, raster, options, convention)], False
+        return [_of_events(packed, network, raster, options, convention, keep)], False
     data, batched = check_raster(raster, network.input_shape, integer=True)
     step_us = _step_us(options, convention, needed=options.timed)
     moved = network.events(data)
@@ -75,7 +83,12 @@ def event_streams(
 
 
 def _of_events(
-    packed: Packed, network: Network, events: Events, options: EventOptions, convention: Convention
+    packed: Packed,
+    network: Network,
+    events: Events,
+    options: EventOptions,
+    convention: Convention,
+    keep: Mapping[str, Sequence[int]],
 ) -> Stream:
     shape = network.input_shape
     given = events if events.shape is not None else _shaped(events, shape)
@@ -88,7 +101,14 @@ def _of_events(
         raise RasterError(f"the first event is at {first} us, before the origin at {start} us")
     last = int(events.time_us[-1]) + 1 if len(events) else start
     stop = last if events.stop_us is None else events.stop_us
-    n_steps = -(-(stop - start) // step_us)
+    n_steps = max(0, -(-(stop - start) // step_us))
+    sizes = packed.column("outputs") * packed.column("height") * packed.column("width")
+    size = n_steps * (16 + sum(4 * int(sizes[k]) for cores in keep.values() for k in cores))
+    if size > _MAX_BYTES:
+        raise RasterError(
+            f"records of {n_steps} steps of {step_us} us would take {size} bytes, at most {_MAX_BYTES}",
+            remedy="Use a longer step_us, record less, or origin='first' where times do not begin near 0.",
+        )
     passed, channel, y, x = network.addresses(given.address)
     found = arrivals(packed.program, events.time_us[passed], channel, y, x)
     return make_stream(packed, found, options, start_us=start, step_us=step_us, n_steps=n_steps)

@@ -120,6 +120,9 @@ def event_options(given: Mapping[str, Any]) -> EventOptions:
     Raises:
         UnsupportedError: a value that is none; naming option, value and what is expected.
     """
+    origin = given.get("origin", "zero")
+    if origin not in ("zero", "first"):
+        _whole("origin", origin, 0)
     lanes = {_LANES[name]: value for name, value in given.items() if name in _LANES}
     rest = {name: value for name, value in given.items() if name not in _LANES}
     for name, known in (
@@ -169,5 +172,6 @@ def _whole(name: str, value: Any, least: int) -> int:
     except TypeError:
         number = None
     if number is None or not least <= number <= 1_000_000_000_000:
-        raise UnsupportedError(f"{name} is {value!r}, expected a whole number from {least} on")
+        either = "'zero', 'first' or " if name == "origin" else ""
+        raise UnsupportedError(f"{name} is {value!r}, expected {either}a whole number from {least} on")
     return number

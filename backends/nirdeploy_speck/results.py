@@ -16,7 +16,7 @@ from nirdeploy.trajectory import Record, Trajectory
 from nirdeploy_speck.cores import ChipProgram
 from nirdeploy_speck.network import Layer, Network
 
-__all__ = ["core_variables", "require_variables", "trajectory"]
+__all__ = ["core_variables", "output_shapes", "require_variables", "trajectory"]
 
 
 def require_variables(record: tuple[str, ...], nodes: tuple[str, ...] | None, network: Network) -> None:
@@ -34,6 +34,12 @@ def require_variables(record: tuple[str, ...], nodes: tuple[str, ...] | None, ne
     for name in nodes or ():
         if name not in known:
             raise UnsupportedError(f"no population {name!r} to record", remedy=suggest(str(name), known))
+
+
+def output_shapes(quantized: Quantized, program: ChipProgram) -> dict[str, tuple[int, ...]]:
+    """Shapes of the Outputs in the graph."""
+    shapes = graphs.shapes(quantized.graph)
+    return {name: shapes[name].output for name in program.outputs}
 
 
 def core_variables(
@@ -58,6 +64,7 @@ def trajectory(
     record: tuple[str, ...],
     nodes: tuple[str, ...] | None,
     batched: bool,
+    outputs: Mapping[str, tuple[int, ...]],
     executor: str,
     producer: str,
     counters: Mapping[str, Mapping[str, int]] | None = None,
@@ -73,7 +80,8 @@ def trajectory(
         record: variables to record.
         nodes: populations to record; None: all.
         batched: whether the raster had a batch axis.
-        executor: 'simulator' or 'chip'.
+        outputs: shapes of the Outputs, as of `output_shapes`.
+        executor: 'emulator', 'simulator' or 'chip'.
         producer: what made it.
         counters: per node, what happened on the way.
         v_mem_steps: the steps that v_mem is known of; None: all.
@@ -95,10 +103,9 @@ def trajectory(
                 steps = v_mem_steps if variable == "v_mem" else None
                 one = _record(layer, variable, data if batched else data[:, 0], core.scale, core.threshold)
                 records[layer.name, variable] = Record(**one, batched=batched, steps=steps)
-    shapes = graphs.shapes(quantized.graph)
     for name, source in program.outputs.items():
         data = whole(source, "spikes")
-        data = data.reshape(*data.shape[:2], *shapes[name].output)
+        data = data.reshape(*data.shape[:2], *outputs[name])
         records[name, "output"] = Record(
             name, "output", data if batched else data[:, 0], units="count", batched=batched
         )

@@ -21,7 +21,7 @@ from nirdeploy.version import __version__
 from nirdeploy_speck.config import chip_configuration
 from nirdeploy_speck.cores import ChipCore, ChipProgram, chip_program
 from nirdeploy_speck.network import log2_ceil, lowered
-from nirdeploy_speck.results import core_variables, require_variables, trajectory
+from nirdeploy_speck.results import core_variables, output_shapes, require_variables, trajectory
 from nirdeploy_speck.samna_device import Device, open_device, require_runner
 
 __all__ = ["ChipOptions", "address", "monitored", "run"]
@@ -162,6 +162,7 @@ def run(
         record=record,
         nodes=nodes,
         batched=batched,
+        outputs=output_shapes(quantized, program),
         executor="chip",
         producer=f"nirdeploy {__version__} (samna {version})",
         counters={"chip": {**session.counters, **power}},

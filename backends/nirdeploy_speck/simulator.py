@@ -25,7 +25,7 @@ from nirdeploy.version import __version__
 from nirdeploy.worker import call, job_folder
 from nirdeploy_speck.cores import ChipProgram, Destination, chip_program
 from nirdeploy_speck.network import lowered
-from nirdeploy_speck.results import core_variables, require_variables, trajectory
+from nirdeploy_speck.results import core_variables, output_shapes, require_variables, trajectory
 
 __all__ = ["Job", "Simulated", "run", "simulate"]
 
@@ -107,6 +107,7 @@ def run(
         record=record,
         nodes=nodes,
         batched=batched,
+        outputs=output_shapes(quantized, program),
         executor="simulator",
         producer=f"nirdeploy {__version__} ({versions})",
     )

@@ -16,7 +16,7 @@ from nirdeploy_speck.two_lanes import service_starts
 
 __all__ = ["Arrivals", "Stream", "arrivals", "make_stream"]
 
-_MAX_BYTES = 1 << 31
+_LARGEST = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -87,13 +87,13 @@ def make_stream(
         n_steps: number of steps.
 
     Raises:
-        RasterError: records that would not fit memory.
+        RasterError: more microseconds times cycles than 62 bits hold.
     """
-    size = n_steps * packed.n_cells * 8
-    if size > _MAX_BYTES:
+    hertz = options.leak_clock_hz or 0
+    if n_steps * step_us * max(hertz, 1) >= _LARGEST:
         raise RasterError(
-            f"records of {n_steps} steps of {step_us} us would take {size} bytes, at most {_MAX_BYTES}",
-            remedy="Use a longer step_us, or origin='first' where times do not begin near 0.",
+            f"{n_steps} steps of {step_us} us at {hertz} Hz are more than 62 bits count",
+            remedy="Use origin='first', or a slower leak_clock_hz.",
         )
     time: NDArray[Any] = found.time_us - start_us
     if options.core_model == "two_lanes":
@@ -101,7 +101,6 @@ def make_stream(
         sequence = np.argsort(starts, kind="stable")
         found = Arrivals(found.time_us[sequence], found.core[sequence], found.address[sequence])
         time = np.floor(starts[sequence]).astype(np.int64)
-    hertz = options.leak_clock_hz or 0
     ends = np.arange(1, n_steps + 1, dtype=np.int64) * step_us
     columns = (found.core[:, None], found.address, (time * hertz // 1_000_000)[:, None])
     events = np.concatenate(columns, axis=1)

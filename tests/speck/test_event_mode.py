@@ -292,14 +292,35 @@ def test_steps_of_events_begin_where_they_are_told_to():
     assert deployment.run(events, mode="event", origin=9_000, step_us=500)["if1", "spikes"].shape == (8, 3, 6, 6)
     with pytest.raises(RasterError, match="first event is at 10000 us, before the origin at 10500 us"):
         deployment.run(events, mode="event", origin=10_500)
-    with pytest.raises(RasterError, match="would take .* bytes, at most .*longer step_us"):
+    with pytest.raises(RasterError, match="would take .* bytes, at most .*longer step_us, record less"):
         deployment.run(nd.Events([10**12], [0], [0], [0]), mode="event", step_us=1)
+    with pytest.raises(UnsupportedError, match="origin is 'start', expected 'zero', 'first' or a whole number"):
+        deployment.run(events, mode="event", origin="start")
+    late = nd.Events([10**14], [0], [0], [0])
+    with pytest.raises(RasterError, match="at 1000000 Hz are more than 62 bits count"):
+        deployment.run(late, mode="event", step_us=10**12, leak_clock_hz=10**6, nodes=[])
     with pytest.raises(RasterError, match=r"shape \(1, 9, 9\), the Input has \(1, 6, 6\)"):
         deployment.run(nd.Events([1], [0], [8], [0], shape=(1, 9, 9)), mode="event")
     with pytest.raises(RasterError, match="holds 8 at event 0"):
         deployment.run(nd.Events([1], [0], [8], [0]), mode="event")
     with pytest.raises(UnsupportedError, match="recorded events have no steps. Use mode='event'"):
         deployment.run(events)
+
+
+def test_a_long_recording_runs_where_little_is_recorded():
+    late = nd.Events([0, 10**8], [0, 0], [1, 2], [1, 2])
+    with pytest.raises(RasterError, match="would take"):
+        deployed().run(late, mode="event", step_us=10)
+    found = deployed().run(late, mode="event", step_us=10_000, record=())
+    assert found.outputs.shape == (10_001, 4)
+    assert found.counters["if1"]["input_events"] == 2
+
+
+def test_event_mode_compares_with_the_reference():
+    deployment, data = deployed(), raster((1, 6, 6))
+    comparison = nd.compare(nd.run(conv_net(), data, convention=PLAIN), deployment.run(data, mode="event"))
+    assert {"if1", "if2", "if3"} <= set(comparison.per_node)
+    assert comparison.first_divergence is not None
 
 
 def test_no_events_are_a_run_of_silence():
