@@ -1,7 +1,7 @@
 """How fast is the Speck emulator, and how fast is sinabs's DynapcnnNetwork in the same process?
 
-    .venv-sinabs/bin/python benchmarks/speck.py     # with sinabs, in the environment of the oracles
-    .venv/bin/python benchmarks/speck.py            # nirdeploy alone
+    PYTHONPATH=.:backends .venv-sinabs/bin/python benchmarks/speck.py  # with sinabs, as `make oracles` installs it
+    .venv/bin/python benchmarks/speck.py  # nirdeploy alone
 
 The network is the CNN for N-MNIST of the NIR paper. Where its published weights and recorded events are at hand (in
 `reference/cnn` of the folder that `NIRDEPLOY_SHARED` names) they are used, otherwise seeded ones of like density.
