@@ -73,12 +73,14 @@ def event_streams(
         return [_of_events(packed, network, raster, options, convention, keep)], False
     data, batched = check_raster(raster, network.input_shape, integer=True)
     step_us = _step_us(options, convention, needed=options.timed)
-    moved = network.events(data)
+    # the order is that in which the host sends them, before what the DVS layer makes of them
+    sent = network.events(data) if network.dvs is None else data
     streams = []
-    for sample in range(moved.shape[1]):
-        events = raster_to_events(moved[:, sample], step_us=step_us, order=options.order)
-        found = arrivals(packed.program, events.time_us, *events.index)
-        streams.append(make_stream(packed, found, options, start_us=0, step_us=step_us, n_steps=len(moved)))
+    for sample in range(sent.shape[1]):
+        events = raster_to_events(sent[:, sample], step_us=step_us, order=options.order)
+        passed, *index = network.addresses(events.address)
+        found = arrivals(packed.program, events.time_us[passed], *index)
+        streams.append(make_stream(packed, found, options, start_us=0, step_us=step_us, n_steps=len(sent)))
     return streams, batched
 
 

@@ -187,11 +187,10 @@ def _check_destination(
             remedy="Make the map a multiple of the pooling.",
         )
     pooled = (size[0], size[1] // to.pooling, size[2] // to.pooling)
-    # parts of a sum may be smaller than the map of the core
-    sizes = zip((pooled[0] + to.feature_shift, *pooled[1:]), target.input_shape, strict=True)
-    if any(size > limit for size, limit in sizes):
+    # a smaller map is the upper left corner of the core's
+    if any(n > most for n, most in zip((pooled[0] + to.feature_shift, *pooled[1:]), target.input_shape, strict=True)):
         raise QuantizationError(
-            f"events of {source!r} come as {pooled} from channel {to.feature_shift} on, the core expects "
+            f"events of {source!r} come as {pooled} from channel {to.feature_shift} on, the core holds "
             f"{target.input_shape}",
             node=target.layer,
         )

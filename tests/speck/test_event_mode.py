@@ -139,6 +139,25 @@ def test_a_layer_on_two_cores_computes_what_it_does_on_one(mode):
     assert counters["a (core 5)"]["spikes"] + counters["a (core 6)"]["spikes"] == a.counters["spikes"]
 
 
+def test_a_smaller_map_is_a_corner_of_the_core_s_own():
+    rng = np.random.default_rng(8)
+    first = core(2, "a", draw(rng, 2, 1, 2, 2), (1, 4, 4), to=[(1, 1, 1)])
+    second = core(3, "b", draw(rng, 3, 3, 3, 3), (3, 5, 4), stride=(2, 1), padding=(1, 1))
+    whole = program([first, second], [(0,)], (1, 4, 4))
+    found = events_of(whole.input_map, 120, rng)
+    packed, stream = stream_of(whole, found)
+    slow = SlowChip(whole)
+    for address in zip(*(axis.tolist() for axis in found[1:]), strict=True):
+        slow.send(whole.entry, *address)
+    result = run_events(packed, [stream], spikes=[0, 1], v_mem=[0, 1])
+    assert result[1].counters["input_events"] > 0
+    assert_is(result, slow)
+    data = rng.poisson(0.5, (6, 1, 1, 4, 4)).astype(np.int32)
+    steps = run_steps(packed, data, spikes=[0, 1], v_mem=[0, 1])
+    for step, row in enumerate(slow_steps(whole, data[:, 0])):
+        assert all(np.array_equal(steps[k].v_mem[step, 0], v) for k, (_, v) in enumerate(row))
+
+
 # ---------------------------------------------------------------- the chip's arithmetic, by hand
 
 
@@ -379,7 +398,7 @@ def test_destinations_that_events_do_not_fit_are_refused():
     whole = chain_of_two(np.random.default_rng(0))
     for to, words in (
         ((0, 1, 0), "'a' sends events to position 0"),
-        ((1, 1, 0), r"come as \(3, 6, 6\) from channel 0 on, the core expects \(3, 3, 3\)"),
+        ((1, 1, 0), r"come as \(3, 6, 6\) from channel 0 on, the core holds \(3, 3, 3\)"),
         ((1, 2, 1), "from channel 1 on"),
         ((1, 4, 0), "which pooling by 4 does not divide. Make the map a multiple"),
     ):

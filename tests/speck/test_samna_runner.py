@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import samna_double
 from nets import chain, conv_net, conv_node, flatten_node, if_node, linear_node, pool_node, raster
-from nirdeploy_speck import samna_device
 from nirdeploy_speck.config import chip_configuration
 from nirdeploy_speck.cores import chip_program
 from nirdeploy_speck.samna_fields import set_fields
@@ -23,21 +22,6 @@ from nirdeploy.errors import RasterError, UnavailableError, UnsupportedError, Ve
 PLAIN = nd.Convention(if_gain="r", reset="zero", crossing="inclusive", v_min=-4.0)
 # without negative weights, and with every weight below the threshold, events give the counts of frames
 SUBTRACT = nd.Convention(if_gain="r", reset="subtract", spikes_per_step="many", crossing="inclusive", v_min=-4.0)
-
-
-@pytest.fixture
-def world(monkeypatch, tmp_path):
-    """A samna that is found and imported like the real one, and what is behind it."""
-    found = samna_double.World()
-    monkeypatch.setattr(samna_double, "WORLD", found)
-    (tmp_path / "samna").mkdir()
-    text = "import samna_double\nglobals().update(samna_double.names(samna_double.WORLD))\n"
-    (tmp_path / "samna" / "__init__.py").write_text(text)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "samna", raising=False)
-    monkeypatch.setattr(samna_device, "time", found.clock)
-    yield found
-    sys.modules.pop("samna", None)
 
 
 def positive_net(seed=0):
