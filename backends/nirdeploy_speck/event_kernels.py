@@ -36,6 +36,7 @@ from nirdeploy_speck.fields import (
     WEIGHT,
     WIDTH,
 )
+from nirdeploy_speck.native import kernel
 
 __all__ = ["event_loop"]
 
@@ -223,7 +224,7 @@ def _cascade(
     return traced
 
 
-@numba.njit(cache=True)
+@kernel
 def event_loop(
     table: NDArray[np.int64],
     weights: NDArray[np.int32],

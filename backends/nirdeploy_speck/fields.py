@@ -35,7 +35,7 @@ FIELDS = (
 COUNTERS = ("saturations", "clamps", "synaptic_operations", "input_events", "spikes")
 """Columns of what the kernels count, a row a core."""
 
-# their numbers, which numba takes as literals; its cache does not see a change here, only one of the kernels' files
+# their numbers, which numba takes as literals
 (
     OUTPUTS,
     HEIGHT,

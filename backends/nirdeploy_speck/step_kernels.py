@@ -40,11 +40,12 @@ from nirdeploy_speck.fields import (
     WEIGHT,
     WIDTH,
 )
+from nirdeploy_speck.native import kernel
 
 __all__ = ["count_differences", "scan", "step_loop"]
 
 
-@numba.njit(cache=True)
+@kernel
 def scan(
     currents: NDArray[Any],
     threshold: int,
@@ -78,7 +79,7 @@ def scan(
     return saturations, clamps
 
 
-@numba.njit(cache=True)
+@kernel
 def count_differences(
     currents: NDArray[Any],
     wanted: NDArray[Any],
@@ -143,7 +144,7 @@ def _scatter(p: Any, w: Any, reach: Any, v: Any, c: int, y: int, x: int, n: Any)
     return (last_y - first_y + 1) * (last_x - first_x + 1) * outputs
 
 
-@numba.njit(cache=True)
+@kernel
 def step_loop(
     table: NDArray[np.int64],
     weights: NDArray[np.int32],

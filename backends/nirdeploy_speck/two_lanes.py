@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from nirdeploy.errors import UnsupportedError
+from nirdeploy_speck.native import kernel
 from nirdeploy_speck.options import Lanes
 from nirdeploy_speck.packed import Packed
 
@@ -88,7 +88,7 @@ def _positions(packed: Packed, k: int, address: NDArray[np.int64]) -> NDArray[np
     return found
 
 
-@numba.njit(cache=True)
+@kernel
 def _queue(
     time: NDArray[np.float64], work: NDArray[np.float64], lane: NDArray[np.int64], room: int
 ) -> NDArray[np.float64]:
