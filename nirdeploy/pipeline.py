@@ -320,7 +320,10 @@ class Deployment:
 
 
 def _names(given: Any, what: str, remedy: str) -> tuple[str, ...]:
-    names = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Iterable) else (given,)
+    try:
+        names = (given,) if isinstance(given, str) or not isinstance(given, Iterable) else tuple(given)
+    except TypeError:  # arrays without an axis say that they can be gone through
+        names = (given,)
     for name in names:
         if not isinstance(name, str):
             raise RasterError(f"{what} is {given!r}, expected names", remedy=remedy)

@@ -132,7 +132,7 @@ def require_calibration(quantizer: str, calibration: Any) -> None:
     Raises:
         QuantizationError: naming the remedy.
     """
-    if quantizer not in QUANTIZERS:
+    if not isinstance(quantizer, str) or quantizer not in QUANTIZERS:
         raise QuantizationError(f"unknown quantizer {quantizer!r}, expected one of {list(QUANTIZERS)}")
     if quantizer == "calibrated" and calibration is None:
         raise QuantizationError(

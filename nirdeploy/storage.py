@@ -179,6 +179,8 @@ def _load(file: h5py.File, label: str) -> Deployment:
             notes=tuple(str(note) for note in json.loads(texts["notes"])),
         )
         report = json.loads(texts["report"])
+        if report["target"] != quantized.target.name:
+            raise FileError(f"its integers are those of {report['target']}, its target is {quantized.target.name}")
         findings = tuple(Finding(**finding) for finding in report["findings"])
         placement = Placement.from_dict(json.loads(texts["placement"]))
         return Deployment(Report(str(report["target"]), findings), quantized, placement)

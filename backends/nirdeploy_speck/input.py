@@ -66,6 +66,8 @@ def event_streams(
         RasterError: wrong shape, negative, NaN or fractional counts; events beyond the Input or before the origin;
             records of more than 2 GiB.
     """
+    if isinstance(raster, list | tuple) and any(isinstance(one, Events) for one in raster):
+        raise RasterError("several recordings", remedy="Run one sample's Events at a time.")
     _require_clock(packed, options)
     if options.core_model == "two_lanes":
         require_lanes(packed)
@@ -95,7 +97,10 @@ def _of_events(
     shape = network.input_shape
     given = events if events.shape is not None else _shaped(events, shape)
     if given.shape != shape:
-        raise RasterError(f"the events have the shape {given.shape}, the Input has {shape}")
+        raise RasterError(
+            f"the events have the shape {given.shape}, the Input has {shape}",
+            remedy=f"Give them the shape they were recorded for, or record {shape}.",
+        )
     step_us = _step_us(options, convention, needed=False)
     first = int(events.time_us[0]) if len(events) else 0
     start = 0 if options.origin == "zero" else first if options.origin == "first" else int(options.origin)
@@ -103,7 +108,11 @@ def _of_events(
         raise RasterError(f"the first event is at {first} us, before the origin at {start} us")
     last = int(events.time_us[-1]) + 1 if len(events) else start
     stop = last if events.stop_us is None else events.stop_us
-    n_steps = max(0, -(-(stop - start) // step_us))
+    if stop < start:
+        raise RasterError(
+            f"the recording ends at {stop} us, before the origin at {start} us", remedy="Use an earlier origin."
+        )
+    n_steps = -(-(stop - start) // step_us)
     sizes = packed.column("outputs") * packed.column("height") * packed.column("width")
     size = n_steps * (16 + sum(4 * int(sizes[k]) for cores in keep.values() for k in cores))
     if size > _MAX_BYTES:

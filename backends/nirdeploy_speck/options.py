@@ -15,6 +15,7 @@ from nirdeploy.names import suggest
 __all__ = ["CORE_MODELS", "MODES", "EventOptions", "Lanes", "event_options", "require_mode"]
 
 MODES = ("step", "event")
+MOST_HZ = 1_000_000  # a cycle a microsecond, which is what time is counted in
 CORE_MODELS = ("in_order", "two_lanes")
 
 
@@ -98,9 +99,9 @@ def require_mode(mode: str | None, options: Mapping[str, Any]) -> str:
     Raises:
         UnsupportedError: an unknown mode, or options for 'step'.
     """
-    chosen = mode or "step"
-    if chosen not in MODES:
-        raise UnsupportedError(f"mode {mode!r} is unknown", remedy=suggest(chosen, MODES))
+    chosen = "step" if mode is None else mode
+    if not isinstance(chosen, str) or chosen not in MODES:
+        raise UnsupportedError(f"mode {mode!r} is unknown", remedy=suggest(str(chosen), MODES))
     for name in sorted(options):
         if name not in _NAMES:
             raise UnsupportedError(
@@ -121,7 +122,7 @@ def event_options(given: Mapping[str, Any]) -> EventOptions:
         UnsupportedError: a value that is none; naming option, value and what is expected.
     """
     origin = given.get("origin", "zero")
-    if origin not in ("zero", "first"):
+    if not isinstance(origin, str) or origin not in ("zero", "first"):
         _whole("origin", origin, 0)
     lanes = {_LANES[name]: value for name, value in given.items() if name in _LANES}
     rest = {name: value for name, value in given.items() if name not in _LANES}
@@ -131,11 +132,16 @@ def event_options(given: Mapping[str, Any]) -> EventOptions:
         ("core_model", CORE_MODELS),
         ("leak_fires", (True, False)),
     ):
-        if name in rest and not any(rest[name] is value or rest[name] == value for value in known):
+        # type and value: an array has no one answer to ==, and a kernel is compiled for each type
+        if name in rest and not any(type(rest[name]) is type(value) and rest[name] == value for value in known):
             raise UnsupportedError(f"{name} is {rest[name]!r}, expected {' or '.join(map(repr, known))}")
     for name, least in (("step_us", 1), ("leak_clock_hz", 0)):
         if rest.get(name) is not None:
             rest[name] = _whole(name, rest[name], least)
+    if (rest.get("leak_clock_hz") or 0) > MOST_HZ:
+        raise UnsupportedError(
+            f"leak_clock_hz is {rest['leak_clock_hz']}, at most {MOST_HZ}", remedy="Usual are 10 to 10000."
+        )
     if lanes and rest.get("core_model") != "two_lanes":
         name = next(n for n in given if n in _LANES)
         raise UnsupportedError(
@@ -147,7 +153,7 @@ def event_options(given: Mapping[str, Any]) -> EventOptions:
 
 
 def _lanes(given: dict[str, Any]) -> Lanes:
-    if given.get("slower_lane") not in (0, 1) or isinstance(given["slower_lane"], bool):
+    if type(given.get("slower_lane")) is not int or given["slower_lane"] not in (0, 1):
         raise UnsupportedError(
             f"slower_lane is {given.get('slower_lane')!r}, expected 0 or 1: no rule for it is known",
             remedy="Pass slower_lane=0 or slower_lane=1.",

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import h5py
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,7 +17,7 @@ from nirdeploy_speck.stream import arrivals, make_stream
 from speck_programs import SlowChip, chain_of_two, core, draw, program, residual, slow_steps, split
 
 import nirdeploy as nd
-from nirdeploy.errors import QuantizationError, RasterError, UnsupportedError
+from nirdeploy.errors import FileError, QuantizationError, RasterError, UnsupportedError
 
 PLAIN = nd.Convention(if_gain="r", reset="subtract", crossing="inclusive", v_min="-threshold")
 
@@ -356,6 +357,11 @@ def test_no_events_are_a_run_of_silence():
         ({"sweep": "xyc"}, "sweep is 'xyc', expected 'yxc' or 'cyx'"),
         ({"step_us": 0}, "step_us is 0, expected a whole number from 1 on"),
         ({"leak_clock_hz": 0.5}, "leak_clock_hz is 0.5, expected a whole number"),
+        ({"leak_clock_hz": 10**12}, "leak_clock_hz is 1000000000000, at most 1000000. Usual are 10 to 10000"),
+        ({"leak_fires": 1}, "leak_fires is 1, expected True or False"),
+        ({"order": np.array([1, 2])}, "order is array.*, expected 'sinabs' or 'row_major'"),
+        ({"origin": np.array([1, 2])}, "origin is array"),
+        ({"core_model": "two_lanes", "slower_lane": np.array([1, 2])}, "slower_lane is array.*, expected 0 or 1"),
         ({"leak_fires": "yes"}, "leak_fires is 'yes', expected True or False"),
         ({"core_model": "lanes"}, "core_model is 'lanes', expected 'in_order' or 'two_lanes'"),
         ({"slower_lane": 1}, "slower_lane=1 belongs to core_model='two_lanes'"),
@@ -371,6 +377,26 @@ def test_options_of_event_mode_without_meaning_are_refused(options, words):
         deployed().run(raster((1, 6, 6)), mode="event", **options)
     with pytest.raises(UnsupportedError, match="is an option of mode 'event', this is mode 'step'"):
         deployed().run(raster((1, 6, 6)), **options)
+
+
+def test_recordings_that_end_before_the_origin_and_several_at_once_are_refused():
+    nothing = np.zeros(0, int)
+    short = nd.Events(nothing, nothing, nothing, nothing, stop_us=5)
+    with pytest.raises(RasterError, match="the recording ends at 5 us, before the origin at 5000 us"):
+        deployed().run(short, mode="event", origin=5000)
+    with pytest.raises(RasterError, match="several recordings. Run one sample's Events at a time"):
+        deployed().run([short, short], mode="event")
+    with pytest.raises(UnsupportedError, match="mode '' is unknown"):
+        deployed().run(raster((1, 6, 6)), mode="")
+
+
+def test_integers_of_one_chip_are_not_those_of_another(tmp_path):
+    deployed().save(tmp_path)
+    with h5py.File(tmp_path / "deployment.h5", "r+") as file:
+        file.attrs["target"] = "loihi2"
+    (tmp_path / "chip.json").unlink()
+    with pytest.raises(FileError, match="its integers are those of speck2f, its target is loihi2"):
+        nd.load_deployment(tmp_path)
 
 
 # ---------------------------------------------------------------- programs that cannot be
