@@ -114,24 +114,29 @@ def _convention(
     from nirdeploy.reference.convention import Convention
     from nirdeploy.reference.presets import convention
 
-    values: dict[str, Any] = {}
-    for item in fields or []:
-        name, separator, text = item.partition("=")
-        if not separator:
-            raise ConfigurationError(f"--set {item!r} has no '='", remedy="Write --set reset=zero.")
-        try:
-            values[name] = json.loads(text)
-        except (ValueError, RecursionError):
-            values[name] = text
+    values = _assigned(fields, "--set", "reset=zero")
     refuse_separate(values, "fields of --set", "Use --preset and --dt.")
     if preset is None and base is not None:
         return Convention.from_dict({**base.to_dict(), **values, "dt": base.dt if dt is None else dt})
     return convention(preset or "nir", dt=dt, **values)
 
 
+def _assigned(items: list[str] | None, flag: str, example: str) -> dict[str, Any]:
+    """NAME=VALUE options; values are JSON where they are any, and text otherwise."""
+    values: dict[str, Any] = {}
+    for item in items or []:
+        name, separator, text = item.partition("=")
+        if not separator:
+            raise ConfigurationError(f"{flag} {item!r} has no '='", remedy=f"Write {flag} {example}.")
+        try:
+            values[name] = json.loads(text)
+        except (ValueError, RecursionError):
+            values[name] = text
+    return values
+
+
 def _counts(path: Path, step_us: int | None, used: Convention | None) -> tuple[Any, Any]:
     """A raster and its labels; events are counted into steps of the convention's dt, and into no others."""
-    from nirdeploy.event_files import is_event_file
     from nirdeploy.events import whole_microseconds
     from nirdeploy.raster import load_raster
 
@@ -140,9 +145,15 @@ def _counts(path: Path, step_us: int | None, used: Convention | None) -> tuple[A
         raise ConfigurationError(
             f"--step-us {step_us} with a convention whose dt is {dt} s", remedy="Give one of them, or --dt to match."
         )
-    if step_us is None and dt is not None and path.is_file() and is_event_file(path):
+    if step_us is None and dt is not None and _are_events(path):
         step_us = whole_microseconds(dt)
     return load_raster(path, step_us=step_us)
+
+
+def _are_events(path: Path) -> bool:
+    from nirdeploy.event_files import is_event_file
+
+    return path.is_file() and is_event_file(path)
 
 
 def _raster(path: Path | None) -> Any:
@@ -326,7 +337,8 @@ def _print_deployment(deployment: Deployment, folder: Path, *, as_json: bool) ->
 
 @app.command(
     epilog="Examples: `nirdeploy run net.nir data.npz --output ref.h5` runs the reference, "
-    "`nirdeploy run build/ data.npz --output chip.h5` the emulator"
+    "`nirdeploy run build/ data.npz --output chip.h5` the emulator, "
+    "`nirdeploy run build/ sample.bin --mode event --option leak_clock_hz=0` a Speck's event by event"
 )
 def run(
     source: Annotated[Path, typer.Argument(help="A .nir file, or a deployment folder.")],
@@ -339,6 +351,11 @@ def run(
     nodes: Annotated[str | None, typer.Option(help="Nodes to record, comma separated; default: all.")] = None,
     method: Annotated[str | None, typer.Option(help="dense (default), event or loop; for .nir files.")] = None,
     packed: Annotated[bool, typer.Option("--packed", help="Keep a bit a spike; for .nir files.")] = False,
+    mode: Annotated[str | None, typer.Option(help="Of the emulator, e.g. step or event on Speck.")] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--option", help="Option of a deployment's run, NAME=VALUE, e.g. leak_clock_hz=0; repeatable."),
+    ] = None,
     step_us: Annotated[int | None, typer.Option(help="Microseconds of a step, for files of events.")] = None,
     preset: Preset = None,
     dt: Step = None,
@@ -359,9 +376,21 @@ def run(
         if method is not None or packed:
             raise ConfigurationError("--method and --packed are the reference's", remedy="Leave them for deployments.")
         deployment = storage.load_deployment(source)
-        counts, labels = _counts(raster, step_us, deployment.convention)
-        trajectory = deployment.run(counts, on=on, record=wanted, nodes=chosen)
+        given = _assigned(options, "--option", "leak_clock_hz=0")
+        labels: Any = None
+        if mode == "event" and _are_events(raster):  # in their own order
+            from nirdeploy.event_files import load_events
+
+            counts: Any = load_events(raster)
+            given |= {} if step_us is None else {"step_us": step_us}
+        else:
+            counts, labels = _counts(raster, step_us, deployment.convention)
+        trajectory = deployment.run(counts, on=on, mode=mode, record=wanted, nodes=chosen, **given)
     else:
+        if mode is not None or options:
+            raise ConfigurationError(
+                "--mode and --option are those of deployments", remedy="Leave them for .nir files."
+            )
         network = io.read(source)
         convention = _convention(preset, dt, fields, stored_convention(network))
         counts, labels = _counts(raster, step_us, convention)

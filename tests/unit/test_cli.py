@@ -65,6 +65,41 @@ def test_whole_road_by_commands(call, work):
     assert "if1" in out
 
 
+def test_a_deployment_runs_event_by_event(call, work):
+    assert call("deploy", "net.nir", "-t", "speck2f", "-o", "build", "--quantizer", "max")[0] == 0
+    deployment, data = nd.load_deployment("build"), np.load("data.npz")["raster"]
+    code, _, err = call("run", "build", "data.npz", "-o", "e.h5", "--mode", "event", "--option", "sweep=cyx")
+    assert code == 0, err
+    wanted = deployment.run(data, mode="event", sweep="cyx")
+    found = nd.load_trajectory("e.h5")
+    assert found.producer == wanted.producer
+    np.testing.assert_array_equal(found["if1", "spikes"].data, wanted["if1", "spikes"].data)
+    # recorded events keep their own order; here the later channels come first
+    recorded = nd.Events([5, 5, 2500], [0, 0, 0], [3, 1, 2], [4, 1, 2], shape=(1, 6, 6))
+    nd.save_events("events.npz", recorded)
+    code, _, err = call("run", "build", "events.npz", "-o", "r.h5", "--mode", "event", "--step-us", 1000)
+    assert code == 0, err
+    wanted = deployment.run(recorded, mode="event", step_us=1000)
+    np.testing.assert_array_equal(nd.load_trajectory("r.h5")["if1", "spikes"].data, wanted["if1", "spikes"].data)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("run", "net.nir", "data.npz", "--mode", "event"), "--mode and --option are those of deployments"),
+        (("run", "build", "data.npz", "--mode", "events"), "mode 'events' is unknown. Did you mean 'event'?"),
+        (("run", "build", "data.npz", "--mode", "event", "--option", "sweep"), "--option 'sweep' has no '='"),
+        (("run", "build", "data.npz", "--mode", "event", "--option", "sweeps=cyx"), "has no option 'sweeps'"),
+        (("run", "build", "data.npz", "--option", "sweep=cyx"), "is an option of mode 'event', this is mode 'step'"),
+    ],
+)
+def test_options_of_a_run_without_meaning_are_wrong_usage(call, arguments, words):
+    assert call("deploy", "net.nir", "-t", "speck2f", "-o", "build", "--quantizer", "max")[0] == 0
+    code, _, err = call(*arguments)
+    assert code == 2
+    assert words in " ".join(err.split())
+
+
 def test_findings_exit_with_one(call):
     code, out, _ = call("check", "wide.nir", "--target", "speck2f")
     assert code == 1
