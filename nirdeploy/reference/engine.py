@@ -21,6 +21,7 @@ from nirdeploy.errors import ConventionError
 from nirdeploy.reference import event_kernels, kernels, pool_kernels, scan_kernels, training
 from nirdeploy.reference.cycle import Cycle
 from nirdeploy.reference.dynamics import MOST_SPIKES
+from nirdeploy.reference.lanes import WIDTH
 from nirdeploy.reference.memory import LINE, NUMPY, address
 from nirdeploy.reference.neurons import Delay, Membrane, Neuron
 from nirdeploy.reference.program import FOLDED, POPULATIONS, Part, Program, is_plain
@@ -418,7 +419,7 @@ class Engine:
         if mode in (kernels.ONE, kernels.INTEGRATE):
             past = all(_past_cache(record) for record in (v_record, i_record) if record is not none)
             most = scan_kernels.BLOCK * (4 if uniform else 1)  # those of one kind have no parameters to keep near
-            block = share(neurons, batch, scan_kernels.WIDTH, most, steps * batch * neurons // _LEAST)
+            block = share(neurons, batch, WIDTH, most, steps * batch * neurons // _LEAST)
 
             def work(first: int, last: int) -> None:
                 scan_kernels.scan(

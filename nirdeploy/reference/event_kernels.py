@@ -8,67 +8,47 @@ from __future__ import annotations
 import numpy as np
 
 from nirdeploy.reference.lanes import (
-    above,
+    WIDTH,
     add,
-    at_least,
     bits_of,
-    choose,
     count_set,
     first_set,
     get,
     keep,
     load,
-    load_some,
     multiply,
     pointer,
     put,
     splat,
     store,
     store_some,
-    subtract,
 )
 from nirdeploy.reference.native import inline, kernel
+from nirdeploy.reference.vector_kernels import GROUP, copy, membrane, read, settle, synapse, write
 
 __all__ = ["BLOCK", "convolution", "matrix"]
 
 BLOCK = 256  # neurons whose part of a matrix stays in the second cache
-_WIDTH = 16
-_GROUP = 64  # neurons whose spikes are one word
 
 
 @inline
-def _read(base, at, left):  # type: ignore[no-untyped-def]
-    return load(base, at, _WIDTH) if left >= _WIDTH else load_some(base, at, left, _WIDTH)
-
-
-@inline
-def _write(base, at, left, lanes):  # type: ignore[no-untyped-def]
-    if left < _WIDTH:
-        store_some(base, at, left, lanes)
-    else:
-        store(base, at, lanes)
-
-
-@inline
-def _fire(came, at, c, left, held, current, synapse, rows, decays, size, inclusive, subtracts):  # type: ignore[no-untyped-def]
+def _fire(came, at, c, left, held, current, delays, rows, decays, size, inclusive, subtracts):
     """Neurons from `c` on, whose state is at `at` + `c`: a bit for each that fires."""
-    if synapse:
-        keep, into = _read(decays, c, left), _read(decays, size + c, left)
-        came = add(multiply(keep, _read(current, at + c, left)), multiply(into, came))
-        _write(current, at + c, left, came)
-    decay, leak, gain = _read(rows, c, left), _read(rows, size + c, left), _read(rows, 2 * size + c, left)
-    threshold, v_min = _read(rows, 3 * size + c, left), _read(rows, 5 * size + c, left)
-    u = add(add(multiply(decay, _read(held, at + c, left)), leak), multiply(gain, came))
-    fired = at_least(u, threshold) if inclusive else above(u, threshold)
-    after = subtract(u, threshold) if subtracts else _read(rows, 4 * size + c, left)
-    u = choose(fired, after, u)
-    _write(held, at + c, left, choose(at_least(u, v_min), u, v_min))
+    if delays:
+        stays, into = read(decays, c, left), read(decays, size + c, left)
+        came = synapse(stays, read(current, at + c, left), into, came)
+        write(current, at + c, left, came)
+    decay, leak, gain = read(rows, c, left), read(rows, size + c, left), read(rows, 2 * size + c, left)
+    threshold, v_reset = read(rows, 3 * size + c, left), read(rows, 4 * size + c, left)
+    u = membrane(decay, read(held, at + c, left), leak, gain, came)
+    u, fired = settle(u, threshold, v_reset, read(rows, 5 * size + c, left), inclusive, subtracts)
+    write(held, at + c, left, u)
     bits = bits_of(fired)
-    return bits if left >= _WIDTH else bits & ((np.uint64(1) << np.uint64(left)) - np.uint64(1))
+    return bits if left >= WIDTH else bits & ((np.uint64(1) << np.uint64(left)) - np.uint64(1))
 
 
 @inline
-def _append(bits, found, used, first):  # type: ignore[no-untyped-def]
+def _append(bits, found, used, first):
     """Positions of set bits, four at a time: how many there are cannot be guessed. Returns how many are used now."""
     while bits != 0:
         count = min(4, count_set(bits))
@@ -80,26 +60,20 @@ def _append(bits, found, used, first):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _grown(found, used):  # type: ignore[no-untyped-def]
-    larger = np.empty(2 * found.size + 4 * _GROUP, np.int32)
+def _grown(found, used):
+    larger = np.empty(2 * found.size + 4 * GROUP, np.int32)
     larger[:used] = found[:used]
     return larger
 
 
 @inline
-def _keep(record, row, state, at, size):  # type: ignore[no-untyped-def]
-    for j in range(size):
-        put(record, row + j, get(state, at + j))
-
-
-@inline
-def _arrange(record, row, state, at, places, size):  # type: ignore[no-untyped-def]
+def _arrange(record, row, state, at, places, size):
     for j in range(size):
         put(record, row + get(places, j), get(state, at + j))
 
 
 @kernel
-def matrix(  # type: ignore[no-untyped-def]
+def matrix(
     begins, index, value, steps, first, last, weight, sources, table, bias, v, i, p, q, inclusive, subtracts, ends,
     v_record, i_record,
 ):  # fmt: skip
@@ -127,7 +101,7 @@ def matrix(  # type: ignore[no-untyped-def]
         Addresses of the emitted events, each of which counts one.
     """
     neurons, batch, rows_here = v.shape[1], v.shape[0], (last - first) * steps
-    keeps_v, keeps_i, synapse = v_record.size > 0, i_record.size > 0, i.size > 0
+    keeps_v, keeps_i, delays = v_record.size > 0, i_record.size > 0, i.size > 0
     starts, addresses, counts, source = pointer(begins), pointer(index), pointer(value), pointer(table)
     weights, held, current = pointer(weight), pointer(v), pointer(i)
     rows, decays, kept_v, kept_i = pointer(p), pointer(q), pointer(v_record), pointer(i_record)
@@ -136,7 +110,7 @@ def matrix(  # type: ignore[no-untyped-def]
     most = 1
     for row in range(first * steps, last * steps):
         most = max(most, begins[row + 1] - begins[row])
-    listed, factors, x = np.empty(most, np.int64), np.empty(most, v.dtype), np.empty(BLOCK + _GROUP, v.dtype)
+    listed, factors, x = np.empty(most, np.int64), np.empty(most, v.dtype), np.empty(BLOCK + GROUP, v.dtype)
     places, times, total = pointer(listed), pointer(factors), pointer(x)
     ended = np.zeros((blocks, rows_here + 1), np.int64)
     found, used = np.empty(max(1024, 4 * neurons), np.int32), 0
@@ -159,39 +133,37 @@ def matrix(  # type: ignore[no-untyped-def]
                     many += 1 if to >= 0 else 0
                     plain &= count == unit
                 c = a
-                while e - c >= _GROUP:
-                    y = load(from_bias, c, _GROUP)
+                while e - c >= GROUP:
+                    y = load(from_bias, c, GROUP)
                     if plain:
                         for k in range(many):
-                            y = add(y, load(weights, get(places, k) + c, _GROUP))
+                            y = add(y, load(weights, get(places, k) + c, GROUP))
                     else:
                         for k in range(many):
-                            y = add(
-                                y, multiply(splat(get(times, k), _GROUP), load(weights, get(places, k) + c, _GROUP))
-                            )
+                            y = add(y, multiply(splat(get(times, k), GROUP), load(weights, get(places, k) + c, GROUP)))
                     store(total, c - a, y)
-                    c += _GROUP
+                    c += GROUP
                 while c < e:
                     left = e - c
-                    z = _read(from_bias, c, left)
+                    z = read(from_bias, c, left)
                     for k in range(many):
-                        z = add(z, multiply(splat(get(times, k), _WIDTH), _read(weights, get(places, k) + c, left)))
+                        z = add(z, multiply(splat(get(times, k), WIDTH), read(weights, get(places, k) + c, left)))
                     store(total, c - a, z)
-                    c += _WIDTH
-                for g in range(a, e, _GROUP):
+                    c += WIDTH
+                for g in range(a, e, GROUP):
                     bits = np.uint64(0)
-                    for c in range(g, min(e, g + _GROUP), _WIDTH):
-                        came = load(total, c - a, _WIDTH)
+                    for c in range(g, min(e, g + GROUP), WIDTH):
+                        came = load(total, c - a, WIDTH)
                         some = _fire(
-                            came, at, c, e - c, held, current, synapse, rows, decays, neurons, inclusive, subtracts
+                            came, at, c, e - c, held, current, delays, rows, decays, neurons, inclusive, subtracts
                         )
                         bits |= some << np.uint64(c - g)
                     used = _append(bits, emitted, used, g)
                 ended[block, row - first * steps + 1] = used
                 if keeps_v:
-                    _keep(kept_v, (t * batch + b) * neurons + a, held, at + a, e - a)
+                    copy(held, at + a, kept_v, (t * batch + b) * neurons + a, e - a)
                 if keeps_i:
-                    _keep(kept_i, (t * batch + b) * neurons + a, current, at + a, e - a)
+                    copy(current, at + a, kept_i, (t * batch + b) * neurons + a, e - a)
     keep(listed)
     keep(factors)
     keep(x)
@@ -210,7 +182,7 @@ def matrix(  # type: ignore[no-untyped-def]
 
 
 @kernel
-def convolution(  # type: ignore[no-untyped-def]
+def convolution(
     begins, index, value, steps, first, last, weight, table, reach, bias, pieces, order, v, i, p, q, inclusive,
     subtracts, ends, v_record, i_record,
 ):  # fmt: skip
@@ -233,7 +205,7 @@ def convolution(  # type: ignore[no-untyped-def]
         Addresses of the emitted events in the node's order, each of which counts one.
     """
     neurons, batch = v.shape[1], v.shape[0]
-    keeps_v, keeps_i, synapse = v_record.size > 0, i_record.size > 0, i.size > 0
+    keeps_v, keeps_i, delays = v_record.size > 0, i_record.size > 0, i.size > 0
     starts, addresses, counts, source = pointer(begins), pointer(index), pointer(value), pointer(table)
     weights, held, current, places = pointer(weight), pointer(v), pointer(i), pointer(order)
     rows, decays, kept_v, kept_i = pointer(p), pointer(q), pointer(v_record), pointer(i_record)
@@ -251,34 +223,34 @@ def convolution(  # type: ignore[no-untyped-def]
                 emitted = pointer(found)
             row = b * steps + t
             for k in range(get(starts, row), get(starts, row + 1)):
-                j, count = get(addresses, k), splat(get(counts, k), _WIDTH)
+                j, count = get(addresses, k), splat(get(counts, k), WIDTH)
                 to, tap = np.int64(get(source, 2 * j)), np.int64(get(source, 2 * j + 1))
                 if to < 0:
                     continue
                 for _ in range(spans):
-                    for c in range(0, span - span % _WIDTH, _WIDTH):
+                    for c in range(0, span - span % WIDTH, WIDTH):
                         store(
                             total,
                             to + c,
-                            add(load(total, to + c, _WIDTH), multiply(count, load(weights, tap + c, _WIDTH))),
+                            add(load(total, to + c, WIDTH), multiply(count, load(weights, tap + c, WIDTH))),
                         )
-                    if span % _WIDTH:
-                        c, left = span - span % _WIDTH, span % _WIDTH
-                        y = add(_read(total, to + c, left), multiply(count, _read(weights, tap + c, left)))
+                    if span % WIDTH:
+                        c, left = span - span % WIDTH, span % WIDTH
+                        y = add(read(total, to + c, left), multiply(count, read(weights, tap + c, left)))
                         store_some(total, to + c, left, y)
                     to += stride_x
                     tap += stride_w
             before = used
             for n in range(pieces.shape[0]):
                 stand, a, size = get(stretches, 3 * n), get(stretches, 3 * n + 1), get(stretches, 3 * n + 2)
-                for g in range(0, size, _GROUP):
+                for g in range(0, size, GROUP):
                     bits = np.uint64(0)
-                    for c in range(g, min(size, g + _GROUP), _WIDTH):
+                    for c in range(g, min(size, g + GROUP), WIDTH):
                         left = size - c
-                        came = _read(total, stand + c, left)
-                        _write(total, stand + c, left, _read(from_bias, stand + c, left))
+                        came = read(total, stand + c, left)
+                        write(total, stand + c, left, read(from_bias, stand + c, left))
                         some = _fire(
-                            came, at, a + c, left, held, current, synapse, rows, decays, neurons, inclusive, subtracts
+                            came, at, a + c, left, held, current, delays, rows, decays, neurons, inclusive, subtracts
                         )
                         bits |= some << np.uint64(c - g)
                     used = _append(bits, emitted, used, a + g)

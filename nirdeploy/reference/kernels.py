@@ -27,7 +27,7 @@ BLOCK = 1024  # neurons advanced together: their state stays in the innermost ca
 
 
 @kernel
-def _one_uniform(x, v, s, decay, leak, gain, threshold, v_reset, v_min, inclusive, subtract):  # type: ignore[no-untyped-def]
+def _one_uniform(x, v, s, decay, leak, gain, threshold, v_reset, v_min, inclusive, subtract):
     one, zero = v.dtype.type(1), v.dtype.type(0)
     for j in range(v.shape[0]):
         u = decay * v[j] + leak + gain * x[j]
@@ -39,7 +39,7 @@ def _one_uniform(x, v, s, decay, leak, gain, threshold, v_reset, v_min, inclusiv
 
 
 @kernel
-def _one(x, v, s, decay, leak, gain, threshold, v_reset, v_min, inclusive, subtract):  # type: ignore[no-untyped-def]
+def _one(x, v, s, decay, leak, gain, threshold, v_reset, v_min, inclusive, subtract):
     one, zero = v.dtype.type(1), v.dtype.type(0)
     for j in range(v.shape[0]):
         u = decay[j] * v[j] + leak[j] + gain[j] * x[j]
@@ -51,7 +51,7 @@ def _one(x, v, s, decay, leak, gain, threshold, v_reset, v_min, inclusive, subtr
 
 
 @kernel
-def _count(u, threshold, one, inclusive, many):  # type: ignore[no-untyped-def]
+def _count(u, threshold, one, inclusive, many):
     """Spikes that v stands for, as `dynamics.emit` counts them."""
     zero = one - one
     fired = (u > threshold) | (inclusive & (u == threshold))
@@ -62,7 +62,7 @@ def _count(u, threshold, one, inclusive, many):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _many(x, v, s, decay, leak, gain, threshold, v_reset, v_min, inclusive, subtract):  # type: ignore[no-untyped-def]
+def _many(x, v, s, decay, leak, gain, threshold, v_reset, v_min, inclusive, subtract):
     one, zero = v.dtype.type(1), v.dtype.type(0)
     for j in range(v.shape[0]):
         u = decay[j] * v[j] + leak[j] + gain[j] * x[j]
@@ -78,7 +78,7 @@ def _many(x, v, s, decay, leak, gain, threshold, v_reset, v_min, inclusive, subt
 
 
 @kernel
-def _late(x, v, s, decay, leak, gain, threshold, v_reset, v_min, inclusive, subtract, many, before, after):  # type: ignore[no-untyped-def]
+def _late(x, v, s, decay, leak, gain, threshold, v_reset, v_min, inclusive, subtract, many, before, after):
     """The crossing of the step before resets, `after` decay and input or ahead of them."""
     one = v.dtype.type(1)
     for j in range(v.shape[0]):
@@ -95,7 +95,7 @@ def _late(x, v, s, decay, leak, gain, threshold, v_reset, v_min, inclusive, subt
 
 
 @kernel
-def _exact(x, v, s, r, v_leak, threshold, v_reset, v_min, tau, dt, inclusive, subtract, many):  # type: ignore[no-untyped-def]
+def _exact(x, v, s, r, v_leak, threshold, v_reset, v_min, tau, dt, inclusive, subtract, many):
     """`dynamics.exact_step`, neuron by neuron; tau is infinite for neurons that do not leak."""
     zero = v.dtype.type(0)
     for j in range(v.shape[0]):
@@ -129,7 +129,7 @@ def _exact(x, v, s, r, v_leak, threshold, v_reset, v_min, tau, dt, inclusive, su
 
 
 @kernel
-def _integrate(x, v, s, decay, leak, gain):  # type: ignore[no-untyped-def]
+def _integrate(x, v, s, decay, leak, gain):
     for j in range(v.shape[0]):
         u = decay[j] * v[j] + leak[j] + gain[j] * x[j]
         v[j] = u
@@ -137,13 +137,13 @@ def _integrate(x, v, s, decay, leak, gain):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _synapse(x, i, decay, gain):  # type: ignore[no-untyped-def]
+def _synapse(x, i, decay, gain):
     for j in range(i.shape[0]):
         i[j] = decay[j] * i[j] + gain[j] * x[j]
 
 
 @kernel
-def _advance(x, v, s, p, a, b, how, dt):  # type: ignore[no-untyped-def]
+def _advance(x, v, s, p, a, b, how, dt):
     """One step of neurons a to b: `x` input, `v` state, `s` what they emit; parameters `p` are those of all."""
     mode, inclusive, subtract, many, uniform, after = how
     if mode == ONE and uniform:
@@ -170,7 +170,7 @@ def _advance(x, v, s, p, a, b, how, dt):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def scan(x, v, i, p, q, how, dt, out, direct, v_record, i_record, first, last):  # type: ignore[no-untyped-def]
+def scan(x, v, i, p, q, how, dt, out, direct, v_record, i_record, first, last):
     """A population over time.
 
     Args:
@@ -219,7 +219,7 @@ def scan(x, v, i, p, q, how, dt, out, direct, v_record, i_record, first, last): 
 
 
 @kernel
-def _scatter_rows(x, weight, table, index, value, start, stop):  # type: ignore[no-untyped-def]
+def _scatter_rows(x, weight, table, index, value, start, stop):
     """Add one row of `weight` for each event, in the order of events; four at a time share a pass over `x`."""
     one = x.dtype.type(1)
     k = start
@@ -242,7 +242,7 @@ def _scatter_rows(x, weight, table, index, value, start, stop):  # type: ignore[
 
 
 @kernel
-def _scatter_spans(x, weight, table, index, value, start, stop, reach):  # type: ignore[no-untyped-def]
+def _scatter_spans(x, weight, table, index, value, start, stop, reach):
     """Add for each event the taps of the kernel that it meets: as many as any other, so that no branch is guessed."""
     flat = weight.reshape(-1)
     stride_x, stride_w, span, rows = reach
@@ -260,7 +260,7 @@ def _scatter_spans(x, weight, table, index, value, start, stop, reach):  # type:
 
 
 @kernel
-def events_layer(  # type: ignore[no-untyped-def]
+def events_layer(
     pointer, index, value, steps, first, last, weight, table, reach, bias, pieces, order,
     v, i, p, q, how, dt, out_pointer, v_record, i_record,
 ):  # fmt: skip
@@ -348,7 +348,7 @@ def events_layer(  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _put(target, source, order):  # type: ignore[no-untyped-def]
+def _put(target, source, order):
     if order.shape[0]:
         for j in range(source.shape[0]):
             target[order[j]] = source[j]
@@ -361,7 +361,7 @@ def _put(target, source, order):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _matrix(x, y, weight, bias):  # type: ignore[no-untyped-def]
+def _matrix(x, y, weight, bias):
     """y = bias + x W, skipping inputs that are zero."""
     for j in range(y.shape[0]):
         y[j] = bias[j]
@@ -374,7 +374,7 @@ def _matrix(x, y, weight, bias):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def loop(  # type: ignore[no-untyped-def]
+def loop(
     ops, sources, copies, values, outside, places, floats, how, dt, out, record, taken, first, last, block,
 ):  # fmt: skip
     """A component stepped through time, all operations of a step in order.
@@ -427,7 +427,7 @@ def loop(  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _operate(op, sources, held, floats, how, dt, step):  # type: ignore[no-untyped-def]
+def _operate(op, sources, held, floats, how, dt, step):
     kind, size, x_at, y_at, out_size, at = op[0], op[3], op[4], op[5], op[6], op[7]
     x = held[x_at : x_at + size]
     if not op[12]:

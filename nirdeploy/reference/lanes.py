@@ -18,7 +18,7 @@ from numba.core.errors import TypingError
 from numba.extending import intrinsic, models, register_model
 
 __all__ = [
-    "LANES",
+    "WIDTH",
     "above",
     "add",
     "at_least",
@@ -42,7 +42,7 @@ __all__ = [
     "subtract",
 ]
 
-LANES = 16  # layers are rounded up to this many
+WIDTH = 16  # numbers in a vector, unless said otherwise
 
 
 class Lanes(types.Type):

@@ -9,7 +9,7 @@ __all__ = ["pool"]
 
 
 @kernel
-def pool(x, rows, columns, divisor, out, first, last):  # type: ignore[no-untyped-def]
+def pool(x, rows, columns, divisor, out, first, last):
     """Sums over windows divided by `divisor`, row by row of a window as torch adds them up.
 
     Args:

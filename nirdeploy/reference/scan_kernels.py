@@ -5,58 +5,26 @@ The arithmetic is that of `kernels._synapse`, `_one` and `_integrate`, operation
 
 from __future__ import annotations
 
-from nirdeploy.reference.lanes import (
-    above,
-    add,
-    at_least,
-    choose,
-    get,
-    load,
-    load_some,
-    multiply,
-    pointer,
-    prefetch,
-    splat,
-    store,
-    store_past,
-    store_some,
-    subtract,
-)
+from nirdeploy.reference.lanes import WIDTH, choose, get, pointer, prefetch, splat, store_past
 from nirdeploy.reference.native import inline, kernel
+from nirdeploy.reference.vector_kernels import membrane, read, settle, synapse, write
 
-__all__ = ["BLOCK", "WIDTH", "scan"]
+__all__ = ["BLOCK", "scan"]
 
-WIDTH = 16  # neurons in a vector
 BLOCK = 512  # neurons whose state and parameters stay in the innermost cache
 _AHEAD = 2  # steps by which memory is asked for early
 
 
 @inline
-def _read(base, at, left):  # type: ignore[no-untyped-def]
-    return load(base, at, WIDTH) if left >= WIDTH else load_some(base, at, left, WIDTH)
-
-
-@inline
-def _write(base, at, left, lanes, past):  # type: ignore[no-untyped-def]
-    if left < WIDTH:
-        store_some(base, at, left, lanes)
-    elif past:
+def _record(base, at, left, lanes, past):
+    if past and left >= WIDTH:
         store_past(base, at, lanes)
     else:
-        store(base, at, lanes)
-
-
-@inline
-def _fire(u, threshold, v_reset, v_min, one, zero, inclusive, subtracts):  # type: ignore[no-untyped-def]
-    """v after the reset, and spikes."""
-    fired = at_least(u, threshold) if inclusive else above(u, threshold)
-    after = subtract(u, threshold) if subtracts else v_reset
-    u = choose(fired, after, u)
-    return choose(at_least(u, v_min), u, v_min), choose(fired, one, zero)
+        write(base, at, left, lanes)
 
 
 @kernel
-def scan(  # type: ignore[no-untyped-def]
+def scan(
     x, v, i, p, q, spiking, inclusive, subtracts, uniform, out, v_record, i_record, past, block, first, last,
 ):  # fmt: skip
     """A population over time, as `kernels.scan`.
@@ -80,7 +48,7 @@ def scan(  # type: ignore[no-untyped-def]
     """
     steps, batch, neurons = x.shape
     blocks = (neurons + block - 1) // block
-    emits, keeps_v, keeps_i, synapse = out.size > 0, v_record.size > 0, i_record.size > 0, i.size > 0
+    emits, keeps_v, keeps_i, delays = out.size > 0, v_record.size > 0, i_record.size > 0, i.size > 0
     given, held, current, emitted = pointer(x), pointer(v), pointer(i), pointer(out)
     rows, decays, kept_v, kept_i = pointer(p), pointer(q), pointer(v_record), pointer(i_record)
     unit = p.dtype.type(1)
@@ -101,22 +69,23 @@ def scan(  # type: ignore[no-untyped-def]
                 if emits:
                     prefetch(emitted, ahead + c, 1)
                 if not uniform:
-                    decay, leak = _read(rows, c, left), _read(rows, neurons + c, left)
-                    gain, threshold = _read(rows, 2 * neurons + c, left), _read(rows, 3 * neurons + c, left)
-                    v_reset, v_min = _read(rows, 4 * neurons + c, left), _read(rows, 5 * neurons + c, left)
-                came = _read(given, row + c, left)
-                if synapse:
-                    keep, into = _read(decays, c, left), _read(decays, neurons + c, left)
-                    came = add(multiply(keep, _read(current, base + c, left)), multiply(into, came))
-                    _write(current, base + c, left, came, False)
+                    decay, leak = read(rows, c, left), read(rows, neurons + c, left)
+                    gain, threshold = read(rows, 2 * neurons + c, left), read(rows, 3 * neurons + c, left)
+                    v_reset, v_min = read(rows, 4 * neurons + c, left), read(rows, 5 * neurons + c, left)
+                came = read(given, row + c, left)
+                if delays:
+                    stays, into = read(decays, c, left), read(decays, neurons + c, left)
+                    came = synapse(stays, read(current, base + c, left), into, came)
+                    write(current, base + c, left, came)
                     if keeps_i:
-                        _write(kept_i, row + c, left, came, past)
-                u = add(add(multiply(decay, _read(held, base + c, left)), leak), multiply(gain, came))
+                        _record(kept_i, row + c, left, came, past)
+                u = membrane(decay, read(held, base + c, left), leak, gain, came)
                 s = u
                 if spiking:
-                    u, s = _fire(u, threshold, v_reset, v_min, one, zero, inclusive, subtracts)
-                _write(held, base + c, left, u, False)
+                    u, fired = settle(u, threshold, v_reset, v_min, inclusive, subtracts)
+                    s = choose(fired, one, zero)
+                write(held, base + c, left, u)
                 if emits:
-                    _write(emitted, row + c, left, s, False)
+                    write(emitted, row + c, left, s)
                 if keeps_v:
-                    _write(kept_v, row + c, left, u, past)
+                    _record(kept_v, row + c, left, u, past)

@@ -93,7 +93,7 @@ class Weights:
 
 
 @kernel
-def _survey(bits, first, last):  # type: ignore[no-untyped-def]
+def _survey(bits, first, last):
     high, filled = bits.dtype.type(0), np.int64(0)
     nothing = bits.dtype.type(0)
     for k in range(first, last, 4096):
@@ -126,7 +126,7 @@ def _as_bits(limit: float, kind: np.dtype[Any]) -> int:
 
 
 @kernel
-def _rows(raster, bits, first, last, pointer, dtype_like):  # type: ignore[no-untyped-def]
+def _rows(raster, bits, first, last, pointer, dtype_like):
     steps, size = raster.shape[0], raster.shape[2]
     capacity, used = max(1024, size), 0
     index, value = np.empty(capacity, np.int32), np.empty(capacity, dtype_like.dtype)
@@ -190,7 +190,7 @@ def from_raster(raster: Array, like: Array) -> Rows:
 
 
 @kernel
-def _fill(pointer, index, value, steps, first, last, out):  # type: ignore[no-untyped-def]
+def _fill(pointer, index, value, steps, first, last, out):
     for b in range(first, last):
         for t in range(steps):
             row = out[t, b]

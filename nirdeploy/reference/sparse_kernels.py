@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from nirdeploy.reference.lanes import add, get, load, load_some, multiply, pointer, splat, store, store_some
+from nirdeploy.reference.lanes import WIDTH, add, get, load, multiply, pointer, splat, store
 from nirdeploy.reference.native import kernel
+from nirdeploy.reference.vector_kernels import GROUP, read, write
 
 __all__ = ["BLOCK", "spread", "weight_gradient"]
 
 BLOCK = 128  # neurons
-_GROUP, _WIDTH = 64, 16
 
 
 @kernel
-def spread(begins, index, value, steps, first, last, weight, sources, bias, out):  # type: ignore[no-untyped-def]
+def spread(begins, index, value, steps, first, last, weight, sources, bias, out):
     """out[t, b] = bias + sum of count * weight[address], in the order of events.
 
     Args:
@@ -43,25 +43,25 @@ def spread(begins, index, value, steps, first, last, weight, sources, bias, out)
             for t in range(steps):
                 start, stop = get(starts, b * steps + t), get(starts, b * steps + t + 1)
                 row, c = (t * batch + b) * neurons, a
-                while e - c >= _GROUP:
-                    y = load(from_bias, c, _GROUP)
+                while e - c >= GROUP:
+                    y = load(from_bias, c, GROUP)
                     for k in range(start, stop):
                         place = part + np.int64(get(addresses, k)) * wide + c
-                        y = add(y, multiply(splat(get(counts, k), _GROUP), load(weights, place, _GROUP)))
+                        y = add(y, multiply(splat(get(counts, k), GROUP), load(weights, place, GROUP)))
                     store(target, row + c, y)
-                    c += _GROUP
+                    c += GROUP
                 while c < e:
-                    left = min(e - c, _WIDTH)
-                    z = load_some(from_bias, c, left, _WIDTH)
+                    left = e - c
+                    z = read(from_bias, c, left)
                     for k in range(start, stop):
                         place = part + np.int64(get(addresses, k)) * wide + c
-                        z = add(z, multiply(splat(get(counts, k), _WIDTH), load_some(weights, place, left, _WIDTH)))
-                    store_some(target, row + c, left, z)
-                    c += _WIDTH
+                        z = add(z, multiply(splat(get(counts, k), WIDTH), read(weights, place, left)))
+                    write(target, row + c, left, z)
+                    c += WIDTH
 
 
 @kernel
-def weight_gradient(pointer, index, value, steps, batch, g, out, first, last):  # type: ignore[no-untyped-def]
+def weight_gradient(pointer, index, value, steps, batch, g, out, first, last):
     """out[address] += count * g[t, b] over all events, for outputs `first` to `last`."""
     for b in range(batch):
         for t in range(steps):

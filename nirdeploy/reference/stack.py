@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nirdeploy.reference import kernels
 from nirdeploy.reference import stack_kernels as k
-from nirdeploy.reference.lanes import LANES
+from nirdeploy.reference.lanes import WIDTH
 from nirdeploy.reference.memory import aligned, aligned_copy
 from nirdeploy.reference.program import POPULATIONS, Program, is_plain
 from nirdeploy.reference.threads import split
@@ -118,7 +118,7 @@ def _layout(program: Program, layers: tuple[Layer, ...], read: tuple[tuple[NodeP
     for layer, row in zip(layers, table, strict=True):
         native = program.native(layer.population, dtype)
         kind, size = native.p.dtype, native.p.shape[1]
-        wide = -(-size // LANES) * LANES
+        wide = -(-size // WIDTH) * WIDTH
 
         def pad(array: Array, wide: int = wide) -> Array:
             return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, wide - array.shape[-1])])

@@ -9,9 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from nirdeploy.reference.lanes import (
-    above,
     add,
-    at_least,
     bits_of,
     choose,
     first_set,
@@ -23,12 +21,11 @@ from nirdeploy.reference.lanes import (
     put,
     splat,
     store,
-    subtract,
 )
 from nirdeploy.reference.native import inline, kernel
+from nirdeploy.reference.vector_kernels import copy, membrane, settle, synapse
 
 __all__ = ["FIELDS", "INCLUSIVE", "SPIKES", "SPIKES_TO", "SUBTRACTS", "stack"]
-
 
 # fields of a layer: neurons, rounded up to whole vectors as matrices, parameters and states have them
 SIZE, WIDE = 0, 1
@@ -45,7 +42,7 @@ FIELDS = 16
 
 
 @inline
-def _plus(x, numbers, matrix, wide, index, count, lanes):  # type: ignore[no-untyped-def]
+def _plus(x, numbers, matrix, wide, index, count, lanes):
     """x and the rows of a matrix that a list names, one after the other."""
     for k in range(0, count, 4):
         a, b = matrix + get(index, k) * wide, matrix + get(index, k + 1) * wide
@@ -56,7 +53,7 @@ def _plus(x, numbers, matrix, wide, index, count, lanes):  # type: ignore[no-unt
 
 
 @inline
-def _plus_times(x, numbers, matrix, wide, index, value, count, lanes):  # type: ignore[no-untyped-def]
+def _plus_times(x, numbers, matrix, wide, index, value, count, lanes):
     """The same, each row times a value."""
     for k in range(0, count, 4):
         for n in range(4):
@@ -66,31 +63,26 @@ def _plus_times(x, numbers, matrix, wide, index, value, count, lanes):  # type: 
 
 
 @inline
-def _fire(given, values, i, v, s, numbers, p, wide, unit, spiking, inclusive, subtracts, lanes):  # type: ignore[no-untyped-def]
-    """Synapse (where `i` is not -1), membrane, spikes and reset, as `kernels`; returns a bit for each that fires."""
+def _fire(given, values, i, v, s, numbers, p, wide, unit, spiking, inclusive, subtracts, lanes):
+    """Synapse (where `i` is not -1), membrane, spikes and reset; returns a bit for each that fires."""
     if i >= 0:
-        keep, into = load(numbers, p + 7 * wide, lanes), load(numbers, p + 8 * wide, lanes)
-        given = add(multiply(keep, load(values, i, lanes)), multiply(into, given))
+        stays, into = load(numbers, p + 7 * wide, lanes), load(numbers, p + 8 * wide, lanes)
+        given = synapse(stays, load(values, i, lanes), into, given)
         store(values, i, given)
     decay, leak, gain = load(numbers, p, lanes), load(numbers, p + wide, lanes), load(numbers, p + 2 * wide, lanes)
-    u = add(add(multiply(decay, load(values, v, lanes)), leak), multiply(gain, given))
-    bits = np.uint64(0)
+    u = membrane(decay, load(values, v, lanes), leak, gain, given)
+    emitted, bits = u, np.uint64(0)
     if spiking:
-        threshold, v_min = load(numbers, p + 3 * wide, lanes), load(numbers, p + 5 * wide, lanes)
-        fired = at_least(u, threshold) if inclusive else above(u, threshold)
-        after = subtract(u, threshold) if subtracts else load(numbers, p + 4 * wide, lanes)
-        u = choose(fired, after, u)
-        u = choose(at_least(u, v_min), u, v_min)
-        store(values, s, choose(fired, splat(unit, lanes), splat(unit - unit, lanes)))
-        bits = bits_of(fired)
-    else:
-        store(values, s, u)
+        threshold, v_reset = load(numbers, p + 3 * wide, lanes), load(numbers, p + 4 * wide, lanes)
+        u, fired = settle(u, threshold, v_reset, load(numbers, p + 5 * wide, lanes), inclusive, subtracts)
+        emitted, bits = choose(fired, splat(unit, lanes), splat(unit - unit, lanes)), bits_of(fired)
+    store(values, s, emitted)
     store(values, v, u)
     return bits
 
 
 @inline
-def _list(bits, index, count, first, otherwise, once):  # type: ignore[no-untyped-def]
+def _list(bits, index, count, first, otherwise, once):
     """Append the positions of set bits, by fours, filled up with `otherwise`; four also where none is set if `once`."""
     while bits != 0 or once:
         for n in range(4):
@@ -101,7 +93,7 @@ def _list(bits, index, count, first, otherwise, once):  # type: ignore[no-untype
 
 
 @inline
-def _advance(table, n, c, values, base, numbers, unit, weighed, value, weighs, index, count, lanes):  # type: ignore[no-untyped-def]
+def _advance(table, n, c, values, base, numbers, unit, weighed, value, weighs, index, count, lanes):
     """One step of the neurons from `c` on, as many as lanes; returns a bit for each that fires."""
     wide, own, p = get(table, n + WIDE), get(table, n + OWN) + c, get(table, n + PARAMETERS) + c
     v, s, i = base + get(table, n + V) + c, base + get(table, n + S) + c, get(table, n + CURRENT)
@@ -114,21 +106,15 @@ def _advance(table, n, c, values, base, numbers, unit, weighed, value, weighs, i
 
 
 @inline
-def _start(table, n, c, values, base, numbers, index, count, lanes):  # type: ignore[no-untyped-def]
+def _start(table, n, c, values, base, numbers, index, count, lanes):
     """What the neurons from `c` on start from in the next step: bias, and rows of the matrix back."""
     x = load(numbers, get(table, n + BIAS) + c, lanes)
     x = _plus(x, numbers, get(table, n + BACK) + c, get(table, n + WIDE), index, count, lanes)
     store(values, base + get(table, n + X) + c, x)
 
 
-@inline
-def _copy(values, at, size, target, to):  # type: ignore[no-untyped-def]
-    for j in range(size):
-        put(target, to + j, get(values, at + j))
-
-
 @kernel
-def stack(layers, floats, values, outside, out, first, last):  # type: ignore[no-untyped-def]
+def stack(layers, floats, values, outside, out, first, last):
     """Layers one behind the other over time.
 
     Args:
@@ -189,10 +175,10 @@ def stack(layers, floats, values, outside, out, first, last):  # type: ignore[no
                 if c < wide:
                     _start(table, n, c, held, base, numbers, one, came, 16)
                 if get(table, n + SPIKES_TO) >= 0:
-                    _copy(held, base + get(table, n + S), size, read, place + get(table, n + SPIKES_TO))
+                    copy(held, base + get(table, n + S), read, place + get(table, n + SPIKES_TO), size)
                 if get(table, n + V_TO) >= 0:
-                    _copy(held, base + get(table, n + V), size, read, place + get(table, n + V_TO))
+                    copy(held, base + get(table, n + V), read, place + get(table, n + V_TO), size)
                 if get(table, n + I_TO) >= 0:
-                    _copy(held, base + get(table, n + CURRENT), size, read, place + get(table, n + I_TO))
+                    copy(held, base + get(table, n + CURRENT), read, place + get(table, n + I_TO), size)
     keep(lists)
     keep(kept)

@@ -9,7 +9,7 @@ import numpy as np
 
 from nirdeploy.reference import surrogates
 from nirdeploy.reference.kernels import DECAY, GAIN, LEAK, THRESHOLD, V_MIN, V_RESET
-from nirdeploy.reference.lanes import pointer, prefetch
+from nirdeploy.reference.lanes import WIDTH, pointer, prefetch
 from nirdeploy.reference.native import kernel
 
 __all__ = [
@@ -33,10 +33,10 @@ _rectangle = kernel(surrogates.rectangle)
 
 
 @kernel
-def _ask(row, write):  # type: ignore[no-untyped-def]
+def _ask(row, write):
     """Ask for a row early: rows lie so far apart that the processor does not see which comes next."""
     memory = pointer(row)
-    for j in range(0, row.shape[0], 16):
+    for j in range(0, row.shape[0], WIDTH):
         if write:
             prefetch(memory, j, 1)
         else:
@@ -44,7 +44,7 @@ def _ask(row, write):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def linear_forward(x, v, p, out, first, last):  # type: ignore[no-untyped-def]
+def linear_forward(x, v, p, out, first, last):
     """v = (decay v + leak) + gain x over time; `out` [step, batch, neuron] gets every v, `v` the last."""
     decay, leak, gain = p[DECAY], p[LEAK], p[GAIN]
     for b in range(first, last):
@@ -58,7 +58,7 @@ def linear_forward(x, v, p, out, first, last):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def linear_backward(g, x, v_start, out, p, gx, gv, gp, wanted, first, last):  # type: ignore[no-untyped-def]
+def linear_backward(g, x, v_start, out, p, gx, gv, gp, wanted, first, last):
     """Backward pass of `linear_forward`: gv [batch, neuron] comes as that of the last v, leaves as that of the first.
 
     `gp` [row, neuron] in float64 gets the sums over time and batch where they are `wanted`.
@@ -83,7 +83,7 @@ def linear_backward(g, x, v_start, out, p, gx, gv, gp, wanted, first, last):  # 
 
 
 @kernel
-def forward(x, v, p, inclusive, subtract, many, u_out, s_out, first, last):  # type: ignore[no-untyped-def]
+def forward(x, v, p, inclusive, subtract, many, u_out, s_out, first, last):
     """A population as `kernels.scan` advances it; `u_out` gets v before the reset, `s_out` the spikes."""
     decay, leak, gain, threshold, v_reset, v_min = p[0], p[1], p[2], p[3], p[4], p[5]
     one, zero = v.dtype.type(1), v.dtype.type(0)
@@ -120,7 +120,7 @@ def forward(x, v, p, inclusive, subtract, many, u_out, s_out, first, last):  # t
 
 
 @kernel
-def _slopes(u, threshold, code, factor, out):  # type: ignore[no-untyped-def]
+def _slopes(u, threshold, code, factor, out):
     one = u.dtype.type(1)
     if code == 0:
         for j in range(u.shape[0]):
@@ -137,7 +137,7 @@ def _slopes(u, threshold, code, factor, out):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def backward(  # type: ignore[no-untyped-def]
+def backward(
     g, x, v_start, u_out, s_out, p, subtract, bound, code, factor, gx, gv, gp, wanted, first, last
 ):  # fmt: skip
     """Backward pass of `forward`.

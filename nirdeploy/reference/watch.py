@@ -17,7 +17,7 @@ __all__ = ["Seen", "Watch"]
 
 
 @kernel
-def _sums(places, sums):  # type: ignore[no-untyped-def]
+def _sums(places, sums):
     """Checksums of stretches of memory [stretch, (address, bytes)], written to `sums`.
 
     A checksum is a sum of all words and one weighted by position: it differs where bits do, but for rare accidents.
