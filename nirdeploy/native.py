@@ -15,7 +15,6 @@ import numba
 __all__ = ["Compiler", "compiler", "inline"]
 
 F = TypeVar("F", bound=Callable[..., Any])
-inline: Any = numba.njit(inline="always", nogil=True, error_model="numpy")
 
 
 class Compiler(Protocol):
@@ -24,6 +23,10 @@ class Compiler(Protocol):
     def __call__(self, function: F, /) -> F:
         """The compiled function."""
         ...
+
+
+_inline: Any = numba.njit(inline="always", nogil=True, error_model="numpy")
+inline: Compiler = _inline
 
 
 def compiler(made_of: Iterable[Path], **options: Any) -> Compiler:

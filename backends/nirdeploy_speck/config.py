@@ -19,13 +19,21 @@ from nirdeploy_speck.cores import ChipCore, ChipProgram, chip_program
 __all__ = ["chip_configuration"]
 
 
-def chip_configuration(quantized: Quantized, placement: Placement) -> dict[str, Any]:
+def chip_configuration(
+    quantized: Quantized, placement: Placement, program: ChipProgram | None = None
+) -> dict[str, Any]:
     """`cnn_layers` (fields by core, for every core in use), `dvs_layer`, `dvs_filter`, `readout`, `factory_config`.
+
+    Args:
+        quantized: the network's integers.
+        placement: its cores.
+        program: `chip_program` of both, where it is there already.
 
     Raises:
         QuantizationError, PlacementError: as `cores.chip_program`.
     """
-    program, target = chip_program(quantized, placement), quantized.target
+    program = chip_program(quantized, placement) if program is None else program
+    target = quantized.target
     exits = set(program.outputs.values())
     layers = {
         str(core.number): {
@@ -48,9 +56,9 @@ def chip_configuration(quantized: Quantized, placement: Placement) -> dict[str, 
 
 
 def _fields(core: ChipCore) -> dict[str, Any]:
-    channels, out_y, out_x = core.output_shape
+    _, out_y, out_x = core.output_shape
     inputs, in_y, in_x = core.input_shape
-    outputs = (channels - 1) * core.spread + 1
+    outputs = core.features
     weight = np.zeros((outputs, *core.weight.shape[1:]), dtype=np.int64)
     weight[:: core.spread] = core.weight
     bias = np.zeros(outputs, dtype=np.int64)

@@ -77,6 +77,11 @@ class ChipCore:
     destinations: tuple[Destination, ...]
     spread: int = 1
 
+    @property
+    def features(self) -> int:
+        """Features of the chip that its channels take."""
+        return (self.output_shape[0] - 1) * self.spread + 1
+
 
 @dataclass(frozen=True)
 class ChipProgram:
@@ -101,14 +106,19 @@ class ChipProgram:
     readout: Mapping[str, Any] | None = None
 
 
-def chip_program(quantized: Quantized, placement: Placement) -> ChipProgram:
+def chip_program(quantized: Quantized, placement: Placement, network: Network | None = None) -> ChipProgram:
     """The cores of a placed network.
+
+    Args:
+        quantized: its integers.
+        placement: its cores.
+        network: `lowered(quantized, placement)`, where it is there already: it takes longer than a run.
 
     Raises:
         QuantizationError: the graph is not one that can have been quantised for this chip.
         PlacementError: the placement is not one of this network.
     """
-    network = lowered(quantized, placement)
+    network = lowered(quantized, placement) if network is None else network
     readout = placement.options.get("readout")
     parts = {layer.name: _parts(layer, placement) for layer in network.layers}
     layers: dict[str, tuple[int, ...]] = {}

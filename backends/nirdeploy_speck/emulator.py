@@ -53,20 +53,6 @@ class Core:
     subtract: bool
     many: bool
 
-    @classmethod
-    def of(cls, layer: Layer, quantized: Mapping[str, Any]) -> Core:
-        """The integers of one layer out of a `Quantized`."""
-        (weight, bias), neuron = layer.integers(quantized), quantized[layer.name]
-        return cls(
-            weight,
-            bias,
-            neuron.threshold,
-            neuron.v_min,
-            neuron.scale,
-            neuron.reset == "subtract",
-            neuron.many,
-        )
-
 
 @dataclass(frozen=True)
 class LayerRun:
@@ -167,7 +153,7 @@ def _prepare(quantized: Quantized, placement: Placement) -> _Prepared:
     found = _prepared.get(quantized)
     if found is None or found.placement is not placement:
         network = lowered(quantized, placement)
-        program = chip_program(quantized, placement)
+        program = chip_program(quantized, placement, network)
         found = _Prepared(network, pack(program), output_shapes(quantized, program), placement)
         _prepared[quantized] = found
     return found

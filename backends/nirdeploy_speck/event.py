@@ -23,9 +23,8 @@ from nirdeploy_speck.packed import Packed
 from nirdeploy_speck.step import CoreRun, Recorder
 from nirdeploy_speck.stream import Stream
 
-__all__ = ["SWEEPS", "EventRun", "Spikes", "run_events", "trace_events"]
+__all__ = ["EventRun", "Spikes", "run_events", "trace_events"]
 
-SWEEPS = ("yxc", "cyx")
 """Orders of the neurons that one event makes fire; the first is that of the addresses of the chip's neuron memory,
 which have the channel in their low bits (sinabs io.py, neuron addresses)."""
 
@@ -53,11 +52,11 @@ class EventRun:
 
     Attributes:
         cores: spikes and v a step, with a batch of 1, and counters, by position.
-        spikes: every spike in order, for each core; empty unless asked for.
+        spikes: every spike in order, for each core.
     """
 
     cores: tuple[CoreRun, ...]
-    spikes: tuple[Spikes, ...] = ()
+    spikes: tuple[Spikes, ...]
 
 
 def run_events(
@@ -76,7 +75,7 @@ def run_events(
         streams: one a sample.
         spikes: cores whose spikes to count a step, by position.
         v_mem: cores whose v to keep at the end of each step.
-        sweep: one of `SWEEPS`.
+        sweep: one of `options.SWEEPS`.
         leak_fires: whether a cycle of the slow clock can make a neuron fire (not documented), or only the next event.
     """
     recorder = Recorder(packed, streams[0].n_steps, len(streams), np.int32, spikes, v_mem)

@@ -36,12 +36,12 @@ from nirdeploy_speck.fields import (
     WEIGHT,
     WIDTH,
 )
-from nirdeploy_speck.native import kernel
+from nirdeploy_speck.native import inline, kernel
 
 __all__ = ["event_loop"]
 
 
-@numba.njit(inline="always")
+@inline
 def _settle(
     p: Any, k: int, start: int, end: int, v: Any, fired: Any, m: int, step: int, spikes: Any, at: int, counters: Any
 ) -> int:
@@ -62,7 +62,7 @@ def _settle(
     return m
 
 
-@numba.njit(inline="always")
+@inline
 def _channels_first(p: Any, fired: Any, m: int) -> None:
     """Put fired cells, which lie y, x, channel, into the order channel, y, x (an insertion sort: they are few)."""
     first, outputs, area = p[CELL], p[OUTPUTS], p[HEIGHT] * p[WIDTH]

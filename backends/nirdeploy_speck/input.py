@@ -113,8 +113,7 @@ def _of_events(
             f"the recording ends at {stop} us, before the origin at {start} us", remedy="Use an earlier origin."
         )
     n_steps = -(-(stop - start) // step_us)
-    sizes = packed.column("outputs") * packed.column("height") * packed.column("width")
-    size = n_steps * (16 + sum(4 * int(sizes[k]) for cores in keep.values() for k in cores))
+    size = n_steps * (16 + sum(4 * int(packed.sizes[k]) for cores in keep.values() for k in cores))
     if size > _MAX_BYTES:
         raise RasterError(
             f"records of {n_steps} steps of {step_us} us would take {size} bytes, at most {_MAX_BYTES}",

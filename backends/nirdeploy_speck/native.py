@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nirdeploy.native import compiler
+from nirdeploy.native import compiler, inline
 
-__all__ = ["kernel"]
+__all__ = ["inline", "kernel"]
 
 _MADE_OF = ("fields", "kernels", "two_lanes")
 # Python's own rules for division by zero, and the lock held

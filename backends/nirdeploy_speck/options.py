@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,11 +12,12 @@ from nirdeploy.errors import UnsupportedError
 from nirdeploy.events import Order, Origin
 from nirdeploy.names import suggest
 
-__all__ = ["CORE_MODELS", "MODES", "EventOptions", "Lanes", "event_options", "require_mode"]
+__all__ = ["CORE_MODELS", "MODES", "SWEEPS", "EventOptions", "Lanes", "event_options", "require_mode", "unknown_option"]
 
 MODES = ("step", "event")
 MOST_HZ = 1_000_000  # a cycle a microsecond, which is what time is counted in
 CORE_MODELS = ("in_order", "two_lanes")
+SWEEPS = ("yxc", "cyx")
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,11 @@ _LANES = {
 _NAMES = ("order", "step_us", "origin", "sweep", "leak_clock_hz", "leak_fires", "core_model", *_LANES)
 
 
+def unknown_option(where: str, name: str, value: Any, known: Iterable[str]) -> UnsupportedError:
+    """The error for an option that a kind of run does not have."""
+    return UnsupportedError(f"{where} has no option {name!r} (given {value!r})", remedy=suggest(str(name), known))
+
+
 def require_mode(mode: str | None, options: Mapping[str, Any]) -> str:
     """The mode, 'step' where none is given; options belong to 'event'.
 
@@ -104,9 +110,7 @@ def require_mode(mode: str | None, options: Mapping[str, Any]) -> str:
         raise UnsupportedError(f"mode {mode!r} is unknown", remedy=suggest(str(chosen), MODES))
     for name in sorted(options):
         if name not in _NAMES:
-            raise UnsupportedError(
-                f"the Speck emulator has no option {name!r} (given {options[name]!r})", remedy=suggest(name, _NAMES)
-            )
+            raise unknown_option("the Speck emulator", name, options[name], _NAMES)
         if chosen == "step":
             raise UnsupportedError(
                 f"{name}={options[name]!r} is an option of mode 'event', this is mode 'step'",
@@ -128,7 +132,7 @@ def event_options(given: Mapping[str, Any]) -> EventOptions:
     rest = {name: value for name, value in given.items() if name not in _LANES}
     for name, known in (
         ("order", ("sinabs", "row_major")),
-        ("sweep", ("yxc", "cyx")),
+        ("sweep", SWEEPS),
         ("core_model", CORE_MODELS),
         ("leak_fires", (True, False)),
     ):

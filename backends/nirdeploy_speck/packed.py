@@ -62,6 +62,11 @@ class Packed:
         """One field of all cores."""
         return self.table[:, FIELDS.index(field)]
 
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Neurons of all cores."""
+        return self.column("outputs") * self.column("height") * self.column("width")
+
 
 def pack(program: ChipProgram) -> Packed:
     """Flat arrays of a program.
@@ -79,7 +84,7 @@ def pack(program: ChipProgram) -> Packed:
     rows, weights, biases, reach, destinations = [], [], [], [], []
     used = dict.fromkeys(("cell", "weight", "bias", "reach", "destination"), 0)
     for core in program.cores:
-        (outputs, height, width), (inputs, in_y, in_x) = core.output_shape, core.input_shape
+        (outputs, height, width), (_, in_y, in_x) = core.output_shape, core.input_shape
         kernel_y, kernel_x = core.weight.shape[2:]
         by_row = _reach(in_y, kernel_y, core.stride[0], core.padding[0], height)
         by_column = _reach(in_x, kernel_x, core.stride[1], core.padding[1], width)
@@ -88,9 +93,6 @@ def pack(program: ChipProgram) -> Packed:
             "outputs": outputs,
             "height": height,
             "width": width,
-            "inputs": inputs,
-            "rows": in_y,
-            "columns": in_x,
             "kernel_y": kernel_y,
             "kernel_x": kernel_x,
             "stride_y": core.stride[0],

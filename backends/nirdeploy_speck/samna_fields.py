@@ -28,6 +28,11 @@ def set_fields(target: Any, fields: Mapping[str, Any], path: str = "configuratio
     Raises:
         VendorError: samna has no such attribute, element or member, refuses a value, or holds another one afterwards.
     """
+    _set(target, fields, path)
+    _require_kept(target, fields, path)
+
+
+def _set(target: Any, fields: Mapping[str, Any], path: str) -> None:
     for name, value in fields.items():
         here = f"{path}.{name}"
         if value is None:
@@ -40,21 +45,20 @@ def set_fields(target: Any, fields: Mapping[str, Any], path: str = "configuratio
         if isinstance(value, Mapping) and _is_list(current):
             _set_elements(current, {int(number): fields for number, fields in value.items()}, here)
         elif isinstance(value, Mapping):
-            set_fields(current, value, here)
+            _set(current, value, here)
         elif isinstance(value, Sequence) and value and isinstance(value[0], Mapping):
             if len(value) != len(current):
                 raise VendorError(f"samna's {here!r} has {len(current)} elements, {len(value)} are to be set")
             _set_elements(current, dict(enumerate(value)), here)
         else:
             _assign(target, name, _member(current, value, here), here)
-    _require_kept(target, fields, path)
 
 
 def _set_elements(elements: Any, fields: Mapping[int, Mapping[str, Any]], path: str) -> None:
     for number, values in fields.items():
         if not 0 <= number < len(elements):
             raise VendorError(f"samna's {path!r} has {len(elements)} elements, there is no {number}", remedy=_REMEDY)
-        set_fields(elements[number], values, f"{path}[{number}]")
+        _set(elements[number], values, f"{path}[{number}]")
 
 
 def _member(current: Any, value: Any, path: str) -> Any:
@@ -71,7 +75,8 @@ def _assign(target: Any, name: str, value: Any, path: str) -> None:
     try:
         setattr(target, name, value)
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
-        shown = f"{value!r}" if len(f"{value!r}") < 80 else f"{f'{value!r}'[:77]}..."
+        shown = repr(value)
+        shown = shown if len(shown) < 80 else f"{shown[:77]}..."
         raise VendorError(f"samna refuses {shown} for {path!r}: {error}", remedy=_REMEDY) from error
 
 

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from nirdeploy.errors import RasterError, UnsupportedError, VendorError
 from nirdeploy.events import raster_to_events, whole_microseconds
-from nirdeploy.names import suggest
 from nirdeploy.placement import Placement
 from nirdeploy.quantization import Quantized
 from nirdeploy.raster import check_raster
@@ -21,6 +20,7 @@ from nirdeploy.version import __version__
 from nirdeploy_speck.config import chip_configuration
 from nirdeploy_speck.cores import ChipCore, ChipProgram, chip_program
 from nirdeploy_speck.network import log2_ceil, lowered
+from nirdeploy_speck.options import unknown_option
 from nirdeploy_speck.results import core_variables, output_shapes, require_variables, trajectory
 from nirdeploy_speck.samna_device import Device, open_device, require_runner
 
@@ -65,8 +65,7 @@ class ChipOptions:
         """
         for name, value in given.items():
             if name not in _CHECKS:
-                problem = f"a run on a chip has no option {name!r} (given {value!r})"
-                raise UnsupportedError(problem, remedy=suggest(str(name), _CHECKS))
+                raise unknown_option("a run on a chip", name, value, _CHECKS)
             expected, check = _CHECKS[name]
             if value is not None and not check(value):
                 raise UnsupportedError(f"{name} is {value!r}, expected {expected}")
@@ -128,7 +127,8 @@ def run(
     if mode not in (None, "event"):
         raise UnsupportedError(f"the chip has no mode {mode!r}: it works event by event", remedy="Leave mode out.")
     chosen = ChipOptions.of(options)
-    network, program = lowered(quantized, placement), chip_program(quantized, placement)
+    network = lowered(quantized, placement)
+    program = chip_program(quantized, placement, network)
     require_variables(record, nodes, network)
     data, batched = check_raster(raster, network.input_shape, integer=True)
     keep = core_variables(program, record, nodes)
@@ -146,7 +146,7 @@ def run(
     moved = network.events(data) if dvs is None else data.reshape(*data.shape[:2], *dvs.input_shape)
     plans = [session.plan(moved[:, sample]) for sample in range(moved.shape[1])]
     with open_device(quantized.target.name, chosen.device) as device:
-        fields = monitored(chip_configuration(quantized, placement), program, keep)
+        fields = monitored(chip_configuration(quantized, placement, program), program, keep)
         with device.power(chosen.power_hz) as power:
             samples = [session.run(device, fields, plan) for plan in plans]
         version = device.version
@@ -214,7 +214,7 @@ def address(core: ChipCore, channel: int, y: int, x: int, *, rule: str = "agreed
     """
     channels, height, width = core.output_shape
     feature = channel * core.spread
-    c_bits = log2_ceil((channels - 1) * core.spread + 1)
+    c_bits = log2_ceil(core.features)
     y_bits, x_bits = log2_ceil(height), log2_ceil(width)
     by = {"sinabs": y_bits, "width": x_bits, "agreed": x_bits}[rule]
     if rule == "agreed" and height > 1 and x_bits != y_bits:
@@ -281,8 +281,7 @@ class _Session:
         if self.options.leak_clock_hz is not None:
             device.slow_clock(None)  # another program may have left it running
         for core in self.program.cores:
-            features = (core.output_shape[0] - 1) * core.spread + 1
-            device.write_zeros(core.number, 1 << sum(log2_ceil(n) for n in (features, *core.output_shape[1:])))
+            device.write_zeros(core.number, 1 << sum(log2_ceil(n) for n in (core.features, *core.output_shape[1:])))
         events = self._events(device, plan)
         self.counters["input_events"] += len(events)
         came = device.play(

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from nirdeploy.environments import interpreter
 from nirdeploy.errors import FileError, UnsupportedError, VendorError
 from nirdeploy.files import attribute, member, numbers, open_hdf5
-from nirdeploy.names import suggest
 from nirdeploy.placement import Placement
 from nirdeploy.quantization import Quantized
 from nirdeploy.raster import check_raster
@@ -25,6 +24,7 @@ from nirdeploy.version import __version__
 from nirdeploy.worker import call, job_folder
 from nirdeploy_speck.cores import ChipProgram, Destination, chip_program
 from nirdeploy_speck.network import lowered
+from nirdeploy_speck.options import unknown_option
 from nirdeploy_speck.results import core_variables, output_shapes, require_variables, trajectory
 
 __all__ = ["Job", "Simulated", "run", "simulate"]
@@ -32,7 +32,7 @@ __all__ = ["Job", "Simulated", "run", "simulate"]
 _FORMAT = 1
 _WORKER = Path(__file__).parent / "sinabs_worker.py"
 _TIMEOUT = 3600.0
-_OPTIONS = {"timeout": "seconds"}
+_OPTIONS = ("timeout",)
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,8 @@ def run(
     if mode not in (None, "step"):
         raise UnsupportedError(f"sinabs has no mode {mode!r}", remedy="Use mode='step'.")
     timeout = _timeout(options)
-    network, program = lowered(quantized, placement), chip_program(quantized, placement)
+    network = lowered(quantized, placement)
+    program = chip_program(quantized, placement, network)
     require_variables(record, nodes, network)
     data, batched = check_raster(raster, network.input_shape, integer=True)
     keep = core_variables(program, record, nodes)
@@ -116,8 +117,7 @@ def run(
 def _timeout(options: Mapping[str, Any]) -> float:
     for name in options:
         if name not in _OPTIONS:
-            problem = f"a run in sinabs has no option {name!r} (given {options[name]!r})"
-            raise UnsupportedError(problem, remedy=suggest(str(name), _OPTIONS))
+            raise unknown_option("a run in sinabs", name, options[name], _OPTIONS)
     given = options.get("timeout", _TIMEOUT)
     if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given < math.inf:
         raise UnsupportedError(f"timeout is {given!r}, expected seconds")

@@ -44,7 +44,7 @@ class Recorder:
 
     def __init__(self, packed: Packed, steps: int, batch: int, dtype: Any, spikes: Iterable[int], v_mem: Iterable[int]):
         self._packed = packed
-        self._sizes = packed.column("outputs") * packed.column("height") * packed.column("width")
+        self._sizes = packed.sizes
         self.spike_at, n_spikes = self._places(spikes)
         self.v_mem_at, n_v_mem = self._places(v_mem)
         self.spikes = np.zeros((batch, steps, n_spikes), dtype)  # most of it is never touched

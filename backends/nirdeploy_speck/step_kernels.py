@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -40,7 +39,7 @@ from nirdeploy_speck.fields import (
     WEIGHT,
     WIDTH,
 )
-from nirdeploy_speck.native import kernel
+from nirdeploy_speck.native import inline, kernel
 
 __all__ = ["count_differences", "scan", "step_loop"]
 
@@ -123,7 +122,7 @@ def count_differences(
     return found
 
 
-@numba.njit(inline="always")
+@inline
 def _scatter(p: Any, w: Any, reach: Any, v: Any, c: int, y: int, x: int, n: Any) -> Any:
     """v += n w for every neuron that an input event reaches; returns how many those are."""
     outputs = p[OUTPUTS]

@@ -10,7 +10,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from nirdeploy.shapes import pair
 __all__ = ["FOLDED", "POPULATIONS", "Chain", "Native", "Part", "Program", "is_plain", "numbers_of"]
 
 Array = NDArray[Any]
+T = TypeVar("T")
 FOLDED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.AvgPool2d, SumPool2d, FlattenSample, Scale, Threshold, nn.Identity)
 POPULATIONS = (IF, LIF, CubaLIF, I, LI, CubaLI)
 _MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.AvgPool2d, SumPool2d)
@@ -304,22 +305,23 @@ class Program:
             self._made = {}  # not cleared: another thread may be making something for the old one
             self._watch.keep(news)
 
-    def made(self, key: Any, make: Callable[[], Any]) -> Any:
+    def made(self, key: Any, make: Callable[[], T]) -> T:
         """What was made from the present parameters under a key, or what `make` makes of them now."""
         kept = self._made
         if key not in kept:
             kept[key] = make()
-        return kept[key]
+        found: T = kept[key]
+        return found
 
     def numbers(self) -> tuple[torch.dtype, torch.device]:
         """`numbers_of` the module."""
-        return self.made("numbers", lambda: numbers_of(self.module))  # type: ignore[no-any-return]
+        return self.made("numbers", lambda: numbers_of(self.module))
 
     def native(self, path: NodePath, dtype: torch.dtype) -> Native:
         """A population's parameters for the kernels."""
         module = self.modules[path]
         assert isinstance(module, Membrane)
-        return self.made((path, dtype), lambda: native(module, self.module.shapes[path].input, dtype))  # type: ignore[no-any-return]
+        return self.made((path, dtype), lambda: native(module, self.module.shapes[path].input, dtype))
 
     def rest(self, path: NodePath, dtype: torch.dtype) -> Tensor:
         """v of one sample before anything has come in, [1, *shape]."""
@@ -331,11 +333,11 @@ class Program:
         def make() -> Tensor:
             return module.rest_potential(torch.zeros(shape, dtype=dtype, device=device)).detach()
 
-        return self.made((path, dtype, "rest"), make)  # type: ignore[no-any-return]
+        return self.made((path, dtype, "rest"), make)
 
     def weights(self, path: NodePath) -> Weights:
         """The weight in front of a population, laid out for the events of its chain's source."""
-        return self.made((path, "weights"), lambda: self._weights(path, self.chains[path]))  # type: ignore[no-any-return]
+        return self.made((path, "weights"), lambda: self._weights(path, self.chains[path]))
 
     def _weights(self, population: NodePath, chain: Chain) -> Weights:
         shapes = self.module.shapes
@@ -348,15 +350,17 @@ class Program:
             pool = reach_of_pool(shapes[path].input, (rows, columns))
             reach = np.where(reach >= 0, pool[reach], -1)
             factor /= divisor
-        module = self.modules[chain.weight]
+        module: Any = self.modules[chain.weight]
         vectors = self.native(population, self.numbers()[0]).how[0] == kernels.ONE
-        weight = module.weight.detach().numpy() * np.asarray(factor, module.weight.detach().numpy().dtype)  # type: ignore[union-attr,operator]
-        bias = np.zeros(weight.shape[0], weight.dtype) if module.bias is None else module.bias.detach().numpy()  # type: ignore[union-attr,operator]
+        weight = module.weight.detach().numpy() * np.asarray(factor, module.weight.detach().numpy().dtype)
+        bias = np.zeros(weight.shape[0], weight.dtype) if module.bias is None else module.bias.detach().numpy()
         if weight.ndim == 2:
             return pack_matrix(weight, bias, reach, vectors=vectors)
-        given, out = shapes[chain.weight].input, shapes[chain.weight].output
-        stride, padding = pair(module.stride), pair(module.padding)  # type: ignore[union-attr]
-        return pack_convolution(weight, bias, given[1:], out[1:], stride, padding, reach, vectors=vectors)  # type: ignore[arg-type]
+        (_, *given), (_, *out) = shapes[chain.weight].input, shapes[chain.weight].output
+        stride, padding = pair(module.stride), pair(module.padding)
+        return pack_convolution(
+            weight, bias, (given[0], given[1]), (out[0], out[1]), stride, padding, reach, vectors=vectors
+        )
 
     def silence(self) -> dict[NodePath, Tensor]:
         """What every node emits while nothing comes in, of one sample; `GraphModule._silence`."""
@@ -371,4 +375,4 @@ class Program:
             with torch.no_grad():
                 return module._silence(zeros)
 
-        return self.made("silence", make)  # type: ignore[no-any-return]
+        return self.made("silence", make)

@@ -18,6 +18,7 @@ import sinabs_worker
 
 sinabs_worker.provide_samna()
 
+# E402: only now, since sinabs imports samna, for which the stand-in has to be there
 import sinabs.layers as sl  # noqa: E402
 import torch  # noqa: E402
 from sinabs.activation import MembraneReset, MembraneSubtract, MultiSpike, SingleSpike  # noqa: E402
