@@ -27,6 +27,7 @@ from nirdeploy.schedule import NodePath, Schedule, dotted, schedule
 from nirdeploy.shapes import Shapes, conv1d_options, conv2d_options, neuron_shape, output_shape, own_input_shape, pair
 
 __all__ = [
+    "MEMBRANES",
     "METADATA_KEY",
     "NodeSketch",
     "Path",
@@ -196,6 +197,10 @@ def successors(graph: nir.NIRGraph) -> dict[str, list[str]]:
     return {name: sorted(targets) for name, targets in found.items()}
 
 
+MEMBRANES = ("CubaLI", "CubaLIF", "I", "IF", "LI", "LIF")  # what integrates, whether it spikes or not
+_SPIKING = ("CubaLIF", "IF", "LIF")
+
+
 def is_neuron(node: nir.NIRNode) -> bool:
     """Whether a node has a membrane and emits spikes (IF, LIF, CubaLIF)."""
     return isinstance(node, nir.IF | nir.LIF | nir.CubaLIF)
@@ -340,19 +345,26 @@ class Population:
 _MOST_PATHS = 256  # into one population; their number doubles with every pair of parallel nodes
 
 
-def populations(graph: nir.NIRGraph) -> list[Population]:
-    """Neuron nodes, then Outputs, in execution order, each with the stateless chains that feed it.
+def populations(graph: nir.NIRGraph, *, integrators: bool = False) -> list[Population]:
+    """Neuron nodes, then Outputs, in execution order, each with the chains of other nodes that feed it.
+
+    Args:
+        graph: a valid graph.
+        integrators: whether I, LI and CubaLI count as populations, too.
 
     Raises:
-        UnsupportedError: a subgraph, a cycle without a neuron, or more than 256 chains into one node.
+        UnsupportedError: a subgraph, a cycle without a population, or more than 256 chains into one node.
     """
+    kinds = MEMBRANES if integrators else _SPIKING
+
     for name, node in graph.nodes.items():
         if isinstance(node, nir.NIRGraph):
             raise UnsupportedError("a subgraph among populations", node=name, remedy="Dissolve it.")
     sources, ordered = predecessors(graph), order(graph)
-    ends = [n for n in ordered if is_neuron(graph.nodes[n])]
+    sources_too = {n for n, node in graph.nodes.items() if type_name(node) in ("Input", *kinds)}
+    ends = [n for n in ordered if type_name(graph.nodes[n]) in kinds]
     ends += [n for n in ordered if isinstance(graph.nodes[n], nir.Output)]
-    counts = _path_counts(graph, sources)
+    counts = _path_counts(sources_too, sources)
     for name in ends:
         if counts[name] > _MOST_PATHS:
             raise UnsupportedError(
@@ -360,16 +372,12 @@ def populations(graph: nir.NIRGraph) -> list[Population]:
                 node=name,
                 remedy="Put populations between its layers, or join parallel layers into one.",
             )
-    return [Population(name, tuple(_chains(graph, name, sources))) for name in ends]
+    return [Population(name, tuple(_chains(sources_too, name, sources))) for name in ends]
 
 
-def _is_source(node: nir.NIRNode) -> bool:
-    return isinstance(node, nir.Input) or is_neuron(node)
-
-
-def _path_counts(graph: nir.NIRGraph, sources: Mapping[str, list[str]]) -> dict[str, int]:
+def _path_counts(starts: set[str], sources: Mapping[str, list[str]]) -> dict[str, int]:
     """How many chains end in each node, counted without following them; a million stands for all beyond."""
-    inner = {name: [s for s in found if not _is_source(graph.nodes[s])] for name, found in sources.items()}
+    inner = {name: [s for s in found if s not in starts] for name, found in sources.items()}
     counts: dict[str, int] = {}
     try:
         for name in TopologicalSorter(inner).static_order():
@@ -380,11 +388,11 @@ def _path_counts(graph: nir.NIRGraph, sources: Mapping[str, list[str]]) -> dict[
     return counts
 
 
-def _chains(graph: nir.NIRGraph, target: str, sources: Mapping[str, list[str]]) -> Iterator[Path]:
+def _chains(starts: set[str], target: str, sources: Mapping[str, list[str]]) -> Iterator[Path]:
     waiting: list[tuple[str, tuple[str, ...]]] = [(s, ()) for s in reversed(sources[target])]
     while waiting:
         name, behind = waiting.pop()
-        if _is_source(graph.nodes[name]):
+        if name in starts:
             yield Path(name, behind)
         else:
             waiting.extend((source, (name, *behind)) for source in reversed(sources[name]))

@@ -104,12 +104,15 @@ class Placement:
         usage: every resource of every core taken.
         slices: population node -> for each core the flat neuron indices [first, last) it holds.
         options: what else the backend was told, e.g. of the sensor; plain JSON data.
+        tiles: population node -> for each core the block of neurons it holds: [first, last) along each axis of the
+            population's shape. Where it is empty, `slices` tells.
     """
 
     cores: Mapping[str, tuple[int, ...]]
     usage: tuple[Usage, ...] = ()
     slices: Mapping[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    tiles: Mapping[str, tuple[tuple[tuple[int, int], ...], ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         cores = {node: tuple(int(c) for c in found) for node, found in self.cores.items()}
@@ -117,6 +120,10 @@ class Placement:
         slices = {n: tuple((int(a), int(b)) for a, b in s) for n, s in self.slices.items()}
         object.__setattr__(self, "slices", MappingProxyType(slices))
         object.__setattr__(self, "options", _sealed(self.options))
+        tiles = {
+            n: tuple(tuple((int(a), int(b)) for a, b in tile) for tile in found) for n, found in self.tiles.items()
+        }
+        object.__setattr__(self, "tiles", MappingProxyType(tiles))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data; `from_dict` is its inverse."""
@@ -125,6 +132,7 @@ class Placement:
             "slices": {node: [list(s) for s in found] for node, found in self.slices.items()},
             "usage": [[u.core, u.node, u.resource, u.used, u.limit] for u in self.usage],
             "options": _plain(self.options),
+            "tiles": {node: [[list(axis) for axis in tile] for tile in found] for node, found in self.tiles.items()},
         }
 
     @classmethod
@@ -135,4 +143,5 @@ class Placement:
             usage=tuple(Usage(int(c), str(n), str(r), int(u), int(m)) for c, n, r, u, m in values["usage"]),
             slices=values["slices"],
             options=values.get("options", {}),
+            tiles=values.get("tiles", {}),
         )

@@ -59,7 +59,8 @@ class QuantizedNeuron:
     """Integers of one population.
 
     Attributes:
-        threshold: the value the chip compares with (Loihi: mantissa << 6).
+        threshold: the value the chip compares with (Loihi: mantissa << 6, an array in the population's shape where
+            neurons differ; so are decay_v, decay_u, mantissa and v_start).
         v_min: lower bound of v, or None.
         scale: model units of v an integer stands for.
         reset: 'zero' or 'subtract' (the threshold).
@@ -69,22 +70,31 @@ class QuantizedNeuron:
         mantissa: mantissa of the threshold (Loihi).
         exponent: exponent of the threshold (Loihi).
         many: whether a step may hold several spikes of a neuron.
+        v_start: v at the start (Loihi).
+        offset: model units of v where the register is 0; one a neuron where they differ (Loihi).
+        scale_u: model units of i_syn an integer of u stands for; None: not told (Loihi).
+        fires: False where the population only integrates (Loihi).
     """
 
-    threshold: int
+    threshold: int | NDArray[np.int64]
     v_min: int | None
     scale: float
     reset: str = "zero"
-    decay_v: int = 0
-    decay_u: int = 4096
+    decay_v: int | NDArray[np.int64] = 0
+    decay_u: int | NDArray[np.int64] = 4096
     bias: NDArray[np.int64] | None = None
     bias_exponent: int = 0
-    mantissa: int | None = None
+    mantissa: int | NDArray[np.int64] | None = None
     exponent: int = 0
     many: bool = False
+    v_start: int | NDArray[np.int64] = 0
+    offset: float | NDArray[np.float64] = 0.0
+    scale_u: float | None = None
+    fires: bool = True
 
     def __post_init__(self) -> None:
-        _seal(self, "bias")
+        several = ("threshold", "decay_v", "decay_u", "mantissa", "v_start", "offset")
+        _seal(self, "bias", *(name for name in several if isinstance(getattr(self, name), np.ndarray)))
 
 
 @dataclass(frozen=True)
@@ -98,6 +108,8 @@ class Quantized(Mapping[str, "QuantizedWeight | QuantizedNeuron"]):
         quantizer: 'calibrated', 'max' or 'given' (read from a vendor's file).
         layers: node name -> integers.
         notes: what the quantiser has to say, one sentence each.
+        activity: Input or population -> mean spikes a step of each neuron on the calibration data, flat; empty where
+            nothing was measured. Placement reads it.
     """
 
     graph: nir.NIRGraph
@@ -106,9 +118,11 @@ class Quantized(Mapping[str, "QuantizedWeight | QuantizedNeuron"]):
     quantizer: str
     layers: Mapping[str, QuantizedWeight | QuantizedNeuron]
     notes: tuple[str, ...] = field(default=())
+    activity: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", MappingProxyType(dict(self.layers)))
+        object.__setattr__(self, "activity", MappingProxyType(dict(self.activity)))
 
     # Any, not the union: which of the two it is follows from the node, and scripts read .weight directly
     def __getitem__(self, node: str) -> Any:

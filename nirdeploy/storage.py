@@ -12,6 +12,7 @@ from typing import Any
 import h5py
 import nir
 import numpy as np
+from numpy.typing import NDArray
 
 from nirdeploy import files
 from nirdeploy import graph as graphs
@@ -95,22 +96,32 @@ def _store(file: h5py.File, deployment: Deployment) -> None:
                 group.create_dataset(field, data=value, compression="gzip" if value.size > 64 else None)
             elif value is not None:
                 files.set_attribute(group, field, value)
-    attributes["layers_sha256"] = _digest(quantized.layers, texts)
+    if quantized.activity:
+        measured = file.create_group("activity")
+        for name, values in quantized.activity.items():
+            measured.create_dataset(escape(name), data=np.asarray(values, dtype=np.float64), compression="gzip")
+    attributes["layers_sha256"] = _digest(quantized.layers, texts, quantized.activity)
     for name, value in attributes.items():
         files.set_attribute(file, name, value)
 
 
-def _digest(layers: Mapping[str, QuantizedWeight | QuantizedNeuron], texts: Mapping[str, str]) -> str:
-    """Hash of all integers and of what is said about them."""
+def _digest(
+    layers: Mapping[str, QuantizedWeight | QuantizedNeuron], texts: Mapping[str, str], activity: Mapping[str, Any]
+) -> str:
+    """Hash of all integers and of what is said and was measured about them."""
     digest = hashlib.sha256(json.dumps(dict(texts), sort_keys=True).encode())
     for name in sorted(layers):
         digest.update(f"\n{name!r} {type(layers[name]).__name__}".encode())
         for field, value in sorted(vars(layers[name]).items()):
             if isinstance(value, np.ndarray):
                 digest.update(f" {field} {value.shape} ".encode())
-                digest.update(np.ascontiguousarray(value, dtype=np.int64).tobytes())
+                kind = np.float64 if value.dtype.kind == "f" else np.int64
+                digest.update(np.ascontiguousarray(value, dtype=kind).tobytes())
             else:
                 digest.update(f" {field}={value!r}".encode())
+    for name in sorted(activity):
+        digest.update(f"\nactivity {name!r} ".encode())
+        digest.update(np.ascontiguousarray(activity[name], dtype=np.float64).tobytes())
     return digest.hexdigest()
 
 
@@ -168,7 +179,8 @@ def _load(file: h5py.File, label: str) -> Deployment:
         stored = files.member(file, "layers", h5py.Group)
         layers = {unescape(name): _load_layer(files.member(stored, name, h5py.Group)) for name in stored}
         _check_layers(graph, layers)
-        if _digest(layers, texts) != files.attribute(file, "layers_sha256", str):
+        activity = _load_activity(file)
+        if _digest(layers, texts, activity) != files.attribute(file, "layers_sha256", str):
             raise FileError("its integers do not have the hash they were saved with")
         quantized = Quantized(
             graph=graph,
@@ -177,6 +189,7 @@ def _load(file: h5py.File, label: str) -> Deployment:
             quantizer=files.attribute(file, "quantizer", str),
             layers=layers,
             notes=tuple(str(note) for note in json.loads(texts["notes"])),
+            activity=activity,
         )
         report = json.loads(texts["report"])
         if report["target"] != quantized.target.name:
@@ -202,31 +215,33 @@ _RANGES = {
     "exponent": (-32, 32),
     "bias_exponent": (-32, 32),
     "many": (0, 1),
+    "fires": (0, 1),
+    "v_start": _INT32,
 }
+_FLAGS = ("fires", "many")
+_SEVERAL = ("decay_u", "decay_v", "mantissa", "threshold", "v_start")  # a number, or one a neuron
+
+
+def _load_activity(file: h5py.File) -> dict[str, Any]:
+    if "activity" not in file:
+        return {}
+    stored = files.member(file, "activity", h5py.Group)
+    found = {unescape(name): files.numbers(files.member(stored, name, h5py.Dataset), "f") for name in stored}
+    for name, values in found.items():
+        if values.ndim != 1 or not np.isfinite(values).all() or (values.size and values.min() < 0):
+            raise FileError("its activity is not one number from 0 on for each neuron", node=name)
+    return found
 
 
 def _load_layer(group: h5py.Group) -> QuantizedWeight | QuantizedNeuron:
-    values: dict[str, Any] = {}
-    for name in group:
-        found = files.numbers(group[name], "i")
-        if found.size and not (found.min() >= _INT32[0] and found.max() <= _INT32[1]):
-            raise FileError(f"{group.name}/{name} holds integers of more than 32 bits")
-        values[name] = found.astype(np.int64)
-    for name in group.attrs:
-        if name in ("type", "reset"):
-            values[name] = files.attribute(group, name, str)
-        elif name == "scale":
-            values[name] = files.attribute(group, name, float)
-        elif name in _RANGES:
-            number = files.attribute(group, name, int)
-            if not _RANGES[name][0] <= number <= _RANGES[name][1]:
-                raise FileError(f"{group.name} has {name} {number}, expected {_RANGES[name][0]} to {_RANGES[name][1]}")
-            values[name] = bool(number) if name == "many" else number
-        else:
-            raise FileError(f"{group.name} has an unknown field {name!r}")
+    values: dict[str, Any] = {name: _array_of(group, name) for name in group}
+    values |= {name: _attribute_of(group, name) for name in group.attrs}
     kind = values.pop("type", "")
-    if not (math.isfinite(values.get("scale", 1.0)) and values.get("scale", 1.0) > 0):
-        raise FileError(f"{group.name} has scale {values['scale']}, expected a positive number")
+    for name in ("scale", "scale_u"):
+        if not (math.isfinite(values.get(name, 1.0)) and values.get(name, 1.0) > 0):
+            raise FileError(f"{group.name} has {name} {values[name]}, expected a positive number")
+    if not np.isfinite(values.get("offset", 0.0)).all():
+        raise FileError(f"{group.name} has an offset that is not finite")
     if kind == "QuantizedWeight":
         values.setdefault("bias", None)
         return QuantizedWeight(**values)
@@ -234,6 +249,29 @@ def _load_layer(group: h5py.Group) -> QuantizedWeight | QuantizedNeuron:
         raise FileError(f"layer {group.name} has unknown type {kind!r} or reset {values.get('reset')!r}")
     values.setdefault("v_min", None)
     return QuantizedNeuron(**values)
+
+
+def _array_of(group: h5py.Group, name: str) -> NDArray[Any]:
+    if name == "offset":
+        return files.numbers(group[name], "f")
+    found = files.numbers(group[name], "i")
+    low, high = _RANGES[name] if name in _SEVERAL else _INT32
+    if found.size and not (found.min() >= low and found.max() <= high):
+        raise FileError(f"{group.name}/{name} holds {found.min()} to {found.max()}, expected {low} to {high}")
+    return found.astype(np.int64)
+
+
+def _attribute_of(group: h5py.Group, name: str) -> Any:
+    if name in ("type", "reset"):
+        return files.attribute(group, name, str)
+    if name in ("offset", "scale", "scale_u"):
+        return files.attribute(group, name, float)
+    if name not in _RANGES:
+        raise FileError(f"{group.name} has an unknown field {name!r}")
+    number = files.attribute(group, name, int)
+    if not _RANGES[name][0] <= number <= _RANGES[name][1]:
+        raise FileError(f"{group.name} has {name} {number}, expected {_RANGES[name][0]} to {_RANGES[name][1]}")
+    return bool(number) if name in _FLAGS else number
 
 
 def _check_layers(graph: nir.NIRGraph, layers: Mapping[str, QuantizedWeight | QuantizedNeuron]) -> None:
@@ -249,13 +287,18 @@ def _check_layers(graph: nir.NIRGraph, layers: Mapping[str, QuantizedWeight | Qu
     for name, layer in layers.items():
         node = graph.nodes.get(name)
         if isinstance(layer, QuantizedNeuron):
-            if node is None or not graphs.is_neuron(node):
+            if node is None or graphs.type_name(node) not in graphs.MEMBRANES:
                 raise FileError("integers of a population that the graph does not have", node=name)
             _check_bias(name, layer.bias, {shapes[name].output})
+            for field in (*_SEVERAL, "offset"):
+                value = getattr(layer, field)
+                if isinstance(value, np.ndarray) and value.shape != shapes[name].output:
+                    raise FileError(f"{field} of shape {value.shape}, expected {shapes[name].output}", node=name)
             continue
         own = np.asarray(node.weight).shape if node is not None and hasattr(node, "weight") else None
         shape = layer.weight.shape
-        if shape != own and not (len(shape) == 2 and shape[0] in sizes and shape[1] in sizes):
+        constant = node is None and len(shape) == 2 and shape[0] in sizes  # always-on axons of a population
+        if shape != own and not constant and not (len(shape) == 2 and shape[0] in sizes and shape[1] in sizes):
             raise FileError(f"integers of shape {shape}, the graph has {own}", node=name)
         _check_bias(name, layer.bias, {shape[:1]})
     for name, node in graph.nodes.items():

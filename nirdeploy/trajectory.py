@@ -73,6 +73,7 @@ class Record:
         steps: which steps of the run are recorded, one an entry of `data`'s first axis; None: all, from step 0.
         neurons: where only some neurons are recorded, their flat indices in the node's shape, in the order of
             `data` [step, batch, k]; None: all.
+        offset: model units where `data` is 0, a number or one a neuron (a chip whose v is shifted by v_reset).
 
     Raises:
         ValueError: an unknown variable, or steps or neurons that do not fit the data.
@@ -91,6 +92,7 @@ class Record:
     batched: bool
     steps: range | None
     neurons: NDArray[np.int64] | None
+    offset: float | NDArray[np.float64]
 
     def __init__(
         self,
@@ -107,6 +109,7 @@ class Record:
         batched: bool = True,
         steps: range | None = None,
         neurons: NDArray[np.int64] | None = None,
+        offset: float | NDArray[np.float64] = 0.0,
         *,
         storage: ArrayLike | PackedSpikes | Storage | None = None,
     ) -> None:
@@ -130,6 +133,7 @@ class Record:
             "batched": batched,
             "steps": steps,
             "neurons": None if neurons is None else _neurons(neurons, stored.shape[2 if batched else 1 :]),
+            "offset": _offset(offset, stored.shape[2 if batched else 1 :]),
         }
         if steps is not None:
             _check_steps(steps, stored.shape[0])
@@ -155,8 +159,9 @@ class Record:
 
     @property
     def values(self) -> NDArray[Any]:
-        """`data` in model units."""
-        return self.data if self.scale == 1.0 else self.data * self.scale
+        """`data` in model units: data * scale + offset."""
+        found = self.data if self.scale == 1.0 else self.data * self.scale
+        return found + self.offset if np.any(self.offset) else found
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -238,7 +243,7 @@ class Record:
         names = ("node", "variable", "scale", "units", "source", "lag", "view", "batched", "steps", "shape", "dtype")
         return (
             all(getattr(self, name) == getattr(other, name) for name in names)
-            and all(_same(getattr(self, n), getattr(other, n)) for n in ("index_map", "threshold", "neurons"))
+            and all(_same(getattr(self, n), getattr(other, n)) for n in ("index_map", "threshold", "neurons", "offset"))
             and (
                 self.storage is other.storage or all(_same(self.read(a, b), other.read(a, b)) for a, b in self.blocks())
             )
@@ -254,6 +259,17 @@ def _stored(data: ArrayLike | PackedSpikes | Storage) -> NDArray[Any] | PackedSp
     view = np.asarray(data).view()
     view.setflags(write=False)
     return view
+
+
+def _offset(offset: Any, axes: tuple[int, ...]) -> float | NDArray[np.float64]:
+    """A number, or one a neuron in the shape of a sample."""
+    if np.ndim(offset) == 0:
+        return float(offset)
+    found = np.array(offset, dtype=np.float64).reshape(-1)
+    if found.size != math.prod(axes):
+        raise ValueError(f"offset has {found.size} values, the data has shape {axes} a sample and step")
+    found.setflags(write=False)
+    return found.reshape(axes)
 
 
 def _check_steps(steps: range, count: int) -> None:

@@ -87,7 +87,7 @@ class _Stream:
     def margin(self) -> int:
         """Bytes in the file that finishing it can take, whatever is buffered."""
         record = self.template
-        entries = sum(0 if a is None else int(np.size(a)) for a in (record.index_map, record.threshold, record.neurons))
+        entries = sum(0 if a is None else int(np.size(a)) for a in _arrays(record).values())
         steps = 0 if self.steps is None else len(self.steps)
         return self.chunk * max(1, self.row_bytes) + 8 * (entries + steps) + _MARGIN_RECORD
 
@@ -248,6 +248,7 @@ class TrajectoryWriter:
         packed: bool = False,
         steps: range | None = None,
         neurons: NDArray[np.int64] | None = None,
+        offset: float | NDArray[np.float64] = 0.0,
     ) -> None:
         """Announce a record, before the first `append` to it; the metadata are those of `Record`.
 
@@ -267,6 +268,7 @@ class TrajectoryWriter:
             packed: whether to store zeros and ones as bits; `dtype` then only needs to be whole numbers.
             steps: the steps of the run that will be appended; None: all, from step 0.
             neurons: as in `Record`.
+            offset: likewise.
 
         Raises:
             FileError: declared before, or a name, type, shape or map that a file cannot hold.
@@ -288,6 +290,7 @@ class TrajectoryWriter:
                 threshold=threshold,
                 batched=batch is not None,
                 neurons=neurons,
+                offset=offset,
             )
         except (TypeError, ValueError) as error:
             raise FileError(str(error), node=node) from error
@@ -428,15 +431,11 @@ class TrajectoryWriter:
             details["sample_shape"] = np.asarray(record.shape[1:], dtype=np.int64)
         if stream.steps is not None:
             details["steps"] = np.array([stream.steps.start, stream.steps.stop, stream.steps.step], dtype=np.int64)
-        for name, value, axis in (
-            ("index_map", record.index_map, "cell"),
-            ("threshold", record.threshold, "cell"),
-            ("neurons", record.neurons, "cell"),
-        ):
+        for name, value in _arrays(record).items():
             if value is not None and np.ndim(value):
                 # arrays are datasets: attributes stop at 64 KiB
                 group.create_dataset(f"{variable}.{name}", data=np.asarray(value).reshape(-1))
-                _attach_axes(group, group[f"{variable}.{name}"], (axis,))
+                _attach_axes(group, group[f"{variable}.{name}"], ("cell",))
             elif value is not None:
                 details[name] = value
 
@@ -850,6 +849,17 @@ def _counters(values: Any) -> dict[str, dict[str, int]]:
     return {str(node): dict(found) for node, found in values.items()}
 
 
+def _arrays(record: Record) -> dict[str, Any]:
+    """What of a record may be one a neuron; None or 0 is not stored."""
+    offset = record.offset if np.any(record.offset) else None
+    return {
+        "index_map": record.index_map,
+        "threshold": record.threshold,
+        "neurons": record.neurons,
+        "offset": offset,
+    }
+
+
 def _load_record(group: Any, node: str, variable: str, version: int, reader: _Reader) -> Record:
     dataset = files.member(group, variable, h5py.Dataset)
     packed = version > 1 and bool(files.attribute(dataset, "packed", int))
@@ -861,6 +871,9 @@ def _load_record(group: Any, node: str, variable: str, version: int, reader: _Re
     scale = files.attribute(dataset, "scale", float)
     if not (math.isfinite(scale) and scale > 0):
         raise FileError(f"{dataset.name} has scale {scale}, expected a positive number")
+    offset = _level(group, dataset, "offset", data.shape[rank:], reader)
+    if not np.isfinite(0.0 if offset is None else offset).all():
+        raise FileError(f"{dataset.name} has an offset that is not finite")
     return Record(
         node,
         variable,
@@ -872,9 +885,10 @@ def _load_record(group: Any, node: str, variable: str, version: int, reader: _Re
         view=files.attribute(dataset, "view", str) or None,
         batched=batched,
         index_map=_indices(group, dataset, "index_map", math.prod(data.shape[rank:]), reader),
-        threshold=_threshold(group, dataset, data.shape[rank:], reader),
+        threshold=_level(group, dataset, "threshold", data.shape[rank:], reader),
         steps=_steps(dataset) if "steps" in dataset.attrs else None,
         neurons=_indices(group, dataset, "neurons", math.prod(data.shape[rank:]), reader),
+        offset=0.0 if offset is None else offset,
     )
 
 
@@ -896,13 +910,14 @@ def _indices(group: Any, dataset: Any, what: str, count: int, reader: _Reader) -
     return found.astype(np.int64, copy=False)
 
 
-def _threshold(group: Any, dataset: Any, shape: tuple[int, ...], reader: _Reader) -> float | NDArray[Any] | None:
-    name = f"{dataset.name.rpartition('/')[2]}.threshold"
+def _level(group: Any, dataset: Any, what: str, shape: tuple[int, ...], reader: _Reader) -> float | NDArray[Any] | None:
+    """A threshold or an offset: a number, one a neuron, or nothing."""
+    name = f"{dataset.name.rpartition('/')[2]}.{what}"
     if name in group:
         return reader.array(group[name]).reshape(shape)
-    if "threshold" not in dataset.attrs:
+    if what not in dataset.attrs:
         return None
-    value = dataset.attrs["threshold"]
-    files.attribute(dataset, "threshold", float)
+    value = dataset.attrs[what]
+    files.attribute(dataset, what, float)
     number: float = np.asarray(value).item()
     return number

@@ -82,7 +82,7 @@ class Side:
 
     def block(self, steps: slice, samples: slice, columns: NDArray[np.int64] | None) -> NDArray[Any]:
         """Part of the record in model units, [step, batch, neuron], neurons chosen by `columns`."""
-        pieces = [_scaled(part.read_batch(steps.start, steps.stop)[:, samples], part.scale) for part in self.parts]
+        pieces = [_scaled(part.read_batch(steps.start, steps.stop)[:, samples], part) for part in self.parts]
         whole = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=2)
         return whole if columns is None else whole.take(columns, axis=2)
 
@@ -97,6 +97,7 @@ class Side:
             if part.threshold is None:
                 return None
             values = np.asarray(part.threshold, dtype=np.float64).reshape(-1) * part.scale
+            values = values + np.reshape(part.offset, -1)
             found.append(np.broadcast_to(values, (_count(part),)) if len(self.parts) > 1 else values)
         whole = np.concatenate(found)
         return whole if columns is None or whole.size == 1 else whole.take(columns)
@@ -106,8 +107,10 @@ def _count(record: Record) -> int:
     return int(np.prod(record.neuron_axes, dtype=np.int64))
 
 
-def _scaled(data: NDArray[Any], scale: float) -> NDArray[Any]:
-    return data if scale == 1.0 else data * scale
+def _scaled(data: NDArray[Any], record: Record) -> NDArray[Any]:
+    """Data [step, batch, neuron] of a record in model units."""
+    found = data if record.scale == 1.0 else data * record.scale
+    return found + np.reshape(record.offset, -1) if np.any(record.offset) else found
 
 
 @dataclass(frozen=True, eq=False)
@@ -388,7 +391,7 @@ def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _check_whole(side: Side, label: str) -> None:
-    if all(part.dtype.kind in "biu" and part.scale == 1.0 for part in side.parts):
+    if all(part.dtype.kind in "biu" and part.scale == 1.0 and not np.any(part.offset) for part in side.parts):
         return
     for step in range(side.n_steps):
         counts = side.block(slice(step, step + 1), slice(None), None)
