@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import nir
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from nirdeploy import graph as graphs
 from nirdeploy.errors import GraphError, UnsupportedError
 
-__all__ = ["LINEAR", "NEURONS", "Connection", "Layer", "Network", "Readout", "Stage", "lower"]
+__all__ = ["LINEAR", "NEURONS", "Connection", "Constant", "Layer", "Network", "Readout", "Stage", "lower"]
 
 Shape = tuple[int, ...]
 LINEAR = ("Affine", "AvgPool2d", "Conv2d", "Flatten", "Linear", "SumPool2d")
@@ -65,6 +65,7 @@ class Connection:
         stages: the chain, in order.
         kernel: the stage whose weights are kept in their own shape behind disjoint pools; None: the chain is
             composed into one matrix [target neurons, source neurons].
+        delay: steps beyond the one that every connection costs, broadcast to [target neurons, source neurons].
     """
 
     name: str
@@ -74,6 +75,7 @@ class Connection:
     target_shape: Shape
     stages: tuple[Stage, ...]
     kernel: Stage | None
+    delay: NDArray[np.int64] = field(default_factory=lambda: np.zeros((1, 1), np.int64))
 
     @property
     def kind(self) -> str:
@@ -91,6 +93,21 @@ class Connection:
         return 0 if self.kernel else int(np.prod(self.source_shape)) * int(np.prod(self.target_shape))
 
 
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """A current that flows into a population from one step on, whatever spikes: axons that are always on carry it.
+
+    Attributes:
+        name: key of its integers in `Quantized`: a QuantizedWeight [target neurons, axons].
+        value: input, the shape of the population, in the units of the input; never all zero.
+        start: first step of the chip in which its axons spike.
+    """
+
+    name: str
+    value: NDArray[np.float64]
+    start: int
+
+
 @dataclass(frozen=True)
 class Layer:
     """One population.
@@ -99,9 +116,13 @@ class Layer:
         name: the neuron node.
         shape: shape of the population.
         connections: what feeds it.
-        bias: input while every source is silent, the shape of the population, in the units of the input.
+        bias: input while every source is silent, the shape of the population, in the units of the input; what its
+            bias register holds. Zero where `constants` carry it: with a synaptic filter the register, which acts on
+            v, would leave the filter out.
         lag: largest number of connections between an Input and it.
         earliest: smallest number.
+        fires: False where it only integrates and is shown by an Output (I, LI, CubaLI).
+        constants: the input that flows while every source is silent, where the bias register does not hold it.
     """
 
     name: str
@@ -110,6 +131,8 @@ class Layer:
     bias: NDArray[np.float64]
     lag: int
     earliest: int
+    fires: bool = True
+    constants: tuple[Constant, ...] = ()
 
 
 @dataclass(frozen=True)
