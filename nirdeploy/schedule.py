@@ -5,7 +5,7 @@ A node is named by its path, a tuple: ('lif',) at the top, ('sub', 'lif') inside
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import nir
 from nirdeploy.errors import GraphError, UnsupportedError
 from nirdeploy.nodes import keeps_state
 
-__all__ = ["NodePath", "Schedule", "dotted", "feedback_key", "schedule"]
+__all__ = ["NodePath", "Schedule", "dotted", "feedback_key", "lateness", "schedule"]
 
 NodePath = tuple[str, ...]
 PathEdge = tuple[NodePath, NodePath]
@@ -81,6 +81,27 @@ def schedule(
         sources[target].append(source)
     named = {path: tuple(sorted(found)) for path, found in sources.items()}
     return Schedule(nodes, order, named, tuple(back), inputs, outputs)
+
+
+def lateness(plan: Schedule, slow: Collection[NodePath]) -> dict[NodePath, int]:
+    """With population_delay=1, how many steps each node is late: those of `slow` on the shortest way from an Input.
+
+    Nodes that no Input reaches are left out.
+    """
+    after: dict[NodePath, list[NodePath]] = {}
+    for target, sources in plan.sources.items():
+        for source in sources:
+            after.setdefault(source, []).append(target)
+    found = dict.fromkeys(plan.inputs, 0)
+    waiting = list(plan.inputs)
+    while waiting:
+        path = waiting.pop(0)
+        for target in after.get(path, []):
+            late = found[path] + (target in slow)
+            if late < found.get(target, 1 << 30):
+                found[target] = late
+                waiting.append(target)
+    return found
 
 
 # ---------------------------------------------------------------- subgraphs

@@ -296,6 +296,8 @@ def _check_layers(graph: nir.NIRGraph, layers: Mapping[str, QuantizedWeight | Qu
                     raise FileError(f"{field} of shape {value.shape}, expected {shapes[name].output}", node=name)
             continue
         own = np.asarray(node.weight).shape if node is not None and hasattr(node, "weight") else None
+        if node is not None and hasattr(node, "kernel_size"):  # a pool alone is a kernel of its own
+            own = (shapes[name].input[0], 1, *graphs.pair(node.kernel_size))
         shape = layer.weight.shape
         constant = node is None and len(shape) == 2 and shape[0] in sizes  # always-on axons of a population
         if shape != own and not constant and not (len(shape) == 2 and shape[0] in sizes and shape[1] in sizes):

@@ -8,7 +8,8 @@ import numpy as np
 
 from nirdeploy.placement import Placement
 from nirdeploy.quantization import Quantized
-from nirdeploy_loihi.network import Connection, Layer, lower
+from nirdeploy_loihi.lowering import lower
+from nirdeploy_loihi.network import Connection, Layer
 from nirdeploy_loihi.weights import sign_mode
 
 __all__ = ["configuration"]
@@ -20,7 +21,7 @@ def configuration(quantized: Quantized, placement: Placement) -> dict[str, Any]:
     Names are those of Lava's LIF, Dense and Conv. `du` is decay_u - 1, as the chip adds 1 to it (ds_offset);
     images are channel, y, x; a kernel is [out, in, y, x] and correlates.
     """
-    network = lower(quantized.graph)
+    network = lower(quantized.graph, quantized.convention)
     populations = [_population(layer, quantized) for layer in network.layers]
     cores = [
         {"core": core, "population": name, "first": first, "last": last}

@@ -18,7 +18,8 @@ from nirdeploy.trajectory import Record, Trajectory
 from nirdeploy.version import __version__
 from nirdeploy_loihi.dynamics import dynamics
 from nirdeploy_loihi.linear import fan_out, integer_apply
-from nirdeploy_loihi.network import Layer, Network, lower
+from nirdeploy_loihi.lowering import lower
+from nirdeploy_loihi.network import Layer, Network
 from nirdeploy_loihi.registers import States, scan
 
 __all__ = ["drive", "emulate", "require_emulator"]
@@ -67,7 +68,7 @@ def emulate(quantized: Quantized, raster: Any, *, record: tuple[str, ...], nodes
     Raises:
         RasterError: a raster of wrong shape, a count other than 0 or 1, or an unknown node.
     """
-    network = lower(quantized.graph)
+    network = lower(quantized.graph, quantized.convention)
     data, batched = check_raster(raster, network.input_shape, integer=True, maximum=1)
     chosen = _chosen(network, nodes)
     keep = {name: set(record) & {"spikes", "v_mem", "i_syn"} for name in chosen}
@@ -179,7 +180,7 @@ def _unit_gain(quantized: Quantized, name: str) -> float | None:
 def _records(
     network: Network, quantized: Quantized, traces: Mapping[tuple[str, str], list[Ints]], batched: bool
 ) -> dict[tuple[str, str], Record]:
-    lags = {layer.name: layer.lag for layer in network.layers}
+    lags = {layer.name: layer.lag + layer.late for layer in network.layers}
     lags |= {readout.name: readout.lag for readout in network.readouts}
     records = {}
     for (name, variable), parts in traces.items():

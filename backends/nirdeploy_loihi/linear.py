@@ -38,6 +38,8 @@ def float_stage(stage: Stage, node: nir.NIRNode, x: Floats, *, bias: bool) -> Fl
     options: Mapping[str, Any] = stage.options or {}
     if stage.kind == "reshape":
         out = values.reshape(len(x), *stage.shape)
+    elif stage.kind == "scale":
+        out = values * _tensor(np.broadcast_to(np.asarray(node.scale), stage.shape))
     elif stage.kind == "pool":
         out = _sum_pool(stage, values) * stage.factor
     else:
@@ -45,11 +47,22 @@ def float_stage(stage: Stage, node: nir.NIRNode, x: Floats, *, bias: bool) -> Fl
         offset = bias_of(node) if bias else None
         added = None if offset is None else torch.from_numpy(offset)
         if stage.kind == "conv":
-            out = functional.conv2d(values, weight, added, **options)
+            out = functional.conv2d(values.reshape(len(x), *image(stage.given)), image_kernel(weight), added, **options)
+            out = out.reshape(len(x), *stage.shape)
         else:
             out = functional.linear(values, weight, added)
     result: Floats = out.numpy()
     return result
+
+
+def image(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A Conv1d's map (channel, x) as an image of height 1; an image as it is."""
+    return (shape[0], 1, shape[1]) if len(shape) == 2 else shape
+
+
+def image_kernel(weight: Any) -> Any:
+    """A Conv1d's kernel [out, in, x] as one of height 1; a Conv2d's as it is."""
+    return weight[:, :, None, :] if weight.ndim == 3 else weight
 
 
 def _tensor(values: Any) -> torch.Tensor:
@@ -67,15 +80,15 @@ def float_weight(graph: nir.NIRGraph, connection: Connection) -> Floats:
     """Weights of a connection, float64, before the neuron's input gain.
 
     Returns:
-        The kernel in its node's own shape times the factors of the pools before it, or the composed matrix
-        [target neurons, source neurons], built by pushing an identity through the chain.
+        The kernel in its node's own shape times the factors of the pools and scales around it (of a pool alone:
+        [channel, 1, y, x]), or the composed matrix [target neurons, source neurons], built by pushing an identity
+        through the chain.
 
     Raises:
         UnsupportedError: the composed matrix would have more than `MATRIX_LIMIT` entries.
     """
     if connection.kernel is not None:
-        weight = np.asarray(graph.nodes[connection.kernel.node].weight, dtype=np.float64)
-        return weight * connection.factor
+        return _kept(graph, connection, connection.kernel)
     if connection.matrix_size > MATRIX_LIMIT:
         raise UnsupportedError(
             f"composing the path from {connection.source!r} takes {connection.matrix_size} weights, "
@@ -98,19 +111,37 @@ def float_weight(graph: nir.NIRGraph, connection: Connection) -> Floats:
     return matrix
 
 
+def _kept(graph: nir.NIRGraph, connection: Connection, kernel: Stage) -> Floats:
+    if kernel.kind == "pool":
+        weight = np.ones((kernel.given[0], 1, *kernel.kernel))
+    else:
+        weight = np.asarray(graph.nodes[kernel.node].weight, dtype=np.float64)
+    weight = weight * connection.factor
+    for stage in connection.stages:
+        if stage.kind != "scale":
+            continue
+        values = np.asarray(graph.nodes[stage.node].scale, dtype=np.float64)
+        # uniform for an output as a whole: lowering keeps the kernel only then
+        rows = values.reshape(-1) if values.size == 1 else values.reshape(len(weight), -1)[:, 0]
+        weight = weight * rows.reshape(-1, *[1] * (weight.ndim - 1))
+    return weight
+
+
 def integer_apply(connection: Connection, weight: NDArray[np.int64], x: NDArray[Any]) -> NDArray[np.int64]:
     """What a connection adds for spikes x [n, *source shape]: [n, *target shape], exact integers."""
     if connection.kernel is None:
         return exact.linear(x.reshape(len(x), -1), weight).reshape(len(x), *connection.target_shape)
     for stage in connection.stages:
         options: Mapping[str, Any] = stage.options or {}
-        if stage.kind == "pool":
+        if stage is connection.kernel and stage.kind != "dense":
+            groups = {"groups": stage.given[0]} if stage.kind == "pool" else {}
+            x = exact.conv2d(x.reshape(len(x), *image(stage.given)), image_kernel(weight), **options, **groups)
+            x = x.reshape(len(x), *stage.shape)
+        elif stage.kind == "pool":
             x = exact.sum_pool2d(x, stage.kernel, **options)
-        elif stage.kind == "conv":
-            x = exact.conv2d(x, weight, **options)
         elif stage.kind == "dense":
-            x = exact.linear(x, weight)
-        else:
+            x = exact.linear(x.reshape(-1, stage.given[-1]), weight).reshape(len(x), *stage.shape)
+        else:  # scales are inside the weights
             x = x.reshape(len(x), *stage.shape)
     return x.reshape(len(x), *connection.target_shape).astype(np.int64, copy=False)
 

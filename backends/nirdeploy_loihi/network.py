@@ -1,24 +1,32 @@
-"""Lowering: a NIR graph as populations joined by connections, each composed of linear stages."""
+"""A network before quantisation: populations joined by connections, each composed of linear stages."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import nir
 import numpy as np
 from numpy.typing import NDArray
 
-from nirdeploy import graph as graphs
-from nirdeploy.errors import GraphError, UnsupportedError
-
-__all__ = ["LINEAR", "NEURONS", "Connection", "Constant", "Layer", "Network", "Readout", "Stage", "lower"]
+__all__ = [
+    "INTEGRATORS",
+    "LINEAR",
+    "NEURONS",
+    "SUPPORTED",
+    "Connection",
+    "Constant",
+    "Layer",
+    "Network",
+    "Readout",
+    "Stage",
+]
 
 Shape = tuple[int, ...]
-LINEAR = ("Affine", "AvgPool2d", "Conv2d", "Flatten", "Linear", "SumPool2d")
+LINEAR = ("Affine", "AvgPool2d", "Conv1d", "Conv2d", "Flatten", "Linear", "Scale", "SumPool2d")
 NEURONS = ("CubaLIF", "IF", "LIF")
-_WEIGHTS = {"Affine": "dense", "Linear": "dense", "Conv2d": "conv"}
+INTEGRATORS = ("CubaLI", "I", "LI")  # no spikes: shown by an Output, never read by synapses
+SUPPORTED = ("Delay", "Input", "Output", *INTEGRATORS, *LINEAR, *NEURONS)
 
 
 @dataclass(frozen=True)
@@ -27,16 +35,17 @@ class Stage:
 
     Attributes:
         node: name of the NIR node.
-        kind: 'conv', 'dense', 'pool' (a sum over windows) or 'reshape'.
+        kind: 'conv', 'dense', 'pool' (a sum over windows), 'reshape' or 'scale' (neuron by neuron).
         given: shape of its input.
         shape: shape of its output.
         kernel: window of a pool, (y, x).
-        options: stride, padding, dilation and groups of a 'conv'; stride and padding of a 'pool'.
+        options: stride, padding, dilation and groups of a 'conv' (of Conv1d as one of height 1); stride and padding
+            of a 'pool'.
         factor: what the sum is multiplied with: 1 / (window size) for AvgPool2d, else 1.
     """
 
     node: str
-    kind: Literal["conv", "dense", "pool", "reshape"]
+    kind: Literal["conv", "dense", "pool", "reshape", "scale"]
     given: Shape
     shape: Shape
     kernel: tuple[int, int] = (1, 1)
@@ -63,8 +72,8 @@ class Connection:
         source_shape: shape of the source.
         target_shape: shape of the target.
         stages: the chain, in order.
-        kernel: the stage whose weights are kept in their own shape behind disjoint pools; None: the chain is
-            composed into one matrix [target neurons, source neurons].
+        kernel: the stage whose weights are kept in their own shape, behind disjoint pools; a pool alone is kept as
+            a kernel [channel, 1, y, x]. None: the chain is composed into one matrix [target neurons, source neurons].
         delay: steps beyond the one that every connection costs, broadcast to [target neurons, source neurons].
     """
 
@@ -80,11 +89,11 @@ class Connection:
     @property
     def kind(self) -> str:
         """'conv' or 'dense', what the chip is given."""
-        return self.kernel.kind if self.kernel else "dense"
+        return "conv" if self.kernel and self.kernel.kind in ("conv", "pool") else "dense"
 
     @property
     def factor(self) -> float:
-        """Product of the pools' factors that a kept kernel takes over."""
+        """Product of the pools' factors that a kept kernel takes over; scales are apart."""
         return float(np.prod([stage.factor for stage in self.stages])) if self.kernel else 1.0
 
     @property
@@ -119,8 +128,8 @@ class Layer:
         bias: input while every source is silent, the shape of the population, in the units of the input; what its
             bias register holds. Zero where `constants` carry it: with a synaptic filter the register, which acts on
             v, would leave the filter out.
-        lag: largest number of connections between an Input and it.
-        earliest: smallest number.
+        lag: steps by which the chip is later than the reference in its own convention.
+        late: steps by which the reference itself is late, with population_delay=1.
         fires: False where it only integrates and is shown by an Output (I, LI, CubaLI).
         constants: the input that flows while every source is silent, where the bias register does not hold it.
     """
@@ -130,14 +139,14 @@ class Layer:
     connections: tuple[Connection, ...]
     bias: NDArray[np.float64]
     lag: int
-    earliest: int
+    late: int = 0
     fires: bool = True
     constants: tuple[Constant, ...] = ()
 
 
 @dataclass(frozen=True)
 class Readout:
-    """An Output: the spikes of one population in another shape, without delay."""
+    """An Output: the spikes of one population, or v of one that only integrates, in another shape without delay."""
 
     name: str
     source: str
@@ -160,153 +169,3 @@ class Network:
     input_shape: Shape
     layers: tuple[Layer, ...]
     readouts: tuple[Readout, ...]
-
-
-def lower(graph: nir.NIRGraph) -> Network:
-    """The network a graph stands for.
-
-    Raises:
-        UnsupportedError: a cycle, several Inputs, a node type out of scope, or an Output that does not show
-            one population alone; naming the node.
-        GraphError: shapes that disagree.
-    """
-    for name, node in graph.nodes.items():
-        if graphs.type_name(node) not in (*LINEAR, *NEURONS, "Input", "Output"):
-            raise UnsupportedError(f"type {graphs.type_name(node)} is not supported on Loihi", node=name)
-    for source, target in graphs.feedback_edges(graph):
-        raise UnsupportedError(f"edge from {source!r} closes a cycle; recurrence is not supported", node=target)
-    inputs = graphs.input_names(graph)
-    if len(inputs) != 1:
-        raise UnsupportedError(f"{len(inputs)} Inputs {inputs}; one is supported")
-    shapes = graphs.shapes(graph)
-    lags: dict[str, tuple[int, int]] = {inputs[0]: (0, 0)}
-    layers: list[Layer] = []
-    readouts: list[Readout] = []
-    rest = _at_rest(graph, shapes)
-    for population in graphs.populations(graph):
-        if isinstance(graph.nodes[population.name], nir.Output):
-            readouts.append(_readout(graph, population, shapes, lags))
-            continue
-        found = [lags[path.source] for path in population.paths]
-        lags[population.name] = 1 + min(f[0] for f in found), 1 + max(f[1] for f in found)
-        layers.append(
-            Layer(
-                name=population.name,
-                shape=shapes[population.name].output,
-                connections=tuple(_connection(graph, population.name, p, shapes) for p in population.paths),
-                bias=rest[population.name],
-                earliest=lags[population.name][0],
-                lag=lags[population.name][1],
-            )
-        )
-    return Network(inputs[0], shapes[inputs[0]].output, _named(layers), tuple(readouts))
-
-
-def _readout(
-    graph: nir.NIRGraph,
-    population: graphs.Population,
-    shapes: Mapping[str, graphs.Shapes],
-    lags: Mapping[str, tuple[int, int]],
-) -> Readout:
-    name = population.name
-    if len(population.paths) != 1:
-        raise UnsupportedError(f"{len(population.paths)} paths lead into the Output, one is supported", node=name)
-    path = population.paths[0]
-    for node in path.nodes:
-        if not isinstance(graph.nodes[node], nir.Flatten):
-            raise UnsupportedError(
-                f"{graphs.type_name(graph.nodes[node])} {node!r} before the Output has no neurons to hold it",
-                node=name,
-                remedy="Put a population after it.",
-            )
-    if isinstance(graph.nodes[path.source], nir.Input):
-        raise UnsupportedError("the Output shows the Input itself", node=name, remedy="Put a population between.")
-    return Readout(name, path.source, shapes[name].output, lags[path.source][1])
-
-
-def _connection(graph: nir.NIRGraph, target: str, path: graphs.Path, shapes: Mapping[str, graphs.Shapes]) -> Connection:
-    stages = tuple(_stage(graph, name, shapes[name]) for name in path.nodes)
-    weights = [i for i, stage in enumerate(stages) if stage.kind in ("conv", "dense")]
-    kernel = None
-    if len(weights) == 1:
-        before, after = stages[: weights[0]], stages[weights[0] + 1 :]
-        if all(stage.disjoint for stage in before) and all(stage.kind == "reshape" for stage in after):
-            kernel = stages[weights[0]]
-    preferred = stages[weights[-1]].node if weights else (stages[-1].node if stages else f"{path.source}->{target}")
-    return Connection(
-        name=preferred,
-        source=path.source,
-        target=target,
-        source_shape=shapes[path.source].output,
-        target_shape=shapes[target].output,
-        stages=stages,
-        kernel=kernel,
-    )
-
-
-def _stage(graph: nir.NIRGraph, name: str, shape: graphs.Shapes) -> Stage:
-    node = graph.nodes[name]
-    kind = graphs.type_name(node)
-    if kind == "Flatten":
-        return Stage(name, "reshape", shape.input, shape.output)
-    if kind == "Conv2d":
-        return Stage(name, "conv", shape.input, shape.output, options=graphs.conv2d_options(node, name))
-    if kind in _WEIGHTS:
-        return Stage(name, "dense", shape.input, shape.output)
-    window = graphs.pair(node.kernel_size)
-    options = {"stride": graphs.pair(node.stride), "padding": graphs.pair(node.padding)}
-    factor = 1.0 / (window[0] * window[1]) if kind == "AvgPool2d" else 1.0
-    return Stage(name, "pool", shape.input, shape.output, window, options, factor)
-
-
-def _named(layers: list[Layer]) -> tuple[Layer, ...]:
-    """Layers whose connections have distinct names, but for copies of one kernel within a population.
-
-    A node's name goes to the connection that ends in it. Where several connections claim a name and do not
-    hold the same integers, each is called by its whole path, 'source->node->target'.
-    """
-    claims: dict[str, set[tuple[Any, ...]]] = {}
-    for layer in layers:
-        for number, c in enumerate(layer.connections):
-            # copies of a kernel in one population have equal integers, as they share scale and factor
-            same = (layer.name, c.factor) if c.kernel else (layer.name, "composed", number)
-            claims.setdefault(c.name, set()).add(same)
-
-    def renamed(c: Connection) -> Connection:
-        if len(claims[c.name]) == 1:
-            return c
-        return replace(c, name="->".join((c.source, *(s.node for s in c.stages), c.target)))
-
-    return tuple(replace(layer, connections=tuple(map(renamed, layer.connections))) for layer in layers)
-
-
-def _at_rest(graph: nir.NIRGraph, shapes: Mapping[str, graphs.Shapes]) -> dict[str, NDArray[np.float64]]:
-    """What the biases of stateless nodes bring to each population while populations and Inputs are silent."""
-    sources = graphs.predecessors(graph)
-    given: dict[str, NDArray[np.float64] | None] = {}  # None: zeros, for which nothing is computed or allocated
-    found: dict[str, NDArray[np.float64]] = {}
-    for name in graphs.order(graph):
-        node, total = graph.nodes[name], None
-        for value in (given[source] for source in sources[name]):
-            if value is not None:
-                total = value if total is None else total + value
-        if graphs.is_neuron(node):
-            found[name] = np.broadcast_to(0.0, shapes[name].input) if total is None else total
-            if not np.isfinite(found[name]).all():
-                raise GraphError("its biases add up to a value that is not finite", node=name)
-        passed = graphs.is_neuron(node) or isinstance(node, nir.Input | nir.Output)
-        given[name] = None if passed else _stage_at_rest(_stage(graph, name, shapes[name]), node, total)
-    return found
-
-
-def _stage_at_rest(stage: Stage, node: nir.NIRNode, x: NDArray[np.float64] | None) -> NDArray[np.float64] | None:
-    from nirdeploy_loihi.linear import bias_of, float_stage
-
-    if x is not None:
-        passed: NDArray[np.float64] = float_stage(stage, node, x[None], bias=True)[0]
-        return passed
-    bias = bias_of(node) if stage.kind in ("conv", "dense") else None
-    if bias is None or not bias.any():
-        return None
-    found: NDArray[np.float64] = np.broadcast_to(bias.reshape(-1, *[1] * (len(stage.shape) - 1)), stage.shape)
-    return found

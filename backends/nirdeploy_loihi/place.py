@@ -16,7 +16,8 @@ from nirdeploy.names import suggest
 from nirdeploy.placement import Placement, Usage, core_numbers, require_options
 from nirdeploy.quantization import Quantized
 from nirdeploy_loihi.linear import pattern
-from nirdeploy_loihi.network import Layer, Network, lower
+from nirdeploy_loihi.lowering import lower
+from nirdeploy_loihi.network import Layer, Network
 
 __all__ = ["axon_bits", "place_network", "slices_of"]
 
@@ -47,7 +48,7 @@ def place_network(quantized: Quantized, **options: Any) -> Placement:
         PlacementError: a population that does not fit, too few cores, or cores that cannot be used.
     """
     require_options(options, {"cores": "{population: [core, ...]}"})
-    network = lower(quantized.graph)
+    network = lower(quantized.graph, quantized.convention)
     table = quantized.target.table
     limit = int(table["cores"]["count"])
     given = _given_cores({} if options.get("cores") is None else options["cores"], network, limit)

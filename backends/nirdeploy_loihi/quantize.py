@@ -27,7 +27,8 @@ from nirdeploy.reference.convention import Convention
 from nirdeploy.target import Target
 from nirdeploy_loihi.dynamics import Dynamics, dynamics
 from nirdeploy_loihi.linear import bias_of, float_weight, integer_apply
-from nirdeploy_loihi.network import Layer, lower
+from nirdeploy_loihi.lowering import lower
+from nirdeploy_loihi.network import Layer
 from nirdeploy_loihi.weights import round_weights
 
 __all__ = ["Problem", "integers", "largest_scale", "problem_of", "quantize_graph"]
@@ -85,7 +86,7 @@ def quantize_graph(
         RasterError: calibration counts other than 0 and 1.
     """
     require_calibration(quantizer, calibration)
-    network = lower(graph)
+    network = lower(graph, convention)
     problems = [problem_of(graph, layer, convention, target) for layer in network.layers]
     layers: dict[str, QuantizedWeight | QuantizedNeuron] = {}
     notes: list[str] = []

@@ -18,7 +18,8 @@ from nirdeploy.rules import Finding
 from nirdeploy.target import Target
 from nirdeploy_loihi.dynamics import DECAY_UNITY, dynamics, needs_dt
 from nirdeploy_loihi.linear import MATRIX_LIMIT, float_weight
-from nirdeploy_loihi.network import LINEAR, Connection, Network, lower
+from nirdeploy_loihi.lowering import lower
+from nirdeploy_loihi.network import LINEAR, Connection, Network
 
 __all__ = ["MAP_LIMIT", "WEIGHT_LIMIT", "findings"]
 
@@ -62,12 +63,12 @@ def findings(graph: nir.NIRGraph, target: Target, convention: Convention) -> lis
         if name not in bad:
             found.extend(_parameter_rules(graph, name, convention))
     if not bad and not any(f.code in ("type", "cycle", "input") for f in found):
-        found.extend(_lowered_rules(graph, target))
+        found.extend(_lowered_rules(graph, target, convention))
     paths = {name: graphs.torch_path(graph, name) for name in graph.nodes}
     return [replace(f, torch_path=paths.get(f.node)) for f in found]
 
 
-def _lowered_rules(graph: nir.NIRGraph, target: Target) -> Iterator[Finding]:
+def _lowered_rules(graph: nir.NIRGraph, target: Target, convention: Convention) -> Iterator[Finding]:
     """Findings on shapes, then on sizes, then on the network; each only where the one before had none."""
     try:
         shapes = graphs.shapes(graph)
@@ -84,7 +85,7 @@ def _lowered_rules(graph: nir.NIRGraph, target: Target) -> Iterator[Finding]:
         yield from sizes
         return
     try:
-        network = lower(graph)
+        network = lower(graph, convention)
     except NirdeployError as error:
         code = "output" if isinstance(graph.nodes.get(error.node or ""), nir.Output) else "graph"
         yield Finding(code, error.node or "", _sentence(error), error.remedy or "Change the graph.")
@@ -274,16 +275,6 @@ def _network_rules(graph: nir.NIRGraph, network: Network) -> Iterator[Finding]:
                     "Remove the connection.",
                     value=0,
                 )
-        if layer.earliest != layer.lag:
-            yield Finding(
-                "unequal_delays",
-                layer.name,
-                f"its inputs are {layer.earliest} to {layer.lag} connections from the Input, and each costs a step",
-                "Make all paths equally long.",
-                severity="warning",
-                value=layer.lag,
-                limit=layer.earliest,
-            )
         if np.any(layer.bias) or _leaks(graph.nodes[layer.name]):
             yield Finding(
                 "bias_start",
@@ -297,7 +288,7 @@ def _network_rules(graph: nir.NIRGraph, network: Network) -> Iterator[Finding]:
 
 
 def _any_weight(graph: nir.NIRGraph, connection: Connection) -> bool:
-    if connection.kernel is not None:
+    if connection.kernel is not None and connection.kernel.kind != "pool":
         return bool(np.any(np.asarray(graph.nodes[connection.kernel.node].weight)))
     return bool(np.any(float_weight(graph, connection)))
 

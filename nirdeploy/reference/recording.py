@@ -21,7 +21,7 @@ from nirdeploy.reference.engine import Sink
 from nirdeploy.reference.memory import LINE, NUMPY, address
 from nirdeploy.reference.neurons import Membrane, Neuron
 from nirdeploy.reference.program import POPULATIONS
-from nirdeploy.schedule import NodePath, dotted
+from nirdeploy.schedule import NodePath, dotted, lateness
 from nirdeploy.trajectory import VARIABLES, Record
 from nirdeploy.trajectory_file import TrajectoryWriter
 
@@ -219,7 +219,8 @@ class Recorder(Sink):
         self.kept = n_steps if selection.steps is None else len(selection.steps)
         self.float = NUMPY[dtype]
         self.wanted = (selection.variables, selection.nodes)
-        self.lags = _lags(module)
+        slow = {step.path for step in module._steps if step.stateful}
+        self.lags = lateness(module.plan, slow) if module.convention.population_delay else {}
         self._chunk = 0
         self.entries: dict[tuple[NodePath, str], _Entry] = {}
         for path, template in self._templates(made):
@@ -389,24 +390,3 @@ class Recorder(Sink):
 
 def _divides(module: Membrane) -> bool:
     return module.convention.v_unit == "gain" or "v_threshold" in module.fields
-
-
-def _lags(module: GraphModule) -> dict[NodePath, int]:
-    """With population_delay=1, how many steps each node is late: populations on the shortest way from an Input."""
-    if not module.convention.population_delay:
-        return {}
-    slow = {step.path for step in module._steps if step.stateful}
-    after: dict[NodePath, list[NodePath]] = {}
-    for step in module._steps:
-        for source, _ in step.sources:
-            after.setdefault(source, []).append(step.path)
-    found = dict.fromkeys(module.plan.inputs, 0)
-    waiting = list(module.plan.inputs)
-    while waiting:
-        path = waiting.pop(0)
-        for target in after.get(path, []):
-            lag = found[path] + (target in slow)
-            if lag < found.get(target, 1 << 30):
-                found[target] = lag
-                waiting.append(target)
-    return found

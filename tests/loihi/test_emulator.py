@@ -181,7 +181,7 @@ def test_sums_of_a_convolution_wrap_at_24_bits(nets):
     weight = np.array([[[[1 << 22, 1 << 22]]]])
     layers = {"c": QuantizedWeight(weight, None, 1.0), "n": QuantizedNeuron(1 << 30, None, 1.0)}
     quantized = Quantized(graph, BACKEND.targets()["loihi2"], Convention(), "given", layers)
-    network = emulator.lower(graph)
+    network = emulator.lower(graph, nets.plain)
     spikes = {"input": np.ones((2, 1, 1, 1, 2), dtype=np.int32)}
     found = emulator.drive(network.layers[0], quantized.layers, spikes)
     assert found.reshape(-1).tolist() == [0, -(1 << 23)]

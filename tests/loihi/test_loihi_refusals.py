@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 from nirdeploy_loihi.emulator import drive
-from nirdeploy_loihi.network import lower
+from nirdeploy_loihi.lowering import lower
 
 import nirdeploy as nd
 from nirdeploy.errors import QuantizationError, UnsupportedError
@@ -72,13 +72,15 @@ def test_one_bias_for_all_outputs_counts_for_each(nets):
         input=nets.source(2), w=nets.affine(np.ones((3, 2)), np.zeros(3)), n=nets.if_(3), output=nets.output(3)
     )
     graph.nodes["w"].bias = np.array([0.5])
-    assert lower(graph).layers[0].bias.tolist() == [0.5, 0.5, 0.5]
+    assert lower(graph, nets.plain).layers[0].bias.tolist() == [0.5, 0.5, 0.5]
     quantized = nd.quantize(graph, "loihi1", convention=nets.plain, quantizer="max")
     assert quantized["w"].bias.shape == (3,)
 
 
 def test_synaptic_sums_do_not_wrap(nets):
-    layer = lower(nets.chain(input=nets.source(2), w=nets.linear([[1.0, 1.0]]), n=nets.if_(1), output=nets.output(1)))
+    layer = lower(
+        nets.chain(input=nets.source(2), w=nets.linear([[1.0, 1.0]]), n=nets.if_(1), output=nets.output(1)), nets.plain
+    )
     weights = {"w": QuantizedWeight(np.array([[2**30, 2**30]]), None, 1.0)}
     spikes = {"input": np.ones((2, 1, 2), np.int32)}
     with pytest.raises(QuantizationError, match="'n': a synaptic sum reaches 2147483648, which 32 bits do not hold"):
@@ -187,11 +189,11 @@ def test_biases_reach_a_population_through_later_stages_as_before(nets):
         output=nets.output(1, 2, 2),
     )
     expected = graph.nodes["d"].weight[0, :, 0, 0] @ np.array([0.5, -1.0]) + 0.25
-    assert lower(graph).layers[0].bias == pytest.approx(np.full((1, 2, 2), expected))
+    assert lower(graph, nets.plain).layers[0].bias == pytest.approx(np.full((1, 2, 2), expected))
     # without biases nothing of the map's size is made
     for name in ("c", "d"):
         graph.nodes[name].bias = np.zeros_like(graph.nodes[name].bias)
-    assert lower(graph).layers[0].bias.strides == (0, 0, 0)
+    assert lower(graph, nets.plain).layers[0].bias.strides == (0, 0, 0)
 
 
 def test_a_thousand_stages_in_a_row_do_not_exhaust_the_stack(nets):

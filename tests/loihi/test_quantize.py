@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 from nirdeploy_loihi.calibrate import disagreement
-from nirdeploy_loihi.network import lower
+from nirdeploy_loihi.lowering import lower
 
 from nirdeploy.errors import QuantizationError, QuantizationWarning, RasterError
 from nirdeploy.pipeline import quantize
@@ -189,7 +189,7 @@ def test_calibrated_is_never_worse_than_max_on_its_data(nets, crossing, leaky):
     first = quantize(graph, "loihi2", convention=convention, quantizer="max")
     reference = run(graph, raster, convention=convention, record=("spikes",))
     wanted = {n: r.data for (n, v), r in reference.records.items() if v == "spikes"}
-    network, given = lower(graph), raster.astype(np.int32)
+    network, given = lower(graph, nets.plain), raster.astype(np.int32)
     after = disagreement(network, dict(q.layers), given, wanted)
     before = disagreement(network, dict(first.layers), given, wanted)
     assert after <= before
