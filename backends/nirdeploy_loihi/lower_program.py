@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, cast
 
 import numpy as np
@@ -17,7 +19,7 @@ from nirdeploy_loihi.lowering import lower
 from nirdeploy_loihi.network import Connection, Layer, Network, Stage
 from nirdeploy_loihi.program import AlwaysOn, Compartments, Program, Shown, Synapses, Window
 
-__all__ = ["lower_program", "program_of"]
+__all__ = ["Lowered", "lower_program", "lowered", "program_of"]
 
 Integers = NDArray[np.int64]
 _CHUNK = 1 << 22  # values pushed through a chain at once
@@ -34,6 +36,27 @@ def program_of(quantized: Quantized, placement: Placement | None = None) -> Prog
         UnsupportedError, GraphError, ConventionError: as `lowering.lower`, or a chain too large for one matrix.
     """
     return lower_program(lower(quantized.graph, quantized.convention), quantized, placement)
+
+
+@dataclass(frozen=True, eq=False)
+class Lowered:
+    """A program with what its records need to be aligned.
+
+    Attributes:
+        program: what the chip runs.
+        lags: population or Output -> steps by which it is later than the same node of a graph without delays.
+    """
+
+    program: Program
+    lags: Mapping[str, int]
+
+
+def lowered(quantized: Quantized, placement: Placement | None = None) -> Lowered:
+    """`program_of`, with the lags of its records."""
+    network = lower(quantized.graph, quantized.convention)
+    lags = {layer.name: layer.lag + layer.late for layer in network.layers}
+    lags |= {readout.name: readout.lag for readout in network.readouts}
+    return Lowered(lower_program(network, quantized, placement), MappingProxyType(lags))
 
 
 def lower_program(network: Network, quantized: Quantized, placement: Placement | None = None) -> Program:

@@ -3,6 +3,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nirdeploy_loihi import BACKEND, emulator
@@ -134,13 +135,19 @@ def test_counters_count_delivered_spikes(small):
     assert run.counters["n"] == {"wraps": 0, "saturations": 0, "synaptic_operations": 4, "spikes": 2}
 
 
-def test_a_batch_in_parts_gives_the_same_bits(small, monkeypatch):
-    raster = (np.random.default_rng(0).random((9, 7, 2)) < 0.5).astype(int)
-    whole = small.run(raster, record=("spikes", "v_mem"))
-    monkeypatch.setattr(emulator, "_CELLS", 18)
-    parts = small.run(raster, record=("spikes", "v_mem"))
-    assert np.array_equal(whole["n", "v_mem"].data, parts["n", "v_mem"].data)
-    assert whole.counters == parts.counters
+def test_a_batch_over_threads_gives_the_same_bits(small):
+    raster = (np.random.default_rng(0).random((20_000, 7, 2)) < 0.5).astype(int)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        whole = small.run(raster, record=("spikes", "v_mem"))
+    finally:
+        torch.set_num_threads(before)
+    alone = [small.run(raster[:, n], record=("spikes", "v_mem")) for n in range(7)]
+    for n, one in enumerate(alone):
+        assert np.array_equal(whole["n", "v_mem"].data[:, n], one["n", "v_mem"].data)
+    for name, count in whole.counters["n"].items():
+        assert count == sum(one.counters["n"][name] for one in alone), name
 
 
 def test_only_the_named_nodes_are_recorded(small):
