@@ -12,8 +12,6 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-networks: Any = importlib.import_module("lava_network")  # beside this file
-
 
 def guarded(run: Callable[[Any], None]) -> Callable[[Any], None]:
     """`run` of a process model that ends its process with the reason: Lava alone keeps the reason and waits on."""
@@ -45,6 +43,8 @@ def source_model(base: Any) -> Any:
     import h5py
     import numpy as np
 
+    networks = importlib.import_module("lava_network")
+
     def run_spk(self: Any) -> None:
         sample, step = place_in_run(self)
         start, shape = self.proc_params["start"], self.data.shape[:-1]
@@ -63,6 +63,8 @@ def source_model(base: Any) -> Any:
 def population_model(base: Any) -> Any:
     """LIF that starts every sample from rest and writes its states at the end of every step."""
     import numpy as np
+
+    networks = importlib.import_module("lava_network")
 
     def run_spk(self: Any) -> None:
         sample, step = place_in_run(self)
