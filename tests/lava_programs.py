@@ -2,6 +2,7 @@
 
 import zlib
 
+import h5py
 import numpy as np
 from nirdeploy_loihi.program import AlwaysOn, Compartments, Program, Shown, Synapses, Window
 
@@ -160,7 +161,7 @@ def programs():
         [population("a", 2, decay_u=40, decay_v=2000, vth=131071)],
         [synapses("w", "in", "a", [[255] * 90, [255 - k for k in range(90)]])],
     )
-    found["v clips at both ends"] = program(
+    found["v clips at the lower end"] = program(
         (40,),
         [population("a", 2, decay_u=60, decay_v=0, vth=131071), population("b", 2, decay_u=60, decay_v=1)],
         [synapses("w", "in", "a", [[0] * 40, [200] * 40]), synapses("x", "in", "b", [[-200] * 40, [-3] * 40])],
@@ -199,6 +200,56 @@ def programs():
         [synapses("w", "in", "a", odd(4, 3)), synapses("x", "a", "b", positive(2, 4))],
     )
     found["populations on their own"] = program(
-        (3,), [population("a", 2, bias=[50, 20], exponent=5), population("b", 3), population("c", 1, v=20000)], []
+        (3,),
+        [
+            population("a", 2, bias=[50, 20], exponent=5),
+            population("b", 3, bias=99, exponent=4),
+            population("c", 1, v=20000),
+        ],
+        [],
     )
     return found
+
+
+def read_net(path):
+    """A feed-forward or recurrent file of lava-dl as a program, with the names that nirdeploy gives its nodes.
+
+    A bias is added 6 bits up; iDecay, vDecay and vThMant are the registers themselves.
+    """
+    with h5py.File(path) as file:
+        layers = [file["layer"][str(n)] for n in range(len(file["layer"]))]
+        kinds = [layer["type"][0].decode() for layer in layers]
+        shape = tuple(int(n) for n in layers[0]["shape"])
+        shape = shape if kinds[1] == "conv" else (int(np.prod(shape)),)
+        populations, connections, before, given = [], [], "input", shape
+        for n, (layer, kind) in enumerate(zip(layers, kinds, strict=True)):
+            if kind in ("input", "flatten"):
+                continue
+            name, weight = f"{n}.neuron", layer["weight"][...].astype(np.int64)
+            sent = None
+            if kind == "conv":
+                options = {k: tuple(int(v) for v in layer[k][...]) for k in ("stride", "padding", "dilation")}
+                sent = window(given, weight.shape[2:], len(weight), groups=int(layer["groups"][()]), **options)
+            own = sent.target_shape if sent else (len(weight),)
+            delay = layer["delay"][...][:, None] if "delay" in layer else 0
+            connections.append(synapses(f"{n}.synapse", before, name, weight, delay, sent))
+            if kind == "dense_rec":
+                connections.append(synapses(f"{n}.recurrent", name, name, layer["weight_rec"][...]))
+            bias = layer["bias"][...].astype(np.int64) if "bias" in layer else 0
+            if sent and np.ndim(bias):
+                bias = np.repeat(bias, own[1] * own[2])
+            registers = {k: int(layer["neuron"][k][()]) for k in ("iDecay", "vDecay", "vThMant")}
+            populations.append(
+                population(
+                    name,
+                    *own,
+                    decay_u=registers["iDecay"],
+                    decay_v=registers["vDecay"],
+                    vth=registers["vThMant"],
+                    bias=bias,
+                    exponent=6,
+                )
+            )
+            before, given = name, own
+    shown = (Shown("output", before, given),)
+    return Program("input", shape, tuple(populations), tuple(connections), (), shown)

@@ -233,6 +233,8 @@ def main(folder: Path) -> int:
 
 if __name__ == "__main__":
     sys.path.append(str(Path(__file__).parent))  # -I leaves it out
+    # multiprocessing's own helper gets these options; its complaints would hide the last words of what failed
+    sys.warnoptions.append("ignore::UserWarning:multiprocessing.resource_tracker")
     if "--watched" in sys.argv[2:]:
         threading.Thread(target=end_with_parent, daemon=True).start()
     try:
