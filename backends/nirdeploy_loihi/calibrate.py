@@ -36,7 +36,8 @@ Ints = NDArray[np.int32]
 Floats = NDArray[np.float64]
 Cost = tuple[float, float]
 # below 1 other roundings of the weights are tried, above 1 the largest weights are clipped
-FACTORS = (1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.82, 0.79, 0.75, 0.7, 0.6, 0.5, 1.05, 1.12, 1.25, 1.4)
+_FINER = (1.05, 1.12, 1.25, 1.4, 1.6, 1.8, 2.0, 2.3, 2.6, 3.0)
+FACTORS = (1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.82, 0.79, 0.75, 0.7, 0.6, 0.5, *_FINER)
 OFFSETS = (0, -1, 1, -2, 2)
 MARGIN = 2  # left above the largest v on the data, where no input is known to be the worst
 HALVINGS = 8  # of the scale, where u or v is beyond its bits at every other
