@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, cast
 
 import nir
 import numpy as np
 from numpy.typing import NDArray
 
+from nirdeploy.errors import QuantizationError
 from nirdeploy.quantization import Quantized, QuantizedNeuron, QuantizedWeight, best
 from nirdeploy.reference.convention import Convention
 from nirdeploy_loihi.lower_program import lower_program
@@ -236,7 +238,15 @@ def _best(
         spiking, analogue = _difference(alone, *candidate, wanted)
         return spiking if layer.fires else analogue
 
-    (found, states), _ = best(_candidates(alone, problem, quantized, spikes), cost)
+    candidates = _candidates(alone, problem, quantized, spikes)
+    first = next(candidates, None)
+    if first is None:
+        raise QuantizationError(
+            "u wraps, or v comes near its largest threshold, at every scale on the calibration data",
+            node=layer.name,
+            remedy="Use calibration data as sparse as later inputs, or smaller weights and biases.",
+        )
+    (found, states), _ = best(chain([first], candidates), cost)
     return found, states.spikes[layer.name]
 
 

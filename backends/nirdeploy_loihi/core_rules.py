@@ -9,7 +9,7 @@ import nir
 import numpy as np
 
 from nirdeploy import graph as graphs
-from nirdeploy.errors import NirdeployError
+from nirdeploy.errors import NirdeployError, QuantizationError
 from nirdeploy.reference.convention import Convention
 from nirdeploy.rules import Finding
 from nirdeploy.target import Target
@@ -31,6 +31,9 @@ def core_rules(graph: nir.NIRGraph, network: Network, target: Target, convention
         yield from wrong
         try:
             problem = None if wrong else problem_of(graph, layer, convention, target)
+        except QuantizationError as error:
+            yield Finding("finite", layer.name, str(error).split(": ")[1].split(". ")[0], error.remedy or "")
+            continue
         except NirdeployError:
             continue  # its equations have their own findings
         if problem is not None:
@@ -112,7 +115,7 @@ def _register_rules(problem: Problem) -> Iterator[Finding]:
             yield Finding("weights", name, problem_text, remedy, "warning", value=scale * most, limit=_COARSE)
     lowest = int(problem.table["registers"]["threshold_mantissa"][0])
     least = scale * float(np.min(problem.step.threshold))
-    if 0 < least <= lowest - 0.5:
+    if 0 < least <= (lowest if problem.inclusive else lowest - 0.5):
         threshold = float(np.min(problem.step.threshold))
         problem_text = f"v_threshold {threshold:.4g} becomes mantissa 0, at least {lowest} is possible{reason}"
         yield Finding("threshold", name, problem_text, "Raise it, or clip the largest weight.", value=least, limit=1)
@@ -131,6 +134,10 @@ def _scale(problem: Problem, largest: float) -> tuple[float, str]:
         f"the bias in {registers['bias_mantissa'][1]} << {registers['bias_exponent'][1]}": (
             (registers["bias_mantissa"][1] + 0.5) * 2 ** registers["bias_exponent"][1],
             64 * bias,
+        ),
+        f"the constant current in {registers['synaptic_sum'] - 1}": (
+            float(registers["synaptic_sum"]),
+            max((float(np.abs(value).max()) for value in problem.constants), default=0.0),
         ),
         f"the start of v in {registers['state_bits']} bits": (
             2.0 ** (registers["state_bits"] - 1),

@@ -82,7 +82,8 @@ def plain(values: Any) -> Numbers:
 
 
 def _register(loss: Numbers) -> int | NDArray[np.int64]:
-    found = round_half_even(DECAY_UNITY * np.asarray(loss, dtype=np.float64))
+    # far beyond the register is as good as further, and stays an integer
+    found = round_half_even(np.minimum(DECAY_UNITY * np.asarray(loss, dtype=np.float64), 2.0**62))
     return int(found.flat[0]) if found.size and bool((found == found.flat[0]).all()) else found
 
 

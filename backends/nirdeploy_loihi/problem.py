@@ -21,6 +21,7 @@ from nirdeploy_loihi.network import Connection, Layer
 __all__ = ["Problem", "problem_of"]
 
 Floats = NDArray[np.float64]
+_LEAST = 1e-300  # weights below have no finite scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +63,25 @@ def problem_of(graph: nir.NIRGraph, layer: Layer, convention: Convention, target
     """A population in float.
 
     Raises:
-        QuantizationError: a connection whose weights are all zero.
+        QuantizationError: a connection whose weights are all zero, or numbers that are finite only one by one.
     """
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = _problem(graph, layer, convention, target)
+    step = found.step
+    others = (step.loss_u, step.loss_v, step.v_start, step.offset, found.bias, *found.constants)
+    numbers = (
+        all(np.isfinite(values).all() for values in (*found.weights, *others)) and not np.isnan(step.threshold).any()
+    )
+    if not numbers or any(np.abs(weight).max() < _LEAST for weight in found.weights):
+        raise QuantizationError(
+            "its parameters times its weights are beyond what 64-bit floats hold",
+            node=layer.name,
+            remedy="Rescale the network.",
+        )
+    return found
+
+
+def _problem(graph: nir.NIRGraph, layer: Layer, convention: Convention, target: Target) -> Problem:
     node = graph.nodes[layer.name]
     step = dynamics(layer.name, node, convention)
     weights = []

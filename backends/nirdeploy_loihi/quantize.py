@@ -12,13 +12,13 @@ every register fits; `calibrated` searches k and the threshold against the float
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import nir
 import numpy as np
 from numpy.typing import NDArray
 
-from nirdeploy.quantization import Quantized, require_calibration
+from nirdeploy.quantization import Quantized, QuantizedWeight, require_calibration
 from nirdeploy.raster import check_raster
 from nirdeploy.reference.convention import Convention
 from nirdeploy.target import Target
@@ -70,6 +70,8 @@ def quantize_graph(
         layers.update(integers(problem, scale, first_mantissa(problem, scale)))
         if reason:
             notes.append(f"{problem.layer.name}: {reason}")
+        lost = [c.name for c in problem.layer.constants if not cast("QuantizedWeight", layers[c.name]).weight.any()]
+        notes.extend(f"{name}: the constant current is below half an integer, and lost" for name in lost)
     found = Quantized(graph, target, convention, quantizer, layers)
     if calibration is None:
         return replace(found, notes=(*notes, *_overflow_notes(problems, found, None)))

@@ -70,6 +70,8 @@ def parameter_rules(graph: nir.NIRGraph, name: str, convention: Convention, targ
     kind = graphs.type_name(node)
     values = {k: np.asarray(v, dtype=np.float64) for k, v in graphs.parameters(node).items()}
     used = convention.for_node(name, kind)
+    if any(array.size == 0 for array in values.values()):
+        return  # found with the shapes
     if "v_threshold" in values:
         yield from _threshold_rules(name, values, used)
     wrong = [field for field in _TAUS if field in values and np.any(values[field] <= 0)]
@@ -80,8 +82,9 @@ def parameter_rules(graph: nir.NIRGraph, name: str, convention: Convention, targ
     if wrong or closed or (needs_dt(node, used) and used.dt is None):
         return
     try:
-        step = dynamics(name, node, convention)
-    except ValueError:
+        with np.errstate(over="ignore", invalid="ignore"):
+            step = dynamics(name, node, convention)
+    except (RuntimeError, ValueError):
         return  # parameters of shapes that do not fit each other: found with the shapes
     yield from _decay_rules(name, kind, step)
     yield from _configuration_rules(name, step, target)
@@ -110,7 +113,7 @@ def _decay_rules(name: str, kind: str, step: Dynamics) -> Iterator[Finding]:
     ):
         losses = np.asarray(loss, dtype=np.float64)
         largest = float(losses.max())
-        decay = round(DECAY_UNITY * largest)
+        decay = int(np.max(step.decay_u if register == "u" else step.decay_v))
         lost = (losses > 0) & (np.rint(DECAY_UNITY * losses) == 0)
         if decay > DECAY_UNITY:
             yield Finding(

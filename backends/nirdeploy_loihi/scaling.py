@@ -59,7 +59,7 @@ def strict_mantissa(problem: Problem, scale: float) -> Integers:
     """
     if not problem.layer.fires:
         return np.array(never(problem))
-    value = _nearest_if_close(scale * np.asarray(problem.step.threshold))
+    value = _nearest_if_close(_scaled_threshold(problem, scale))
     whole = np.ceil(value) - 1 if problem.inclusive else np.floor(value)
     return round_half_even(whole)
 
@@ -68,7 +68,12 @@ def first_mantissa(problem: Problem, scale: float) -> Integers:
     """Threshold mantissa of `max`: round(k th), or for an inclusive crossing ceil(k th) - 1."""
     if problem.inclusive or not problem.layer.fires:
         return strict_mantissa(problem, scale)
-    return round_half_even(scale * np.asarray(problem.step.threshold))
+    return round_half_even(_scaled_threshold(problem, scale))
+
+
+def _scaled_threshold(problem: Problem, scale: float) -> Floats:
+    # far beyond the register is as good as further, and stays an integer
+    return np.minimum(scale * np.asarray(problem.step.threshold), 2.0**62)
 
 
 def _rounded(problem: Problem, scale: float) -> tuple[Integers, ...]:
@@ -118,8 +123,12 @@ def misfit(problem: Problem, scale: float) -> tuple[str, float] | None:
     start, most = 64 * scale * float(np.abs(problem.step.v_start).max()), STATE_LIMIT - 1
     if start > most:
         return f"start of v {start:.0f} exceeds {most}", most / (start + 1)
+    limit = registers["synaptic_sum"]
+    current = scale * max((float(np.abs(value).max()) for value in problem.constants), default=0.0)
+    if current >= limit:  # before any axons are made for it
+        return f"constant current {current:.0f} exceeds {limit - 1}", (limit - 1) / (current + 1)
     low, high = _worst_sums(problem, _rounded(problem, scale))
-    worst, limit = max(int(-low.min()), int(high.max())), registers["synaptic_sum"]
+    worst = max(int(-low.min()), int(high.max()))
     if worst >= limit:
         return f"worst synaptic sum of a step {worst} exceeds {limit - 1}", (limit - 1) / (worst + 1)
     return None

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from nirdeploy.graph import make_node, with_metadata
-from nirdeploy.pipeline import check
+from nirdeploy.pipeline import check, quantize
 from nirdeploy.reference.presets import convention
 
 
@@ -370,3 +370,42 @@ def test_v_start_matters_only_where_it_is_not_zero(nets):
     assert found(small(nets, leaking), used) == {}  # it starts where it stays
     assert starts_at_zero(leaking, "zero")
     assert not starts_at_zero(leaking, "v_leak")
+
+
+def test_a_constant_current_beyond_the_sum_of_a_step_is_told(nets):
+    graph = nets.chain(input=nets.source(2), w=nets.affine([[1.0, -1.0]], [3e5]), n=cuba(), output=nets.output(1))
+    finding = found(graph, nets.plain)["weights"]
+    assert (
+        "all weights from 'input' become 0, the largest is 0.437 at the scale that holds the constant"
+        in finding.problem
+    )
+
+
+def test_numbers_whose_products_no_float_holds_are_an_error(nets):
+    finding = found(small(nets, nets.if_(1, r=1e200), weight=[[1e200, -1.0]]), nets.plain)["finite"]
+    assert (finding.node, finding.severity) == ("n", "error")
+    assert finding.problem == "its parameters times its weights are beyond what 64-bit floats hold"
+
+
+def test_an_inclusive_threshold_of_one_integer_is_too_low(nets):
+    # ceil(254 * 0.003) - 1 = 0, while round(254 * 0.003) = 1
+    graph = small(nets, nets.if_(1, threshold=0.003))
+    assert "threshold" not in found(graph, nets.plain)
+    assert (
+        "becomes mantissa 0" in found(graph, dataclasses.replace(nets.plain, crossing="inclusive"))["threshold"].problem
+    )
+
+
+@pytest.mark.parametrize("target", ["loihi1", "loihi2"])
+def test_a_graph_that_passes_is_quantised(nets, target):
+    rng = np.random.default_rng(0)
+    for kind in (cuba, lif):
+        graph = nets.chain(
+            input=nets.source(6),
+            w=nets.affine(rng.normal(size=(5, 6)), rng.normal(size=5)),
+            n=kind(5, v_leak=0.1, v_reset=-0.2),
+            output=nets.output(5),
+        )
+        used = dataclasses.replace(nets.plain, reset="v_reset")
+        assert check(graph, target, convention=used).ok
+        assert quantize(graph, target, convention=used, quantizer="max")["n"].offset == -0.2
