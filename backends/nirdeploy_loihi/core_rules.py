@@ -16,6 +16,7 @@ from nirdeploy.target import Target
 from nirdeploy_loihi.linear import MATRIX_LIMIT, float_weight
 from nirdeploy_loihi.network import Connection, Layer, Network
 from nirdeploy_loihi.problem import Problem, problem_of
+from nirdeploy_loihi.scaling import first_mantissa
 from nirdeploy_loihi.weights import sign_mode
 
 __all__ = ["core_rules"]
@@ -40,6 +41,7 @@ def core_rules(graph: nir.NIRGraph, network: Network, target: Target, convention
             yield from _start_rules(problem)
             yield from _register_rules(problem)
             yield from _source_rules(problem)
+            yield from _configuration_rules(problem)
             yield from _kernel_rules(graph, problem)
 
 
@@ -108,17 +110,17 @@ def _register_rules(problem: Problem) -> Iterator[Finding]:
     for connection, weight, most in zip(problem.layer.connections, problem.weights, largest, strict=True):
         one = 1.0 if sign_mode(weight) == "mixed" else 0.5  # at or below this all round to 0
         if scale * most <= one:
-            problem_text = f"all weights from {connection.source!r} become 0, the largest is {scale * most:.3g}{reason}"
-            yield Finding("weights", name, problem_text, remedy, value=scale * most, limit=one)
+            words = f"all weights from {connection.source!r} become 0, the largest is {scale * most:.3g}{reason}"
+            yield Finding("weights", name, words, remedy, value=scale * most, limit=one)
         elif scale * most < _COARSE:
-            problem_text = f"the largest weight from {connection.source!r} is the integer {scale * most:.0f}{reason}"
-            yield Finding("weights", name, problem_text, remedy, "warning", value=scale * most, limit=_COARSE)
+            words = f"the largest weight from {connection.source!r} is the integer {scale * most:.0f}{reason}"
+            yield Finding("weights", name, words, remedy, "warning", value=scale * most, limit=_COARSE)
     lowest = int(problem.table["registers"]["threshold_mantissa"][0])
     least = scale * float(np.min(problem.step.threshold))
     if 0 < least <= (lowest if problem.inclusive else lowest - 0.5):
         threshold = float(np.min(problem.step.threshold))
-        problem_text = f"v_threshold {threshold:.4g} becomes mantissa 0, at least {lowest} is possible{reason}"
-        yield Finding("threshold", name, problem_text, "Raise it, or clip the largest weight.", value=least, limit=1)
+        words = f"v_threshold {threshold:.4g} becomes mantissa 0, at least {lowest} is possible{reason}"
+        yield Finding("threshold", name, words, "Raise it, or clip the largest weight.", value=least, limit=1)
 
 
 def _scale(problem: Problem, largest: float) -> tuple[float, str]:
@@ -177,6 +179,31 @@ def _source_rules(problem: Problem) -> Iterator[Finding]:
                 "Prune its weights, or put a smaller population between.",
                 value=sources * each,
                 limit=limit,
+            )
+
+
+def _configuration_rules(problem: Problem) -> Iterator[Finding]:
+    """Registers that a core has only a few sets of; thresholds as at the largest scale, where they differ most."""
+    name, step, cores = problem.layer.name, problem.step, problem.table["cores"]
+    scale, _ = _scale(problem, max(float(np.abs(weight).max()) for weight in problem.weights))
+    pairs = np.stack(np.broadcast_arrays(np.asarray(step.decay_u), np.asarray(step.decay_v)), axis=-1).reshape(-1, 2)
+    for resource, count, what in (
+        ("compartment_configs", len(np.unique(pairs, axis=0)), "pairs of decays"),
+        ("threshold_configs", len(np.unique(first_mantissa(problem, scale))), "thresholds"),
+    ):
+        limit = int(cores.get(resource, count))
+        if count > limit:
+            possible = limit * int(cores["count"])
+            beyond = count > possible
+            words = f"its neurons have {count} different {what}, a core holds {limit}"
+            yield Finding(
+                "configurations",
+                name,
+                words + (f" and the chip {possible}" if beyond else ": it will be split"),
+                f"Give neurons the same {what}, or accept the cores.",
+                severity="error" if beyond else "warning",
+                value=count,
+                limit=possible if beyond else limit,
             )
 
 

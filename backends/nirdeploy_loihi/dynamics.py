@@ -83,7 +83,7 @@ def plain(values: Any) -> Numbers:
 
 def _register(loss: Numbers) -> int | NDArray[np.int64]:
     # far beyond the register is as good as further, and stays an integer
-    found = round_half_even(np.minimum(DECAY_UNITY * np.asarray(loss, dtype=np.float64), 2.0**62))
+    found = round_half_even(np.clip(DECAY_UNITY * np.asarray(loss, dtype=np.float64), -(2.0**62), 2.0**62))
     return int(found.flat[0]) if found.size and bool((found == found.flat[0]).all()) else found
 
 

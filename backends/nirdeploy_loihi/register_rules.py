@@ -11,7 +11,6 @@ import numpy as np
 from nirdeploy import graph as graphs
 from nirdeploy.reference.convention import Convention
 from nirdeploy.rules import Finding
-from nirdeploy.target import Target
 from nirdeploy_loihi.dynamics import DECAY_UNITY, Dynamics, dynamics, needs_dt
 from nirdeploy_loihi.network import INTEGRATORS
 
@@ -64,7 +63,7 @@ def _concerns(kind: str, field: str) -> bool:
     return kind not in INTEGRATORS or (field == "integrator" and kind == "CubaLI")
 
 
-def parameter_rules(graph: nir.NIRGraph, name: str, convention: Convention, target: Target) -> Iterator[Finding]:
+def parameter_rules(graph: nir.NIRGraph, name: str, convention: Convention) -> Iterator[Finding]:
     """Parameters of a population that no register holds, or that register rounds to nothing."""
     node = graph.nodes[name]
     kind = graphs.type_name(node)
@@ -87,7 +86,6 @@ def parameter_rules(graph: nir.NIRGraph, name: str, convention: Convention, targ
     except (RuntimeError, ValueError):
         return  # parameters of shapes that do not fit each other: found with the shapes
     yield from _decay_rules(name, kind, step)
-    yield from _configuration_rules(name, step, target)
     if not np.any(step.gain):
         yield Finding("gain", name, "its input gain is 0", "Check r.", value=0.0)
 
@@ -134,28 +132,4 @@ def _decay_rules(name: str, kind: str, step: Dynamics) -> Iterator[Finding]:
                 severity="warning",
                 value=least,
                 limit=1 / DECAY_UNITY,
-            )
-
-
-def _configuration_rules(name: str, step: Dynamics, target: Target) -> Iterator[Finding]:
-    """Registers that a core has only a few sets of."""
-    cores = target.table["cores"]
-    pairs = np.stack(np.broadcast_arrays(np.asarray(step.decay_u), np.asarray(step.decay_v)), axis=-1).reshape(-1, 2)
-    for resource, count, what in (
-        ("compartment_configs", len(np.unique(pairs, axis=0)), "pairs of decays"),
-        ("threshold_configs", len(np.unique(np.asarray(step.threshold))), "thresholds"),
-    ):
-        limit = int(cores.get(resource, count))
-        if count > limit:
-            possible = limit * int(cores["count"])
-            beyond = count > possible
-            problem = f"its neurons have {count} different {what}, a core holds {limit}"
-            yield Finding(
-                "configurations",
-                name,
-                problem + (f" and the chip {possible}" if beyond else ": it will be split"),
-                f"Give neurons the same {what}, or accept the cores.",
-                severity="error" if beyond else "warning",
-                value=count,
-                limit=possible if beyond else limit,
             )

@@ -43,7 +43,7 @@ def findings(graph: nir.NIRGraph, target: Target, convention: Convention) -> lis
     for name in _populations(graph):
         found.extend(convention_rules(graph, name, convention))
         if name not in bad:
-            found.extend(parameter_rules(graph, name, convention, target))
+            found.extend(parameter_rules(graph, name, convention))
     if not bad and not any(f.code in ("type", "input") for f in found):
         seen = {(f.code, f.node) for f in found}
         found.extend(f for f in _lowered_rules(graph, target, convention) if (f.code, f.node) not in seen)

@@ -73,7 +73,8 @@ def first_mantissa(problem: Problem, scale: float) -> Integers:
 
 def _scaled_threshold(problem: Problem, scale: float) -> Floats:
     # far beyond the register is as good as further, and stays an integer
-    return np.minimum(scale * np.asarray(problem.step.threshold), 2.0**62)
+    with np.errstate(over="ignore"):
+        return np.clip(scale * np.asarray(problem.step.threshold), -(2.0**62), 2.0**62)
 
 
 def _rounded(problem: Problem, scale: float) -> tuple[Integers, ...]:

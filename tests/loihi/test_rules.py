@@ -91,11 +91,17 @@ def test_the_neurons_of_the_chip_are_counted(nets):
 
 
 @pytest.mark.parametrize(
-    ("field", "values", "count", "limit"), [("tau", 40, 40, 32), ("v_threshold", 20, 20, 16), ("v_threshold", 16, 0, 0)]
+    ("field", "start", "step", "values", "count", "limit"),
+    [
+        ("tau", 0.02, 0.001, 40, 40, 32),
+        ("v_threshold", 1.0, 0.1, 20, 20, 16),  # gain 0.05, k = 5080
+        ("v_threshold", 1.0, 0.1, 16, 0, 0),
+        ("v_threshold", 1.0, 1e-6, 20, 0, 0),  # all round to one mantissa
+    ],
 )
-def test_registers_that_a_core_has_few_sets_of_are_counted(nets, field, values, count, limit):
+def test_registers_that_a_core_has_few_sets_of_are_counted(nets, field, start, step, values, count, limit):
     neuron = lif(size=50)
-    setattr(neuron, field, np.resize(0.02 + 0.001 * np.arange(values), 50))
+    setattr(neuron, field, np.resize(start + step * np.arange(values), 50))
     graph = nets.chain(input=nets.source(2), w=nets.linear(np.ones((50, 2))), n=neuron, output=nets.output(50))
     report = found(graph, nets.plain)
     if count:
@@ -109,7 +115,7 @@ def test_registers_that_a_core_has_few_sets_of_are_counted(nets, field, values, 
 
 def test_more_sets_of_registers_than_all_cores_hold_are_an_error(nets):
     neuron = lif(size=2049)
-    neuron.v_threshold = 1.0 + 0.001 * np.arange(2049)
+    neuron.v_threshold = 1.0 + 0.005 * np.arange(2049)  # at k = 254 each a mantissa of its own
     graph = nets.chain(input=nets.source(2), w=nets.linear(np.ones((2049, 2))), n=neuron, output=nets.output(2049))
     finding = found(graph, nets.plain)["configurations"]
     assert (finding.severity, finding.value, finding.limit) == ("error", 2049, 16 * 128)
