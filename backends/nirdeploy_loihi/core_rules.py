@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import nir
 import numpy as np
@@ -13,6 +13,7 @@ from nirdeploy.errors import NirdeployError, QuantizationError
 from nirdeploy.reference.convention import Convention
 from nirdeploy.rules import Finding
 from nirdeploy.target import Target
+from nirdeploy_loihi.dynamics import Numbers, dynamics
 from nirdeploy_loihi.linear import MATRIX_LIMIT, float_weight
 from nirdeploy_loihi.network import Connection, Layer, Network
 from nirdeploy_loihi.problem import Problem, problem_of
@@ -28,24 +29,24 @@ _COARSE = 8  # largest weight below which a connection has less than 4 bits and 
 def core_rules(graph: nir.NIRGraph, network: Network, target: Target, convention: Convention) -> Iterator[Finding]:
     """Findings on every population of a lowered network, in execution order."""
     for layer in network.layers:
-        wrong = list(_weight_rules(graph, layer))
-        yield from wrong
-        try:
-            problem = None if wrong else problem_of(graph, layer, convention, target)
-        except QuantizationError as error:
-            yield Finding("finite", layer.name, str(error).split(": ")[1].split(". ")[0], error.remedy or "")
+        too_large = list(_matrix_rules(layer))
+        weights = [] if too_large else [float_weight(graph, connection) for connection in layer.connections]
+        zero = list(_zero_rules(graph, layer, weights))
+        yield from (*too_large, *zero)
+        if too_large or zero or not np.any(_gain(graph, layer, convention)):
             continue
-        except NirdeployError:
-            continue  # its equations have their own findings
-        if problem is not None:
-            yield from _start_rules(problem)
-            yield from _register_rules(problem)
-            yield from _source_rules(problem)
-            yield from _configuration_rules(problem)
-            yield from _kernel_rules(graph, problem)
+        try:
+            problem = problem_of(graph, layer, convention, target, weights)
+        except QuantizationError as error:
+            words = str(error).removeprefix(f"node {error.node!r}: ").removesuffix(f". {error.remedy}")
+            yield Finding("finite", layer.name, words, error.remedy or "Rescale the network.")
+            continue
+        for rule in (_start_rules, _register_rules, _source_rules, _configuration_rules):
+            yield from rule(problem)
+        yield from _kernel_rules(graph, problem)
 
 
-def _weight_rules(graph: nir.NIRGraph, layer: Layer) -> Iterator[Finding]:
+def _matrix_rules(layer: Layer) -> Iterator[Finding]:
     for connection in layer.connections:
         if connection.matrix_size > MATRIX_LIMIT:
             yield Finding(
@@ -57,7 +58,11 @@ def _weight_rules(graph: nir.NIRGraph, layer: Layer) -> Iterator[Finding]:
                 value=connection.matrix_size,
                 limit=MATRIX_LIMIT,
             )
-        elif not np.any(float_weight(graph, connection)):
+
+
+def _zero_rules(graph: nir.NIRGraph, layer: Layer, weights: Sequence[np.ndarray]) -> Iterator[Finding]:
+    for connection, weight in zip(layer.connections, weights, strict=False):
+        if not np.any(weight):
             yield Finding(
                 "zero_weights",
                 connection.name if connection.name in graph.nodes else layer.name,
@@ -65,6 +70,15 @@ def _weight_rules(graph: nir.NIRGraph, layer: Layer) -> Iterator[Finding]:
                 "Remove the connection.",
                 value=0,
             )
+
+
+def _gain(graph: nir.NIRGraph, layer: Layer, convention: Convention) -> Numbers:
+    """Input gain of a population; 0 where it cannot be told, which has a finding of its own."""
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return dynamics(layer.name, graph.nodes[layer.name], convention).gain
+    except NirdeployError:
+        return 0.0
 
 
 def _start_rules(problem: Problem) -> Iterator[Finding]:

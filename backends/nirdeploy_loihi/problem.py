@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,14 +59,28 @@ class Problem:
         return (*(c.name for c in self.layer.connections), *(c.name for c in self.layer.constants))
 
 
-def problem_of(graph: nir.NIRGraph, layer: Layer, convention: Convention, target: Target) -> Problem:
+def problem_of(
+    graph: nir.NIRGraph,
+    layer: Layer,
+    convention: Convention,
+    target: Target,
+    weights: Sequence[Floats] | None = None,
+) -> Problem:
     """A population in float.
+
+    Args:
+        graph: the graph.
+        layer: the population.
+        convention: what the graph is run with.
+        target: the chip.
+        weights: `float_weight` of its connections, where they are known.
 
     Raises:
         QuantizationError: a connection whose weights are all zero, or numbers that are finite only one by one.
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        found = _problem(graph, layer, convention, target)
+        known = [float_weight(graph, connection) for connection in layer.connections] if weights is None else weights
+        found = _problem(graph, layer, convention, target, known)
     step = found.step
     others = (step.loss_u, step.loss_v, step.v_start, step.offset, found.bias, *found.constants)
     numbers = (
@@ -81,13 +95,14 @@ def problem_of(graph: nir.NIRGraph, layer: Layer, convention: Convention, target
     return found
 
 
-def _problem(graph: nir.NIRGraph, layer: Layer, convention: Convention, target: Target) -> Problem:
+def _problem(
+    graph: nir.NIRGraph, layer: Layer, convention: Convention, target: Target, known: Sequence[Floats]
+) -> Problem:
     node = graph.nodes[layer.name]
     step = dynamics(layer.name, node, convention)
     weights = []
-    for connection in layer.connections:
-        weight = float_weight(graph, connection)
-        weight = weight * _of_outputs(step.gain, connection, weight.ndim)
+    for connection, values in zip(layer.connections, known, strict=True):
+        weight = values * _of_outputs(step.gain, connection, values.ndim)
         if not np.any(weight):
             raise QuantizationError(
                 f"all weights from {connection.source!r} are 0", node=connection.name, remedy="Remove the connection."
