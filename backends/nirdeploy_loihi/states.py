@@ -100,28 +100,39 @@ def drive(program: Program, names: tuple[str, ...], spikes: Mapping[str, Ints]) 
     for name in names:
         total = np.zeros((steps, batch, program.population(name).size), dtype=np.int64)
         for synapses in program.into(name):
-            for part, delay in _by_delay(synapses):
+            if synapses.source in names:
+                continue
+            for delay, part, sources, targets in _by_delay(synapses):
                 if synapses.source in always:
                     first = max(0, always[synapses.source].start + 1 + delay)
                     total[first:] += part.weight.sum(1)
-                elif synapses.source not in names and delay + 1 < steps:
-                    total[delay + 1 :] += _sums(part, spikes[synapses.source][: steps - 1 - delay])
+                elif delay + 1 < steps:
+                    total[delay + 1 :] += _sums(part, spikes[synapses.source][: steps - 1 - delay] * sources) * targets
         parts.append(exact.narrow(total, "a synaptic sum", name))
     return np.concatenate(parts, axis=2)
 
 
-def _by_delay(synapses: Synapses) -> Iterator[tuple[Synapses, int]]:
-    """Parts of a connection, each of one delay."""
-    delays = np.unique(synapses.delay)
-    if len(delays) == 1:
-        yield synapses, int(delays[0])
+def _by_delay(synapses: Synapses) -> Iterator[tuple[int, Synapses, Integers, Integers]]:
+    """Parts of a connection, each of one delay: that, its weights, and which sources and targets count (0 or 1)."""
+    all_of_them = np.ones(1, dtype=np.int64)
+    delay = synapses.delay
+    before, after = delay[0], delay[:, 0] - delay[0, 0]
+    if synapses.window is not None and (after[:, None] + before == delay).all():
+        # a kernel stays one where neurons, not synapses, have the delays
+        for early in np.unique(before):
+            for late in np.unique(after):
+                yield int(early + late), synapses, (before == early).astype(np.int64), (after == late).astype(np.int64)
         return
-    whole = synapses.weight if synapses.window is None else _matrix(synapses)
-    for delay in delays:
-        yield replace(synapses, weight=np.where(synapses.delay == delay, whole, 0), window=None), int(delay)
+    delays = np.unique(delay)
+    whole = synapses.weight if synapses.window is None or len(delays) == 1 else _matrix(synapses)
+    for steps in delays:
+        part = (
+            synapses if len(delays) == 1 else replace(synapses, weight=np.where(delay == steps, whole, 0), window=None)
+        )
+        yield int(steps), part, all_of_them, all_of_them
 
 
-def _sums(synapses: Synapses, spikes: Ints) -> Integers:
+def _sums(synapses: Synapses, spikes: Integers) -> Integers:
     steps, batch = spikes.shape[:2]
     flat = spikes.reshape(steps * batch, -1)
     window = synapses.window

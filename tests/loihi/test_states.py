@@ -159,3 +159,23 @@ def test_a_recurrent_convolution_is_its_own_synapses():
     sums = drive(forward, ("a",), {"input": spikes[:, None], "echo": found[:, None]})
     assert np.array_equal(integrate(forward, ("a",), sums).spikes["a"][:, 0], found)
     assert found.sum() > 50
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 24), (24, 1), (24, 24)])
+@pytest.mark.parametrize("separable", [True, False])
+def test_kernels_with_delays_are_their_synapses(shape, separable):
+    rng = np.random.default_rng(3)
+    delay = rng.integers(0, 4, shape)
+    if separable and shape == (24, 24):
+        delay = rng.integers(0, 3, (24, 1)) + rng.integers(0, 3, (1, 24))
+    window = Window((2, 3, 4), (2, 3, 4), (1, 1), (1, 1), (1, 1), 1)
+    kernel = Synapses("w", "input", "a", rng.integers(-9, 9, (2, 2, 3, 3)), delay, window)
+    matrix = np.zeros((24, 24), dtype=np.int64)
+    np.add.at(matrix, entries(kernel)[:2], entries(kernel)[2])
+    spikes = {"input": (rng.random((12, 2, 24)) < 0.4).astype(np.int32)}
+    found = [
+        drive(program(24, [compartments("a", 24)], [synapses]), ("a",), spikes)
+        for synapses in (kernel, replace(kernel, weight=matrix, window=None))
+    ]
+    assert np.array_equal(*found)
+    assert found[0].any()
