@@ -50,7 +50,17 @@ class Network:
     synapses: list[Any] = field(default_factory=list)
 
 
-def build(job: dict[str, Any], arrays: Any, processes: Any, *, params: Any, feed: Any = None) -> Network:
+def source_shapes(job: dict[str, Any]) -> list[tuple[int, ...]]:
+    """Shapes of the ports of the Input and the always-on axons."""
+    return [
+        port_shape(math.prod(job["input"]), job["image"]),
+        *(port_shape(axons["count"], None) for axons in job["always_on"]),
+    ]
+
+
+def build(
+    job: dict[str, Any], arrays: Any, processes: Any, *, params: Any, feed: Any = None, at_rest: bool = False
+) -> Network:
     """The processes of one network, connected.
 
     Args:
@@ -60,16 +70,17 @@ def build(job: dict[str, Any], arrays: Any, processes: Any, *, params: Any, feed
         params: called with a kind ('source', 'population' or 'synapse') and a position; what the process model is
             given beside Lava's own parameters.
         feed: called with a source and its position: the port its spikes come out of; None: the source's own.
+        at_rest: whether v and bias start at 0 instead.
     """
     network = Network()
-    sources = [(math.prod(job["input"]), job["image"]), *((axons["count"], None) for axons in job["always_on"])]
     ports = []
-    for k, (size, image) in enumerate(sources):
-        source = _source(processes, port_shape(size, image), params("source", k))
+    for k, shape in enumerate(source_shapes(job)):
+        source = _source(processes, shape, params("source", k))
         network.sources.append(source)
         ports.append(source.s_out if feed is None else feed(source, k))
     for k, population in enumerate(job["populations"]):
-        lif = _population(processes, population, arrays[f"populations/{k}"], params("population", k))
+        own = arrays[f"populations/{k}"]
+        lif = _population(processes, population, own, params("population", k), at_rest)
         network.populations.append(lif)
         ports.append(lif.s_out)
     for k, synapses in enumerate(job["synapses"]):
@@ -94,7 +105,7 @@ def _source(processes: Any, shape: Any, params: Any) -> Any:
     return source
 
 
-def _population(processes: Any, job: dict[str, Any], arrays: Any, params: Any) -> Any:
+def _population(processes: Any, job: dict[str, Any], arrays: Any, params: Any, at_rest: bool) -> Any:
     shape = port_shape(math.prod(job["shape"]), job["image"])
 
     def register(name: str) -> Any:
@@ -103,11 +114,11 @@ def _population(processes: Any, job: dict[str, Any], arrays: Any, params: Any) -
 
     return processes.LIF(
         shape=shape,
-        v=register("v_start"),
+        v=0 if at_rest else register("v_start"),
         du=register("decay_u") - 1,  # Lava adds it again (ds_offset)
         dv=register("decay_v"),
         vth=register("threshold"),
-        bias_mant=register("bias_mantissa"),
+        bias_mant=0 if at_rest else register("bias_mantissa"),
         bias_exp=job["bias_exponent"],
         **params,
     )

@@ -1,6 +1,7 @@
 """Runs programs of integers through Lava's own processes; a script of its own for an interpreter that has lava-nc.
 
     python lava_worker.py FOLDER [--watched]
+    python lava_worker.py --detect
 
 Imports numpy, h5py and lava, nothing of nirdeploy but the files `lava_*.py` beside it. FOLDER holds
 
@@ -13,6 +14,9 @@ Imports numpy, h5py and lava, nothing of nirdeploy but the files `lava_*.py` bes
 - `input.h5`: `networks/<n>/raster` [batch, step, neurons], `networks/<n>/populations/<k>/decay_u`, `decay_v`,
   `threshold` (a mantissa), `bias_mantissa`, `v_start` (1 entry or one a neuron), `networks/<n>/synapses/<k>/weight`
   ([target, source] or [out, in / groups, y, x]) and, where it is delayed, `delay` [target, source]; all integers.
+
+With an entry `"chip": {"probes": most StateProbes in a run, "environment": {variable: value}}` in job.json it runs on a
+Loihi 2 (lava_chip.py); `--detect` prints what is missing for that.
 
 Writes `trajectory.h5`, under a temporary name first: attributes `format` and `lava`, and
 `networks/<n>/populations/<k>/<variable>` int32 [step, batch, neurons], neurons row-major over channel, y, x; prints
@@ -213,6 +217,18 @@ def simulate(n: int, job: dict[str, Any], folder: Path, out: Any) -> None:
         path.unlink()
 
 
+def run_on_chip(job: dict[str, Any], folder: Path, out: Any) -> None:
+    """Run every network on a Loihi 2."""
+    import h5py
+
+    chip, processes = importlib.import_module("lava_chip"), lava_processes()
+    measured = chip.measure(processes)
+    with h5py.File(folder / "input.h5", "r") as file:
+        for n, network in enumerate(job["networks"]):
+            group = out.create_group(f"networks/{n}")
+            chip.run(network, file[f"networks/{n}"], processes, measured, job["chip"]["probes"], group)
+
+
 def main(folder: Path) -> int:
     """Do the job of a folder; 1 with a line on standard error where it cannot be done."""
     import h5py
@@ -221,10 +237,17 @@ def main(folder: Path) -> int:
     if job["format"] != FORMAT:
         sys.stderr.write(f"job.json has format {job['format']!r}, this worker knows {FORMAT}\n")
         return 1
+    chip = job.get("chip")
+    if chip is not None:
+        os.environ.update(chip["environment"])  # before lava-loihi is imported
     note_shared_memory(folder)
     part = folder / "trajectory.h5.part"
     with h5py.File(part, "w") as out:
         out.attrs.update({"format": FORMAT, "lava": importlib.metadata.version("lava-nc")})
+        if chip is not None:
+            run_on_chip(job, folder, out)
+            part.replace(folder / "trajectory.h5")
+            return 0
         for n, network in enumerate(job["networks"]):
             simulate(n, network, folder, out.create_group(f"networks/{n}"))
     part.replace(folder / "trajectory.h5")
@@ -235,6 +258,9 @@ if __name__ == "__main__":
     sys.path.append(str(Path(__file__).parent))  # -I leaves it out
     # multiprocessing's own helper gets these options; its complaints would hide the last words of what failed
     sys.warnoptions.append("ignore::UserWarning:multiprocessing.resource_tracker")
+    if sys.argv[1:] == ["--detect"]:
+        importlib.import_module("lava_chip").detect()
+        sys.exit(0)
     if "--watched" in sys.argv[2:]:
         threading.Thread(target=end_with_parent, daemon=True).start()
     try:
