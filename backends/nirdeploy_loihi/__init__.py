@@ -71,11 +71,33 @@ class LoihiBackend:
         nodes: tuple[str, ...] | None,
         **options: Any,
     ) -> Trajectory:
-        """Run a raster of 0 and 1 on the emulator."""
-        from nirdeploy_loihi.emulator import emulate, require_emulator
+        """Run a raster of 0 and 1 on the emulator, in Lava ('simulator') or on a Loihi 2 ('chip').
 
-        require_emulator(on, mode, options)
-        return emulate(quantized, raster, record=record, nodes=nodes)
+        Options: of the emulator `read_out` ('registers', or 'chip' for v as the chip shows it), of Lava `timeout`, of
+        the chip those of `lava_runner.run`.
+        """
+        from nirdeploy.errors import UnsupportedError
+        from nirdeploy_loihi.lower_program import lowered
+
+        if on not in ("emulator", "simulator", "chip"):
+            raise UnsupportedError(f"on={on!r} is unknown", remedy="Use 'emulator', 'simulator' or 'chip'.")
+        found = lowered(quantized, placement)
+        if on == "emulator":
+            from nirdeploy_loihi.emulator import emulate, require_emulator
+
+            require_emulator(mode, options)
+            return emulate(quantized, raster, record=record, nodes=nodes, found=found, **options)
+        if on == "simulator":
+            from nirdeploy_loihi import simulator
+
+            return simulator.run(
+                quantized, placement, raster, lowered=found, mode=mode, record=record, nodes=nodes, options=options
+            )
+        from nirdeploy_loihi import lava_runner
+
+        return lava_runner.run(
+            quantized, placement, raster, lowered=found, mode=mode, record=record, nodes=nodes, options=options
+        )
 
     def chip_configuration(self, quantized: Quantized, placement: Placement) -> dict[str, Any]:
         """Every field the chip is given, as plain JSON data."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nirdeploy import exact
-from nirdeploy.errors import RasterError, UnavailableError, UnsupportedError
+from nirdeploy.errors import RasterError, UnsupportedError
 from nirdeploy.names import suggest
 from nirdeploy.quantization import Quantized, QuantizedNeuron, QuantizedWeight
 from nirdeploy.raster import check_raster
@@ -17,7 +17,7 @@ from nirdeploy.trajectory import Trajectory
 from nirdeploy.version import __version__
 from nirdeploy_loihi.execute import VARIABLES, execute
 from nirdeploy_loihi.linear import integer_apply
-from nirdeploy_loihi.lower_program import lowered
+from nirdeploy_loihi.lower_program import Lowered, lowered
 from nirdeploy_loihi.network import Layer
 from nirdeploy_loihi.program import Program
 from nirdeploy_loihi.results import REFRACTORY_VIEW, trajectory
@@ -26,34 +26,19 @@ __all__ = ["drive", "emulate", "require_emulator"]
 
 Ints = NDArray[np.int32]
 Layers = Mapping[str, QuantizedWeight | QuantizedNeuron]
-_MISSING = {
-    "simulator": "lava-nc 0.10 in a Python 3.10 environment; driving it is not implemented yet",
-    "chip": "lava-loihi (Intel's neuromorphic research community) and a Loihi board; neither is driven yet",
-}
 
 
-def require_emulator(on: str, mode: str | None, options: Mapping[str, Any], known: tuple[str, ...] = ()) -> None:
-    """Refuse what only a simulator or a chip could do, and options the emulator does not have.
-
-    Args:
-        on: where to run.
-        mode: None.
-        options: of the run.
-        known: options that the caller hands on to `emulate`.
+def require_emulator(mode: str | None, options: Mapping[str, Any]) -> None:
+    """Refuse modes, and options the emulator does not have.
 
     Raises:
-        UnavailableError: `on` is 'simulator' or 'chip'.
-        UnsupportedError: another `on`, a mode, or an unknown option.
+        UnsupportedError: naming them.
     """
-    if isinstance(on, str) and on in _MISSING:
-        raise UnavailableError(f"on={on!r} needs {_MISSING[on]}", remedy="Use on='emulator'.")
-    if on != "emulator":
-        raise UnsupportedError(f"on={on!r} is unknown", remedy="Use 'emulator', 'simulator' or 'chip'.")
     if mode is not None:
         raise UnsupportedError(f"the Loihi emulator has no mode {mode!r}", remedy="Use mode=None.")
-    for name in sorted(set(options) - set(known)):
+    for name in sorted(set(options) - {"read_out"}):
         raise UnsupportedError(
-            f"the Loihi emulator has no option {name!r} (given {options[name]!r})", remedy="Leave it out."
+            f"the Loihi emulator has no option {name!r} (given {options[name]!r})", remedy="Possible: read_out."
         )
 
 
@@ -64,8 +49,7 @@ def emulate(
     record: tuple[str, ...],
     nodes: tuple[str, ...] | None,
     read_out: str = "registers",
-    program: Program | None = None,
-    lags: Mapping[str, int] | None = None,
+    found: Lowered | None = None,
 ) -> Trajectory:
     """Run a raster through the integer network.
 
@@ -79,17 +63,15 @@ def emulate(
             only integrates has no spikes.
         nodes: populations to record; None: all. Outputs are always recorded.
         read_out: 'registers', or 'chip': v as the chip's probe shows it, see `execute.execute`.
-        program: what to run; None: what `layer_program` makes of the graph.
-        lags: with `program`, the lag of each population and Output.
+        found: what to run; None: what lowering makes of the graph.
 
     Raises:
         RasterError: a raster of wrong shape, a count other than 0 or 1, or an unknown node.
         UnsupportedError: an unknown read-out.
         QuantizationError: u beyond 32 bits; naming the population and the value.
     """
-    if program is None:
-        found = lowered(quantized)
-        program, lags = found.program, found.lags
+    found = found or lowered(quantized)
+    program = found.program
     data, batched = check_raster(raster, program.input_shape, integer=True, maximum=1)
     keep = {name: set(record) & set(VARIABLES) for name in _chosen(program, nodes)}
     for name, variables in keep.items():
@@ -101,7 +83,7 @@ def emulate(
         program,
         run.traces,
         run.outputs,
-        lags=lags or {},
+        lags=found.lags,
         batched=batched,
         executor="emulator",
         producer=f"nirdeploy {__version__}",

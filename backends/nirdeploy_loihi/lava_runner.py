@@ -16,12 +16,12 @@ from nirdeploy.trajectory import Trajectory
 from nirdeploy.version import __version__
 from nirdeploy.worker import call, job_folder
 from nirdeploy_loihi.lava_job import Job, read, require_lava, write
-from nirdeploy_loihi.program import Program
+from nirdeploy_loihi.lower_program import Lowered
+from nirdeploy_loihi.results import REFRACTORY_VIEW
 from nirdeploy_loihi.simulator import free_shared_memory, kept, known_options, trajectory_of
 
-__all__ = ["VIEW", "require_chip", "run"]
+__all__ = ["require_chip", "run"]
 
-VIEW = "refractory_128"  # v of a neuron in its refractory period reads 128 times the steps that are left
 _WORKER = Path(__file__).parent / "lava_worker.py"
 _TIMEOUT = 3600.0
 _PROBES = 4
@@ -41,7 +41,7 @@ def run(
     placement: Placement,
     raster: Any,
     *,
-    program: Program,
+    lowered: Lowered,
     mode: str | None,
     record: tuple[str, ...],
     nodes: tuple[str, ...] | None,
@@ -57,7 +57,7 @@ def run(
         quantized: the network's integers.
         placement: not used: lava-loihi's compiler places by itself.
         raster: 0 and 1, [step, batch, ...] or [step, ...].
-        program: the same integers as Lava gets them.
+        lowered: the same integers as Lava gets them.
         mode: None.
         record: of 'spikes', 'v_mem' and 'i_syn'.
         nodes: populations to record; None: the spikes of all, and no states.
@@ -76,6 +76,7 @@ def run(
         raise UnsupportedError(f"lava-loihi runs loihi2, not {quantized.target.name}", remedy="Deploy to 'loihi2'.")
     if mode is not None:
         raise UnsupportedError(f"the chip has no mode {mode!r}", remedy="Use mode=None.")
+    program = lowered.program
     probes, timeout, variables = _options(options)
     data, batched = check_raster(raster, program.input_shape, integer=True, maximum=1)
     states = [name for name in ("v_mem", "i_syn") if name in record]
@@ -98,7 +99,7 @@ def run(
         except FileError as error:
             raise VendorError(f"the Loihi worker left no result that can be read: {error}") from error
     producer = f"nirdeploy {__version__} (lava-nc {version}, lava-loihi)"
-    return trajectory_of(quantized, program, traces, record, nodes, batched, "chip", producer, VIEW)
+    return trajectory_of(quantized, lowered, traces, record, nodes, batched, "chip", producer, REFRACTORY_VIEW)
 
 
 def _options(options: Mapping[str, Any]) -> tuple[int, float, dict[str, str]]:

@@ -70,6 +70,8 @@ def lower_program(network: Network, quantized: Quantized, placement: Placement |
         synapses.extend(_synapses(c, quantized[c.name].weight) for c in layer.connections)
         for constant in layer.constants:
             weight = cast("QuantizedWeight", quantized[constant.name]).weight
+            if not weight.any():
+                continue  # less than half an integer: nothing flows
             always_on.append(AlwaysOn(constant.name, int(weight.shape[1]), constant.start))
             delay = np.zeros((1, 1), dtype=np.int64)
             synapses.append(Synapses(constant.name, constant.name, layer.name, weight, delay))

@@ -88,11 +88,11 @@ def _fields(quantized: Quantized, program: Program, name: str, variable: str, vi
     if variable == "i_syn":
         return {"scale": neuron.scale if neuron.scale_u is None else neuron.scale_u}
     shape = program.population(name).shape
-    gain = _unit_gain(quantized, name)
+    unit, units = _unit(quantized, name)
     return {
-        "scale": neuron.scale / (gain or 1.0),
-        "units": "model" if gain is None else "input gain",
-        "offset": _shaped(neuron.offset, shape) / (gain or 1.0),
+        "scale": neuron.scale / unit,
+        "units": units,
+        "offset": _shaped(neuron.offset, shape) / unit,
         "threshold": _shaped(neuron.threshold, shape) if neuron.fires else None,
         "view": view if neuron.fires else None,
     }
@@ -103,16 +103,22 @@ def _shaped(value: Any, shape: tuple[int, ...]) -> Any:
     return value.reshape(shape) if isinstance(value, np.ndarray) and value.size > 1 else np.asarray(value).item()
 
 
-def _unit_gain(quantized: Quantized, name: str) -> float | None:
-    """The input gain that v of a population is divided by under v_unit='gain'; None: v is in model units."""
+def _unit(quantized: Quantized, name: str) -> tuple[float, str]:
+    """What v of a population is divided by, and the name of that unit.
+
+    Raises:
+        UnsupportedError: it differs between neurons, which have one scale.
+    """
     node = quantized.graph.nodes[name]
-    if quantized.convention.for_node(name, graphs.type_name(node)).v_unit == "model":
-        return None
-    gain = np.unique(dynamics(name, node, quantized.convention).gain)
-    if gain.size > 1:
+    v_unit = quantized.convention.for_node(name, graphs.type_name(node)).v_unit
+    if v_unit == "model":
+        return 1.0, "model"
+    found = np.unique(dynamics(name, node, quantized.convention).unit(v_unit))
+    what = "input gain" if v_unit == "gain" else "threshold"
+    if found.size > 1:
         raise UnsupportedError(
-            f"v_unit='gain' divides v by the input gain, which differs between neurons: {gain[0]:g} to {gain[-1]:g}",
+            f"v_unit={v_unit!r} divides v by the {what}, which differs between neurons: {found[0]:g} to {found[-1]:g}",
             node=name,
             remedy="Use v_unit='model'.",
         )
-    return float(gain[0])
+    return float(found[0]), what

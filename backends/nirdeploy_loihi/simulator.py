@@ -9,19 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nirdeploy import graph as graphs
 from nirdeploy.environments import interpreter
 from nirdeploy.errors import FileError, RasterError, UnsupportedError, VendorError
 from nirdeploy.names import suggest
 from nirdeploy.placement import Placement
 from nirdeploy.quantization import Quantized
 from nirdeploy.raster import check_raster
-from nirdeploy.trajectory import Record, Trajectory
+from nirdeploy.trajectory import Trajectory
 from nirdeploy.version import __version__
 from nirdeploy.worker import call, job_folder
 from nirdeploy_loihi.lava_job import Job, Traces, read, require_lava, write
-from nirdeploy_loihi.network import lower
+from nirdeploy_loihi.lower_program import Lowered
 from nirdeploy_loihi.program import Program
+from nirdeploy_loihi.results import trajectory
 
 __all__ = ["Job", "Simulated", "free_shared_memory", "kept", "known_options", "run", "simulate", "trajectory_of"]
 
@@ -48,7 +48,7 @@ def run(
     placement: Placement,
     raster: Any,
     *,
-    program: Program,
+    lowered: Lowered,
     mode: str | None,
     record: tuple[str, ...],
     nodes: tuple[str, ...] | None,
@@ -60,7 +60,7 @@ def run(
         quantized: the network's integers.
         placement: its cores; Lava on the CPU has none.
         raster: 0 and 1, [step, batch, ...] or [step, ...]; every sample starts from rest.
-        program: the same integers as Lava gets them.
+        lowered: the same integers as Lava gets them.
         mode: None.
         record: of 'spikes', 'v_mem' and 'i_syn'.
         nodes: populations to record; None: all. Outputs are always recorded.
@@ -75,11 +75,12 @@ def run(
     if mode is not None:
         raise UnsupportedError(f"Lava has no mode {mode!r}", remedy="Use mode=None.")
     timeout = known_options(options, "a run in Lava", {"timeout": _TIMEOUT})["timeout"]
+    program = lowered.program
     data, batched = check_raster(raster, program.input_shape, integer=True, maximum=1)
     keep = kept(program, record, nodes)
     (found,) = simulate([Job(program, data, keep)], timeout=timeout)
     producer = f"nirdeploy {__version__} (lava-nc {found.version})"
-    return trajectory_of(quantized, program, found.traces, record, nodes, batched, "simulator", producer)
+    return trajectory_of(quantized, lowered, found.traces, record, nodes, batched, "simulator", producer)
 
 
 def known_options(options: Mapping[str, Any], what: str, known: Mapping[str, float]) -> dict[str, float]:
@@ -152,7 +153,7 @@ def kept(program: Program, record: tuple[str, ...], nodes: tuple[str, ...] | Non
 
 def trajectory_of(
     quantized: Quantized,
-    program: Program,
+    lowered: Lowered,
     traces: Traces,
     record: tuple[str, ...],
     nodes: tuple[str, ...] | None,
@@ -162,37 +163,22 @@ def trajectory_of(
     view: str | None = None,
 ) -> Trajectory:
     """Traces as records; `view` marks those of v."""
-    network = lower(quantized.graph)
-    lags = {layer.name: layer.lag for layer in network.layers} | {r.name: r.lag for r in network.readouts}
-    records: dict[tuple[str, str], Record] = {}
-
-    def add(name: str, variable: str, data: Any, source: str, shown: str) -> None:
-        neuron = quantized[source]
-        spikes = shown == "spikes"
-        records[name, variable] = Record(
-            name,
-            variable,
-            data if batched else data[:, 0],
-            scale=1.0 if spikes else neuron.scale,
-            units="count" if spikes else "model",
-            lag=lags[name],
-            threshold=neuron.threshold if variable == "v_mem" else None,
-            view=view if shown == "v_mem" else None,
-            batched=batched,
-        )
-
-    for (name, variable), data in traces.items():
-        if variable in record and (nodes is None or name in nodes):
-            add(name, variable, data, name, variable)
-    for output in program.outputs:
-        data = traces[output.source, output.variable]
-        add(output.name, "output", data.reshape(*data.shape[:2], *output.shape), output.source, output.variable)
-    return Trajectory(
-        records,
-        output_names=tuple(output.name for output in program.outputs),
-        target=quantized.target.name,
+    wanted = {key: data for key, data in traces.items() if key[1] in record and (nodes is None or key[0] in nodes)}
+    outputs = {
+        shown.name: _shown(traces[shown.source, shown.variable], shown.shape) for shown in lowered.program.outputs
+    }
+    return trajectory(
+        quantized,
+        lowered.program,
+        wanted,
+        outputs,
+        lags=lowered.lags,
+        batched=batched,
         executor=executor,
-        convention=quantized.convention,
-        graph_sha256=graphs.sha256(quantized.graph),
         producer=producer,
+        view=view,
     )
+
+
+def _shown(data: Any, shape: tuple[int, ...]) -> Any:
+    return data.reshape(*data.shape[:2], *shape)

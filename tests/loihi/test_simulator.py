@@ -16,6 +16,7 @@ import slow_lava
 from lava_programs import population, program, programs, raster, read_net, synapses, window
 from nets import vendor_python
 from nirdeploy_loihi.lava_job import write
+from nirdeploy_loihi.lower_program import Lowered, lowered
 from nirdeploy_loihi.simulator import Job, free_shared_memory, run, simulate
 
 from nirdeploy.errors import RasterError, UnavailableError, UnsupportedError, VendorError
@@ -110,7 +111,7 @@ def run_on_lava(deployment, program, data, record=VARIABLES, nodes=None, mode=No
         deployment.quantized,
         deployment.placement,
         data,
-        program=program,
+        lowered=Lowered(program, lowered(deployment.quantized).lags),
         mode=mode,
         record=record,
         nodes=nodes,
