@@ -108,7 +108,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lava", type=Path, default=LAVA, help="interpreter that has lava-nc")
     interpreter = parser.parse_args().lava
-    table = Table(title="ms a step, one sample, best of several; integers: u, v and spikes of every neuron")
+    table = Table(
+        title=f"ms a step, one sample; nirdeploy: best of {REPEATS} runs, Lava: one run; integers: all u, v and spikes"
+    )
     for name in ("network", "spikes", "kept", "nirdeploy", "Lava", "times", "integers", "whole run, s"):
         table.add_column(name, justify="left" if name == "network" else "right")
     with_lava = interpreter.is_file()
