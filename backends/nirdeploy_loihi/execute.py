@@ -58,7 +58,7 @@ def execute(
             neuron spikes or is refractory (nengo-loihi, issue 170; seen on Loihi 2 in the NIR paper's trace).
 
     Raises:
-        RasterError: a raster of wrong shape, or an unknown population or variable to keep.
+        RasterError: a raster of wrong shape or not of 0 and 1, or an unknown population or variable to keep.
         UnsupportedError: an unknown read-out.
         QuantizationError: u beyond 32 bits, or integers that no register holds; naming the population.
     """
@@ -107,6 +107,7 @@ def population(
 
     Raises:
         GraphError: spikes of a source are missing or have the wrong shape.
+        RasterError: spikes other than 0 and 1.
         QuantizationError: as `execute`.
     """
     packed = pack(program, only=name)
@@ -155,6 +156,9 @@ def _given(packed: Packed, spikes: Mapping[str, NDArray[Any]]) -> tuple[Given, i
             expected = f"[{steps}, {batch}, {size} neurons]"
             raise GraphError(f"spikes of {name!r} have shape {values.shape}, expected {expected}", node=node)
         place = np.flatnonzero(values != 0)  # four times as fast on bool
+        if (other := values.reshape(-1)[place] != 1).any():
+            found = values.reshape(-1)[place[other][0]]
+            raise RasterError(f"spikes of {name!r} hold a {found}, expected 0 and 1", node=node)
         begins.append(used + np.searchsorted(place, np.arange(steps * batch + 1) * size))
         index.append((place % size).astype(np.int32))
         used += len(place)

@@ -7,9 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nirdeploy_loihi import BACKEND, emulator
+from nirdeploy_loihi.registers import scan
 
 from nirdeploy.errors import RasterError, UnavailableError, UnsupportedError
-from nirdeploy.graph import make_graph, make_node
+from nirdeploy.graph import make_graph, make_node, output_shape
 from nirdeploy.pipeline import deploy
 from nirdeploy.quantization import Quantized, QuantizedNeuron, QuantizedWeight
 from nirdeploy.reference.convention import Convention
@@ -192,3 +193,33 @@ def test_sums_of_a_convolution_wrap_at_24_bits(nets):
     spikes = {"input": np.ones((2, 1, 1, 1, 2), dtype=np.int32)}
     found = emulator.drive(network.layers[0], quantized.layers, spikes)
     assert found.reshape(-1).tolist() == [0, -(1 << 23)]
+
+
+@pytest.mark.parametrize(
+    ("size", "pool", "conv"),
+    [
+        ((2, 8, 6), {"kernel": (2, 2)}, {"padding": (1, 1)}),  # one kernel, twice as wide
+        ((2, 9, 7), {"kernel": (2, 2)}, {"stride": (2, 1)}),  # a row and a column are dropped
+        ((2, 9, 7), {"kernel": (2, 2)}, {"padding": (1, 1)}),  # what is dropped lies where the kernel pads
+        ((2, 8, 8), {"kernel": (1, 2), "stride": (2, 2)}, {}),  # gaps between the windows
+        ((2, 10, 8), {"kernel": (2, 2)}, {"dilation": (2, 1), "groups": 2}),
+    ],
+)
+def test_pools_before_a_convolution_add_what_the_chain_adds(nets, size, pool, conv):
+    rng = np.random.default_rng(2)
+    weight = rng.integers(-60, 60, (4, 2 // conv.get("groups", 1), 2, 2))
+    nodes = {"input": nets.source(*size), "p": nets.pool(**pool), "c": nets.conv(weight, **conv)}
+    shape = size
+    for name in "pc":
+        shape = output_shape(name, nodes[name], shape)
+    graph = nets.chain(**nodes, n=nets.if_(*shape), output=nets.output(*shape))
+    neuron = QuantizedNeuron(100 << 6, None, 1.0, decay_v=200, decay_u=900)
+    layers = {"c": QuantizedWeight(weight, None, 1.0), "n": neuron}
+    quantized = Quantized(graph, BACKEND.targets()["loihi2"], Convention(), "given", layers)
+    raster = (rng.random((20, 3, *size)) < 0.3).astype(np.int32)
+    found = emulator.emulate(quantized, raster, record=("spikes", "v_mem", "i_syn"), nodes=None)
+    a = emulator.drive(emulator.lower(graph).layers[0], layers, {"input": raster})
+    states = scan(a.reshape(20, -1), neuron, math.prod(shape), keep_u=True, keep_v=True)
+    for variable, values in (("i_syn", states.u), ("v_mem", states.v), ("spikes", states.s)):
+        assert np.array_equal(found["n", variable].data.reshape(20, -1), values), variable
+    assert found.counters["n"]["spikes"] == states.s.sum() > 0

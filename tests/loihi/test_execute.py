@@ -284,3 +284,8 @@ def test_unknown_names_and_shapes_are_refused():
         execute(found, raster, {}, read_out="probe")
     with pytest.raises(RasterError, match=r"the raster has shape \(2, 1\)"):
         execute(found, raster[..., 0], {})
+
+
+def test_spikes_other_than_0_and_1_are_refused():
+    with pytest.raises(RasterError, match="spikes of 'input' hold a 2, expected 0 and 1"):
+        execute(one_to_one(), np.full((2, 1, 1), 2), {})
