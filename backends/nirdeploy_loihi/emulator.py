@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nirdeploy import exact
 from nirdeploy.errors import RasterError, UnsupportedError
 from nirdeploy.names import suggest
 from nirdeploy.quantization import Quantized, QuantizedNeuron, QuantizedWeight
@@ -16,13 +15,11 @@ from nirdeploy.raster import check_raster
 from nirdeploy.trajectory import Trajectory
 from nirdeploy.version import __version__
 from nirdeploy_loihi.execute import VARIABLES, execute
-from nirdeploy_loihi.linear import integer_apply
 from nirdeploy_loihi.lower_program import Lowered, lowered
-from nirdeploy_loihi.network import Layer
 from nirdeploy_loihi.program import Program
 from nirdeploy_loihi.results import REFRACTORY_VIEW, trajectory
 
-__all__ = ["drive", "emulate", "require_emulator"]
+__all__ = ["emulate", "require_emulator"]
 
 Ints = NDArray[np.int32]
 Layers = Mapping[str, QuantizedWeight | QuantizedNeuron]
@@ -100,24 +97,3 @@ def _chosen(program: Program, nodes: tuple[str, ...] | None) -> list[str]:
         if name not in known and name not in outputs:
             raise RasterError(f"no population {name!r} to record", remedy=suggest(str(name), [*known, *outputs]))
     return [name for name in known if nodes is None or name in nodes]
-
-
-def drive(layer: Layer, layers: Layers, spikes: Mapping[str, Ints]) -> Ints:
-    """Synaptic sums of a population, [step, batch, ...], one step after the spikes that cause them.
-
-    Sums of a convolution are wrapped to signed 24 bits each, as in Lava's conv/models.py.
-
-    Raises:
-        QuantizationError: a sum beyond 32 bits; naming the population and the value.
-    """
-    steps, batch = next(iter(spikes.values())).shape[:2]
-    total = np.zeros((steps, batch, *layer.shape), dtype=np.int64)
-    if steps > 1:
-        for connection in layer.connections:
-            weight = cast("QuantizedWeight", layers[connection.name])
-            before = spikes[connection.source][:-1].reshape(-1, *connection.source_shape)
-            found = integer_apply(connection, weight.weight, before)
-            if connection.kind == "conv":
-                found = (found + (1 << 23)) % (1 << 24) - (1 << 23)
-            total[1:] += found.reshape(steps - 1, batch, *layer.shape)
-    return exact.narrow(total, "a synaptic sum", layer.name)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,19 +26,6 @@ Integers = NDArray[np.int64]
 _CHUNK = 1 << 22  # values pushed through a chain at once
 
 
-def program_of(quantized: Quantized, placement: Placement | None = None) -> Program:
-    """The integers of a network as the chip runs them.
-
-    Args:
-        quantized: the network.
-        placement: its option `refractory` is taken over; None: no neuron is refractory.
-
-    Raises:
-        UnsupportedError, GraphError, ConventionError: as `lowering.lower`, or a chain too large for one matrix.
-    """
-    return lower_program(lower(quantized.graph, quantized.convention), quantized, placement)
-
-
 @dataclass(frozen=True, eq=False)
 class Lowered:
     """A program with what its records need to be aligned.
@@ -51,12 +39,33 @@ class Lowered:
     lags: Mapping[str, int]
 
 
+_lowered: WeakKeyDictionary[Quantized, dict[tuple[tuple[str, int], ...], Lowered]] = WeakKeyDictionary()
+
+
 def lowered(quantized: Quantized, placement: Placement | None = None) -> Lowered:
-    """`program_of`, with the lags of its records."""
-    network = lower(quantized.graph, quantized.convention)
-    lags = {layer.name: layer.lag + layer.late for layer in network.layers}
-    lags |= {readout.name: readout.lag for readout in network.readouts}
-    return Lowered(lower_program(network, quantized, placement), MappingProxyType(lags))
+    """`program_of`, with the lags of its records; made once for a network, as that takes longer than a short run."""
+    refractory = {} if placement is None else dict(placement.options.get("refractory") or {})
+    made = _lowered.setdefault(quantized, {})
+    key = tuple(sorted((str(name), int(steps)) for name, steps in refractory.items()))
+    if key not in made:
+        network = lower(quantized.graph, quantized.convention)
+        lags = {layer.name: layer.lag + layer.late for layer in network.layers}
+        lags |= {readout.name: readout.lag for readout in network.readouts}
+        made[key] = Lowered(lower_program(network, quantized, placement), MappingProxyType(lags))
+    return made[key]
+
+
+def program_of(quantized: Quantized, placement: Placement | None = None) -> Program:
+    """The integers of a network as the chip runs them.
+
+    Args:
+        quantized: the network.
+        placement: its option `refractory` is taken over; None: no neuron is refractory.
+
+    Raises:
+        UnsupportedError, GraphError, ConventionError: as `lowering.lower`, or a chain too large for one matrix.
+    """
+    return lowered(quantized, placement).program
 
 
 def lower_program(network: Network, quantized: Quantized, placement: Placement | None = None) -> Program:
@@ -75,7 +84,6 @@ def lower_program(network: Network, quantized: Quantized, placement: Placement |
             always_on.append(AlwaysOn(constant.name, int(weight.shape[1]), constant.start))
             delay = np.zeros((1, 1), dtype=np.int64)
             synapses.append(Synapses(constant.name, constant.name, layer.name, weight, delay))
-    fires = {layer.name: layer.fires for layer in network.layers}
     return Program(
         input=network.input,
         input_shape=network.input_shape,
@@ -83,7 +91,8 @@ def lower_program(network: Network, quantized: Quantized, placement: Placement |
         synapses=tuple(synapses),
         always_on=tuple(always_on),
         outputs=tuple(
-            Shown(r.name, r.source, r.shape, "spikes" if fires[r.source] else "v_mem") for r in network.readouts
+            Shown(r.name, r.source, r.shape, "spikes" if quantized[r.source].fires else "v_mem")
+            for r in network.readouts
         ),
     )
 

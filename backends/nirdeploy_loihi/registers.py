@@ -14,18 +14,16 @@ time; the counter is that of nengo-loihi (emulator/interface.py), and with refra
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nirdeploy.errors import QuantizationError
-from nirdeploy.quantization import QuantizedNeuron
 from nirdeploy.reference.threads import split
 from nirdeploy_loihi.program import SYNAPSE_SHIFT, Compartments
 
-__all__ = ["SYNAPSE_SHIFT", "States", "bias_register", "compartments", "integrate", "refuse_overflow", "registers_of",
-           "scan"]  # fmt: skip
+__all__ = ["SYNAPSE_SHIFT", "States", "integrate", "refuse_overflow", "registers_of"]
 
 Ints = NDArray[np.int32]
 Integers = NDArray[np.int64]
@@ -121,31 +119,3 @@ def integrate(p: Compartments, a: Ints, *, keep_u: bool = False, keep_v: bool = 
     refuse_overflow(min(part[2] for part in parts), max(part[3] for part in parts), p.name)
     u, v, s = (x.reshape(a.shape) if len(x) else x for x in (u, v, s))
     return States(u, v, s, sum(part[0] for part in parts), sum(part[1] for part in parts))
-
-
-def compartments(name: str, shape: tuple[int, ...], neuron: QuantizedNeuron) -> Compartments:
-    """Registers of a population from its quantised integers; refractory 1."""
-
-    def flat(values: Any) -> Integers:
-        return np.asarray(values, dtype=np.int64).reshape(-1)
-
-    return Compartments(
-        name=name,
-        shape=shape,
-        decay_u=flat(neuron.decay_u),
-        decay_v=flat(neuron.decay_v),
-        threshold=flat(neuron.threshold),
-        bias_mantissa=flat(0 if neuron.bias is None else neuron.bias),
-        bias_exponent=neuron.bias_exponent,
-        v_start=flat(neuron.v_start),
-    )
-
-
-def bias_register(neuron: QuantizedNeuron, n_neurons: int) -> Integers:
-    """What is added to v each step, one a neuron: mantissa << exponent."""
-    return np.broadcast_to(compartments("", (n_neurons,), neuron).bias, (n_neurons,)).copy()
-
-
-def scan(a: Ints, neuron: QuantizedNeuron, n_neurons: int, *, keep_u: bool, keep_v: bool) -> States:
-    """As `integrate`, of quantised integers: sums [step, cell] of `n_neurons` neurons, whose cells are a multiple."""
-    return integrate(compartments("population", (n_neurons,), neuron), a, keep_u=keep_u, keep_v=keep_v)

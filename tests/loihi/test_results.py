@@ -118,7 +118,9 @@ def test_v_in_units_of_the_input_gain_is_divided_by_it(quantized, nets):
 
 def test_a_gain_that_differs_between_neurons_is_refused(quantized, monkeypatch):
     class Uneven:
-        gain = np.array([1.0, 2.0])
+        @staticmethod
+        def unit(_v_unit):
+            return np.array([1.0, 2.0])
 
     monkeypatch.setattr("nirdeploy_loihi.results.dynamics", lambda *_: Uneven)
     object.__setattr__(quantized, "convention", Convention(dt=1e-3, v_unit="gain"))
