@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nir
 
@@ -18,6 +18,9 @@ from nirdeploy.rules import Finding
 from nirdeploy.target import Target, load_table
 from nirdeploy.trajectory import Trajectory
 from nirdeploy_loihi import netx as netx
+
+if TYPE_CHECKING:
+    from nirdeploy.comparison.ladder import Step
 
 __all__ = ["BACKEND", "LoihiBackend", "netx"]
 
@@ -98,6 +101,12 @@ class LoihiBackend:
         return lava_runner.run(
             quantized, placement, raster, lowered=found, mode=mode, record=record, nodes=nodes, options=options
         )
+
+    def ladder_steps(self, quantized: Quantized, placement: Placement) -> Sequence[Step]:
+        """The rungs from a reference run to the chip."""
+        from nirdeploy_loihi import ladder
+
+        return ladder.ladder_steps(quantized, placement)
 
     def chip_configuration(self, quantized: Quantized, placement: Placement) -> dict[str, Any]:
         """Every field the chip is given, as plain JSON data."""

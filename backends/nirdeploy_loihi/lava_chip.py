@@ -10,11 +10,11 @@ as the way in takes; then v and bias are set, so that the first spikes of the in
 from __future__ import annotations
 
 import importlib
-import importlib.machinery
 import json
 import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 NEEDED = (
@@ -33,15 +33,18 @@ class ChipError(Exception):
 
 
 def is_there(name: str) -> bool:
-    """Whether a module can be found; neither it nor a package around it is imported."""
-    path: Any = None
-    for at in range(1, name.count(".") + 2):
-        part = ".".join(name.split(".")[:at])
-        spec = importlib.machinery.PathFinder.find_spec(part, path)
-        if spec is None:
-            return False
-        path = spec.submodule_search_locations
-    return True
+    """Whether a module can be found; neither it nor a package around it is imported.
+
+    By files: lava's packages are spread over several folders (namespace packages), whose finders look into sys.modules.
+    """
+    *packages, module = name.split(".")
+    for entry in sys.path:
+        folder = Path(entry or ".", *packages)
+        if (folder / f"{module}.py").is_file() or (folder / module / "__init__.py").is_file():
+            return True
+        if folder.is_dir() and any(folder.glob(f"{module}.*so")):
+            return True
+    return False
 
 
 def detect() -> None:

@@ -18,7 +18,14 @@ from numpy.typing import NDArray
 from nirdeploy.comparison.measure import compare
 from nirdeploy.comparison.result import Comparison
 from nirdeploy.comparison.text import number, percent, shown, table
-from nirdeploy.errors import ComparisonError, ConventionError, RasterError, UnavailableError, UnsupportedError
+from nirdeploy.errors import (
+    ComparisonError,
+    ConventionError,
+    RasterError,
+    UnavailableError,
+    UnsupportedError,
+    VendorError,
+)
 from nirdeploy.placement import Placement
 from nirdeploy.quantization import Quantized
 from nirdeploy.reference.convention import Convention
@@ -37,7 +44,8 @@ class Step:
     Attributes:
         name: of the rung, e.g. 'integer states'.
         change: what is different from the rung before, one phrase.
-        run: the run; UnavailableError and UnsupportedError leave the rung out, with their reason.
+        run: the run; UnavailableError, UnsupportedError and VendorError leave the rung out, with their
+            reason.
     """
 
     name: str
@@ -196,7 +204,7 @@ def ladder(
             progress(step.name)
         try:
             found = step.run(raster)
-        except (UnavailableError, UnsupportedError) as error:
+        except (UnavailableError, UnsupportedError, VendorError) as error:
             if first is None:
                 raise
             rungs.append(Rung(step.name, step.change, None, str(error)))
