@@ -1,6 +1,6 @@
 """The worker's mode for a Loihi 2 through lava-loihi: adapters in and out, StateProbes, repeated runs.
 
-A part of `lava_worker`, imported by its interpreter alone. Tested against a stand-in of lava-loihi, never run on silicon.
+A part of `lava_worker`, imported by its interpreter alone. Tested against a stand-in, never run on silicon.
 
 What is not documented is measured in a run of its own before every job: how many steps spikes take through the adapters
 in and out, and in which order a StateProbe lists steps and neurons. The network rests, without bias, for as many steps
@@ -10,11 +10,11 @@ as the way in takes; then v and bias are set, so that the first spikes of the in
 from __future__ import annotations
 
 import importlib
-import importlib.machinery
 import json
 import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 NEEDED = (
@@ -34,14 +34,9 @@ class ChipError(Exception):
 
 def is_there(name: str) -> bool:
     """Whether a module can be found; neither it nor a package around it is imported."""
-    path: Any = None
-    for at in range(1, name.count(".") + 2):
-        part = ".".join(name.split(".")[:at])
-        spec = importlib.machinery.PathFinder.find_spec(part, path)
-        if spec is None:
-            return False
-        path = spec.submodule_search_locations
-    return True
+    *folders, leaf = name.split(".")
+    found = [Path(root, *folders) for root in sys.path]
+    return any((folder / leaf).is_dir() or any(folder.glob(f"{leaf}.*")) for folder in found)
 
 
 def detect() -> None:
