@@ -253,3 +253,18 @@ def read_net(path):
             before, given = name, own
     shown = (Shown("output", before, given),)
     return Program("input", shape, tuple(populations), tuple(connections), (), shown)
+
+
+def read_mesh(stored):
+    """A network of tests/golden/lava_loops.npz or lava_skips.npz as a program with populations '1', '2', ..."""
+    inputs = stored["input"].shape[1]
+    sizes = {int(end): len(stored[f"weight{k}"]) for k, (_, end) in enumerate(stored["wires"])}
+    populations = [
+        population(str(k), sizes[k], decay_u=du, decay_v=dv, vth=vth)
+        for k, (du, dv, vth) in enumerate(stored["registers"], start=1)
+    ]
+    connections = [
+        synapses(f"w{k}", str(start) if start else "in", str(end), stored[f"weight{k}"], stored[f"delay{k}"])
+        for k, (start, end) in enumerate(stored["wires"])
+    ]
+    return program((inputs,), populations, connections)

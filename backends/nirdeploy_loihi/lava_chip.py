@@ -1,6 +1,6 @@
 """The worker's mode for a Loihi 2 through lava-loihi: adapters in and out, StateProbes, repeated runs.
 
-A part of `lava_worker`, imported by its interpreter alone. Tested against a stand-in of lava-loihi, never on silicon.
+A part of `lava_worker`, imported by its interpreter alone. Tested against a stand-in, never run on silicon.
 
 What is not documented is measured in a run of its own before every job: how many steps spikes take through the adapters
 in and out, and in which order a StateProbe lists steps and neurons. The network rests, without bias, for as many steps

@@ -1,4 +1,4 @@
-"""Record the Loihi goldens in real Lava: two small seeded networks, every u, v and spike.
+"""Record the Loihi goldens in real Lava: four small seeded networks, every u, v and spike.
 
 Runs in the vendor's interpreter, not in nirdeploy's (lava-nc 0.10 needs Python 3.10 and numpy < 2):
 
@@ -9,6 +9,10 @@ Runs in the vendor's interpreter, not in nirdeploy's (lava-nc 0.10 needs Python 
 
 Writes `lava_<name>.net` (lava-dl's layout) and `lava_<name>.npz`: `input` [step, ...] and for each layer with
 neurons `L<group>_u`, `_v`, `_s` [step, ...], images as channel, y, x.
+
+Loops and skips, which lava-dl's layout cannot hold, are in `lava_<name>.npz` alone: `registers` [population, (iDecay,
+vDecay, vThMant)], `wires` [connection, (source, target)] with populations counted from 1 and the input 0, and
+`weight<k>`, `delay<k>` [target, source] of every connection.
 """
 
 import argparse
@@ -57,6 +61,57 @@ def networks():
     ]
     # the last layer has odd negative weights: without a zero and with this minimum, netx's scaling keeps them
     return {"dense": ((6,), dense), "conv": ((2, 6, 5), conv)}
+
+
+def meshes():
+    """Networks with loops and skips: name -> (inputs, registers, connections (source, target, weight, delay))."""
+    rng = np.random.default_rng(20241202)
+
+    def even(out, given):
+        return rng.integers(-40, 63, (out, given)) * 2
+
+    def late(out, given, most):
+        return rng.integers(0, most + 1, (out, given))
+
+    loops = [
+        (0, 1, even(5, 6), late(5, 6, 3)),
+        (1, 1, even(5, 5), late(5, 5, 9)),
+        (1, 2, even(4, 5), late(4, 5, 0)),
+        (2, 1, even(5, 4), late(5, 4, 21)),
+    ]
+    skips = [
+        (0, 1, even(5, 6), late(5, 6, 0)),
+        (1, 2, even(4, 5), late(4, 5, 0)),
+        (0, 3, even(3, 6), late(3, 6, 2)),
+        (1, 3, even(3, 5), late(3, 5, 0)),
+        (2, 3, -(rng.integers(0, 40, (3, 4)) * 2 + 1), late(3, 4, 0)),
+    ]
+    return {
+        "loops": (6, [(1500, 200, 150), (4096, 60, 210)], loops),
+        "skips": (6, [(4096, 300, 120), (900, 150, 260), (2000, 500, 140)], skips),
+    }
+
+
+def trace_mesh(inputs, registers, wires, spikes):
+    """As `trace`, of a network with loops and skips."""
+    from lava.proc.dense.process import DelayDense, Dense
+    from lava.proc.io.source import RingBuffer
+    from lava.proc.lif.process import LIF
+
+    source = RingBuffer(data=spikes.T.astype(np.int32))
+    sizes = {target: len(weight) for _, target, weight, _ in wires}
+    lifs = [
+        LIF(shape=(sizes[k],), du=du - 1, dv=dv, vth=vth, bias_mant=0, bias_exp=6)
+        for k, (du, dv, vth) in enumerate(registers, start=1)
+    ]
+    ports = [source.s_out, *(lif.s_out for lif in lifs)]
+    for start, end, weight, delay in wires:
+        values, exponent, bits = scaled(weight)
+        options = {"weights": values, "weight_exp": exponent, "num_weight_bits": bits, "num_message_bits": 0}
+        synapse = DelayDense(delays=delay, **options) if delay.any() else Dense(**options)
+        ports[start].connect(synapse.s_in)
+        synapse.a_out.connect(lifs[end - 1].a_in)
+    return watched(source, list(enumerate(lifs, start=1)), len(spikes))
 
 
 def raster(shape):
@@ -140,22 +195,28 @@ def build(shape, layers):
 
 def trace(shape, layers, spikes):
     """Run Lava's fixed_pt models and return every state, images as channel, y, x."""
-    from lava.magma.core.run_conditions import RunSteps
-    from lava.magma.core.run_configs import Loihi2SimCfg
     from lava.proc.io.source import RingBuffer
-    from lava.proc.monitor.process import Monitor
 
     port, populations = build(shape, layers)
     given = spikes.transpose(0, 3, 2, 1) if spikes.ndim == 4 else spikes
     source = RingBuffer(data=np.moveaxis(given, 0, -1).astype(np.int32))
     source.s_out.connect(port)
+    return watched(source, populations, len(spikes))
+
+
+def watched(source, populations, steps):
+    """Run with a Monitor on every state."""
+    from lava.magma.core.run_conditions import RunSteps
+    from lava.magma.core.run_configs import Loihi2SimCfg
+    from lava.proc.monitor.process import Monitor
+
     monitors = {}
     for number, lif in populations:
         for name, variable in (("u", lif.u), ("v", lif.v), ("s", lif.s_out)):
             monitor = Monitor()
-            monitor.probe(variable, len(spikes))
+            monitor.probe(variable, steps)
             monitors[f"L{number}_{name}"] = monitor
-    source.run(condition=RunSteps(num_steps=len(spikes)), run_cfg=Loihi2SimCfg(select_tag="fixed_pt"))
+    source.run(condition=RunSteps(num_steps=steps), run_cfg=Loihi2SimCfg(select_tag="fixed_pt"))
     found = {}
     for name, monitor in monitors.items():
         data = next(iter(next(iter(monitor.get_data().values())).values()))
@@ -178,6 +239,14 @@ def main():
         np.savez_compressed(folder / f"lava_{name}.npz", input=spikes.astype(np.int8), **found)
         counts = {key: int(value.sum()) for key, value in found.items() if key.endswith("_s")}
         print(name, counts)
+    for name, (inputs, registers, wires) in meshes().items():
+        spikes = raster((inputs,))
+        found = trace_mesh(inputs, registers, wires, spikes)
+        given = {"registers": np.array(registers), "wires": np.array([wire[:2] for wire in wires])}
+        for k, (_, _, weight, delay) in enumerate(wires):
+            given |= {f"weight{k}": weight.astype(np.int16), f"delay{k}": delay.astype(np.int16)}
+        np.savez_compressed(folder / f"lava_{name}.npz", input=spikes.astype(np.int8), **given, **found)
+        print(name, {key: int(value.sum()) for key, value in found.items() if key.endswith("_s")})
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def test_goldens_are_what_lava_records_today(golden, tmp_path):
     command = [str(interpreter), str(golden / "record_lava.py"), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    for name in ("dense", "conv"):
+    for name in ("dense", "conv", "loops", "skips"):
         fresh, stored = (np.load(folder / f"lava_{name}.npz") for folder in (tmp_path, golden))
         assert sorted(fresh.files) == sorted(stored.files)
         for key in stored.files:

@@ -13,7 +13,7 @@ import nirdeploy_loihi
 import numpy as np
 import pytest
 import slow_lava
-from lava_programs import population, program, programs, raster, read_net, synapses, window
+from lava_programs import population, program, programs, raster, read_mesh, read_net, synapses, window
 from nets import vendor_python
 from nirdeploy_loihi.lava_job import write
 from nirdeploy_loihi.lower_program import Lowered, lowered
@@ -93,6 +93,16 @@ def test_recorded_netx_cases_come_out_again(lava, cases):
             for variable, key in zip(VARIABLES, "svu", strict=True):
                 values = found.traces[own.name, variable]
                 assert np.array_equal(values, ours(stored[f"L{number}_{key}"])), (own.name, variable)
+
+
+@pytest.mark.parametrize("name", ["loops", "skips"])
+def test_goldens_that_lavas_monitors_recorded_are_what_the_equations_say(golden, name):
+    stored = np.load(golden / f"lava_{name}.npz")
+    found = expected(read_mesh(stored), stored["input"][:, None])
+    for (number, variable), values in found.items():
+        recorded = stored[f"L{number}_{dict(zip(VARIABLES, 'svu', strict=True))[variable]}"]
+        assert np.array_equal(values[:, 0], recorded), (number, variable)
+        assert variable != "spikes" or 0 < recorded.mean() < 0.9
 
 
 # ---------------------------------------------------------------- trajectories
