@@ -100,7 +100,6 @@ def test_a_dense_file_needs_no_input_layer(write):
     assert deployment.run(np.ones((3, 2), dtype=int)).outputs.shape == (3, 3)
 
 
-REC = {"type": b"dense_rec", "shape": [2], "weight": np.eye(2), "weight_rec": np.eye(2), "neuron": NEURON}
 ODD_NEGATIVE = [[-201, 0], [-3, -5]]
 
 
@@ -108,10 +107,8 @@ ODD_NEGATIVE = [[-201, 0], [-3, -5]]
     ("layers", "kind", "message"),
     [
         ([given(2), {"type": b"dens", "shape": [2]}], UnsupportedError, "layer 1 has type 'dens'"),
-        ([given(2), REC], UnsupportedError, "layer 1 has type 'dense_rec'"),
         ([given(2), {"type": b"average"}], UnsupportedError, "layer 1 has type 'average'"),
         ([given(2), {"type": b"pool"}], UnsupportedError, "layer 1 has type 'pool'"),
-        ([given(2), dense(delay=[1.0, 0, 0])], UnsupportedError, "layer 1 has delays"),
         ([given(2), dense(neuron={**NEURON, "type": b"RF"})], UnsupportedError, "layer 1 has neuron type 'RF'"),
         ([given(2), dense(neuron={**NEURON, "type": b"SDNN"})], UnsupportedError, "neuron type 'SDNN'"),
         ([given(2), dense(neuron={**NEURON, "type": b"ALIF"})], UnsupportedError, "neuron type 'ALIF'"),
