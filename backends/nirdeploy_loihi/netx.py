@@ -145,6 +145,8 @@ def _plain(item: Any) -> Any:
     if isinstance(item, h5py.Group):
         return {name: _plain(child) for name, child in item.items()}
     value = item[()]
+    if isinstance(value, h5py.Empty):
+        return None  # what reads a field then says that it has no numbers or no text
     if isinstance(value, bytes | str):
         return files.text_of(value)
     array = np.asarray(value)

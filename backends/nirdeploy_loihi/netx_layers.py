@@ -168,7 +168,7 @@ def _add_synapses(chain: Chain, group: str, layer: Layer, recurrent: Integers | 
     _require_weights(chain, group, weight, recurrent)
     delay = delay_field(layer, group, (outputs, inputs))
     bias = bias_field(layer, group, shape)
-    before, after = (delay, None) if delay.shape[0] == 1 else (None, delay)
+    before, after = (delay, None) if delay.shape[0] == 1 or not delay.any() else (None, delay)
     # a bias before a Delay would be late
     own = _own_bias(layer, group, bias) if after is None else None
     if before is not None and before.any():
