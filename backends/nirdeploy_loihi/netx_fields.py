@@ -73,12 +73,12 @@ def integers_field(layer: Layer, name: str, group: str, default: int | None = No
     value = layer.get(name)
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "biuf" or not value.size:
         raise FileError(f"layer {group} has no numbers {name!r}")
-    # NaN and what no int64 holds count as fractions
-    inside = np.abs(value) <= _EXACT if value.dtype.kind == "f" else np.ones(value.shape, dtype=bool)
+    # NaN and what is too large count as fractions
+    inside = (value >= -_EXACT) & (value <= _EXACT)
     whole = np.rint(np.where(inside, value, 0.5)).astype(np.int64)
     if not np.array_equal(whole, value):
         wrong = value.reshape(-1)[np.flatnonzero(whole != value)[0]]
-        raise QuantizationError(f"layer {group} has {name} {wrong}, expected whole numbers")
+        raise QuantizationError(f"layer {group} has {name} {wrong}, expected whole numbers up to 2**53")
     return whole
 
 

@@ -73,6 +73,7 @@ ODD_NEGATIVE = [[-201, 0], [-3, -5]]
         ([given(2), dense(neuron={**NEURON, "vThMant": "many"})], FileError, "layer 1 has no numbers 'vThMant'"),
         ([given(2), dense(weight="heavy", shape=[3])], FileError, "layer 1 has no numbers 'weight'"),
         ([given(2), dense(weight=[[1e300, 1.0]])], QuantizationError, "layer 1 has weight 1e.300"),
+        ([given(2), dense(weight=np.array([[2**63, 1]], "u8"))], QuantizationError, "weight 9223372036854775808, exp"),
         ([given(2), dense(weight=[[np.nan, 1.0]])], QuantizationError, "layer 1 has weight nan"),
         ([given(2), dense(weight=np.ones((3, 2, 1)))], FileError, "layer 1 has a weight of shape .3, 2, 1."),
         ([given(1, 4, 5), conv(np.ones((2, 2)))], FileError, "layer 1 has a weight of shape .2, 2."),
