@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import h5py
 import numpy as np
+from nirdeploy_loihi import execute
 from nirdeploy_loihi.program import Compartments, Program, Shown, Synapses, Window
 
 NEURON = {"type": b"CUBA", "iDecay": 4096, "vDecay": 100, "vThMant": 50}
@@ -117,3 +118,15 @@ def net(name):
 
 def raster(shape, steps=120):
     return (np.random.default_rng(2).random((steps, *shape)) < 0.3).astype(np.int8)
+
+
+def states(program, spikes, read_out="registers"):
+    """u, v and spikes [step, neuron] of every population on the emulator, of one sample [step, ...]."""
+    names = {"u": "i_syn", "v": "v_mem", "s": "spikes"}
+    keep = {p.name: set(names.values()) for p in program.populations}
+    given = np.asarray(spikes).reshape(len(spikes), 1, *program.input_shape).astype(np.int32)
+    traces = execute.execute(program, given, keep, read_out=read_out).traces
+    return {
+        p.name: {key: traces[p.name, variable].reshape(len(spikes), -1) for key, variable in names.items()}
+        for p in program.populations
+    }

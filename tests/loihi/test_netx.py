@@ -2,8 +2,7 @@ import h5py
 import nirdeploy_loihi
 import numpy as np
 import pytest
-from loihi_loop import execute
-from netx_files import NEURON, conv, dense, given, net_file, recurrent
+from netx_files import NEURON, conv, dense, given, net_file, recurrent, states
 from nirdeploy_loihi.lower_program import program_of
 
 from nirdeploy.errors import FileError, TargetError, UnsupportedError
@@ -159,7 +158,7 @@ def test_one_matrix_of_a_recurrent_layer_may_be_zero(write):
 def test_recorded_delays_and_loops_are_reproduced_bit_for_bit(cases):
     stored = np.load(cases / "delay_rec.npz")
     quantized, _ = nirdeploy_loihi.netx.read_quantized(cases / "delay_rec.net")
-    found = execute(program_of(quantized), stored["input"])
+    found = states(program_of(quantized), stored["input"])
     for number, name in enumerate(("1.neuron", "2.neuron")):
         for key in "uvs":
             assert np.array_equal(found[name][key], stored[f"L{number}_{key}"]), f"{name} {key}"

@@ -5,8 +5,7 @@ import nirdeploy_loihi
 import numpy as np
 import pytest
 import torch
-from loihi_loop import execute
-from netx_files import NETS, even, net, population, program, raster, synapses
+from netx_files import NETS, even, net, population, program, raster, states, synapses
 from nirdeploy_loihi.lower_program import program_of
 from nirdeploy_loihi.netx_write import write_program
 from nirdeploy_loihi.program import AlwaysOn, Shown, Window
@@ -53,7 +52,7 @@ def test_a_program_written_and_read_again_has_the_same_integers(tmp_path, name):
 def test_a_program_written_and_read_again_runs_the_same(tmp_path, name):
     made = net(name)
     found, spikes = again(made, tmp_path / "net.net"), raster(made.input_shape)
-    runs = zip(execute(made, spikes).values(), execute(found, spikes).values(), strict=True)
+    runs = zip(states(made, spikes).values(), states(found, spikes).values(), strict=True)
     for a, b in runs:
         assert a["s"].any()
         for key in "uvs":
