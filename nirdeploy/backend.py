@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any, Protocol
 
 import nir
@@ -22,7 +23,7 @@ from nirdeploy.rules import Finding
 from nirdeploy.target import Target
 from nirdeploy.trajectory import Trajectory
 
-__all__ = ["Backend", "backend_of", "find_target", "known_options", "listed_backends", "targets"]
+__all__ = ["Backend", "backend_of", "derived_files", "find_target", "known_options", "listed_backends", "targets"]
 
 GROUP = "nirdeploy.backends"
 _CONTRACT = ("on", "mode", "record", "nodes")  # keywords every backend's `run` takes
@@ -75,6 +76,16 @@ class Backend(Protocol):
     def chip_configuration(self, quantized: Quantized, placement: Placement) -> dict[str, Any]:
         """Every field the chip is given, as plain JSON data."""
         ...
+
+
+def derived_files(backend: Backend, quantized: Quantized, placement: Placement) -> Mapping[str, Callable[[Path], None]]:
+    """Further files of a deployment folder, by name, each with what writes it: the backend's optional method.
+
+    A writer makes an HDF5 file at the path it is given; saving adds the root attribute `deployment_sha256`. It raises
+    UnsupportedError or QuantizationError where its format cannot hold the network, and the file is left out.
+    """
+    method = getattr(backend, "derived_files", None)
+    return {} if method is None else dict(method(quantized, placement))
 
 
 @cache

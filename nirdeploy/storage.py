@@ -1,11 +1,14 @@
-"""Deployment folders: `deployment.h5`, which alone is read back, and `chip.json`, derived from it."""
+"""Deployment folders: `deployment.h5`, which alone is read back, and files derived from it.
+
+These are `chip.json` and what the backend adds; each carries the hash of `deployment.h5` and is refused when stale.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,8 @@ from numpy.typing import NDArray
 
 from nirdeploy import files
 from nirdeploy import graph as graphs
-from nirdeploy.backend import backend_of, find_target
-from nirdeploy.errors import FileError, GraphError, TargetError
+from nirdeploy.backend import backend_of, derived_files, find_target
+from nirdeploy.errors import FileError, GraphError, QuantizationError, TargetError, UnsupportedError
 from nirdeploy.io import load_graph, store_graph
 from nirdeploy.names import escape, unescape, unstorable
 from nirdeploy.pipeline import Deployment
@@ -40,7 +43,9 @@ def save_deployment(deployment: Deployment, folder: str | Path) -> None:
         FileError: the folder cannot be written.
         GraphError: a node name that no file can hold.
     """
-    chip = backend_of(deployment.target.backend).chip_configuration(deployment.quantized, deployment.placement)
+    backend = backend_of(deployment.target.backend)
+    chip = backend.chip_configuration(deployment.quantized, deployment.placement)
+    further = derived_files(backend, deployment.quantized, deployment.placement)
     for name in deployment.quantized.layers:
         if reason := unstorable(name):
             raise GraphError(f"the name {reason}; a file cannot hold it", node=name, remedy="Rename the node.")
@@ -56,9 +61,23 @@ def save_deployment(deployment: Deployment, folder: str | Path) -> None:
                 _store(file, deployment)
             digest = files.sha256(temporary)
             # a stale one would be refused: from here on deployment.h5 alone loads, wherever this process ends
-            _discard(derived)
+            for path in (derived, *(target / name for name in further)):
+                _discard(path)
+        for name, write in further.items():
+            _derive(target / name, write, digest)
         chip = {"deployment_sha256": digest, "target": deployment.target.name, **chip}
         files.write_text(derived, json.dumps(chip, indent=1))
+
+
+def _derive(path: Path, write: Callable[[Path], None], digest: str) -> None:
+    """Write a derived file with the hash of what it is derived from, unless its format cannot hold the network."""
+    try:
+        with files.atomic(path) as temporary:
+            write(temporary)
+            with h5py.File(temporary, "r+") as file:
+                files.set_attribute(file, "deployment_sha256", digest)
+    except (UnsupportedError, QuantizationError):
+        return
 
 
 def _discard(path: Path) -> None:
@@ -129,7 +148,7 @@ def load_deployment(folder: str | Path) -> Deployment:
     """Read a deployment folder (or its `deployment.h5`).
 
     Raises:
-        FileError: not a deployment, damaged, or `chip.json` is stale.
+        FileError: not a deployment, damaged, or a derived file is stale.
         TargetError: its target is not installed.
     """
     path = Path(folder)
@@ -146,24 +165,39 @@ def load_deployment(folder: str | Path) -> Deployment:
                     remedy="Update nirdeploy.",
                 )
             deployment = _load(file, str(path))
-        _refuse_stale(path)
+        _refuse_stale(path, deployment)
     return deployment
 
 
-def _refuse_stale(path: Path) -> None:
-    chip = path.with_name("chip.json")
-    if not chip.exists():
-        return
+def _refuse_stale(path: Path, deployment: Deployment) -> None:
+    further = derived_files(backend_of(deployment.target.backend), deployment.quantized, deployment.placement)
+    read = {"chip.json": _digest_in_json, **dict.fromkeys(further, _digest_in_hdf5)}
+    found = {path.with_name(name): digest for name, digest in read.items() if path.with_name(name).exists()}
+    expected = files.sha256(path) if found else ""
+    for derived, digest in found.items():
+        if digest(derived) != expected:
+            raise FileError(
+                f"{str(derived)!r} was derived from another {path.name}", remedy="Save the deployment again."
+            )
+
+
+def _digest_in_json(chip: Path) -> Any:
     if reason := files.unreadable(chip):
         raise FileError(f"{str(chip)!r} {reason}, expected a chip configuration")
     try:
         if chip.stat().st_size > files.MAX_BYTES:
             raise ValueError(f"more than {files.MAX_BYTES} bytes")  # noqa: TRY301 (one message for all damage)
-        stored = json.loads(chip.read_text(encoding="utf-8"))["deployment_sha256"]
+        return json.loads(chip.read_text(encoding="utf-8"))["deployment_sha256"]
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise FileError(f"{str(chip)!r} is damaged: {error}", remedy="Save the deployment again.") from error
-    if stored != files.sha256(path):
-        raise FileError(f"{str(chip)!r} was derived from another {path.name}", remedy="Save the deployment again.")
+
+
+def _digest_in_hdf5(derived: Path) -> str:
+    try:
+        with files.open_hdf5(derived, "a file derived from a deployment") as file:
+            return files.attribute(file, "deployment_sha256", str)
+    except FileError as error:
+        raise FileError(f"{str(derived)!r} is damaged: {error}", remedy="Save the deployment again.") from error
 
 
 def _load(file: h5py.File, label: str) -> Deployment:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import nir
 import numpy as np
@@ -11,77 +11,70 @@ from numpy.typing import NDArray
 
 from nirdeploy import graph as graphs
 from nirdeploy.errors import FileError, QuantizationError, UnsupportedError
-from nirdeploy.quantization import Quantized, QuantizedNeuron, QuantizedWeight
+from nirdeploy.quantization import Quantized
 from nirdeploy.reference.convention import Convention
 from nirdeploy.rules import Finding
 from nirdeploy.target import Target
+from nirdeploy_loihi.netx_chain import DT, Chain
 from nirdeploy_loihi.netx_fields import (
     DECAY,
-    THRESHOLD,
+    LAYER_FIELDS,
     Layer,
     Shape,
     bias_field,
+    delay_field,
     integers_field,
+    matrix_field,
     neuron_group,
+    number_field,
+    pair_field,
     register_field,
     require_shape,
     text_field,
     weight_field,
 )
-from nirdeploy_loihi.weights import kept_by_lava, sign_mode
+from nirdeploy_loihi.netx_weights import kept_by_conv, kept_by_netx, odd_for_the_chip
+from nirdeploy_loihi.weights import sign_mode
 
 __all__ = ["network_of"]
 
-DT = 1e-3
-FOREVER = 2.0**40  # time constant, in steps, of a decay register of 0
-_TYPES = ("conv", "dense", "flatten", "input")
-_KNOWN = {"type", "shape", "weight", "bias", "neuron", "stride", "padding", "dilation", "groups", "delay"}
-_KNOWN |= {"inFeatures", "outFeatures", "inChannels", "outChannels", "kernelSize"}
-_SHIFT = 6
+Integers = NDArray[np.int64]
 
 
-@dataclass
-class _Chain:
-    """The network so far: nodes, edges, integers and the shape at its end."""
-
-    nodes: dict[str, nir.NIRNode] = field(default_factory=dict)
-    edges: list[tuple[str, str]] = field(default_factory=list)
-    integers: dict[str, QuantizedWeight | QuantizedNeuron] = field(default_factory=dict)
-    findings: list[Finding] = field(default_factory=list)
-    shape: Shape = ()
-    last: str = "input"
-
-    def append(self, name: str, node: nir.NIRNode, shape: Shape) -> None:
-        self.nodes[name] = node
-        self.edges.append((self.last, name))
-        self.last, self.shape = name, shape
-
-    def warn(self, code: str, node: str, problem: str, remedy: str) -> None:
-        self.findings.append(Finding(code, node, problem, remedy, severity="warning"))
-
-
-def network_of(layers: Sequence[Layer], target: Target) -> tuple[Quantized, list[Finding]]:
+def network_of(layers: Sequence[Layer], target: Target, skip: int = 0) -> tuple[Quantized, list[Finding]]:
     """The layers of a file as a quantised graph, with what is worth a warning.
 
+    Args:
+        layers: groups '0', '1', ... of the file.
+        target: the chip.
+        skip: layers at the front that the Input stands for.
+
     Raises:
-        FileError, UnsupportedError, QuantizationError: see `nirdeploy_loihi.netx.read`.
+        FileError, UnsupportedError, QuantizationError, PlacementError: see `nirdeploy_loihi.netx.read`.
     """
     kinds = [text_field(layer, "type", str(i)) for i, layer in enumerate(layers)]
     for group, kind in enumerate(kinds):
-        if kind not in _TYPES:
-            raise UnsupportedError(f"layer {group} has type {kind!r}", remedy=f"Supported: {', '.join(_TYPES)}.")
+        if kind not in LAYER_FIELDS:
+            raise UnsupportedError(
+                f"layer {group} has type {kind!r}",
+                remedy=f"Supported: {', '.join(LAYER_FIELDS)}; read(..., num_layers={group}) leaves it out."
+                if group
+                else f"Supported: {', '.join(LAYER_FIELDS)}.",
+            )
         if kind == "input" and group:
             raise UnsupportedError(f"layer {group} is an input behind other layers")
-    chain = _Chain()
-    chain.shape = _input_shape(layers, kinds)
+    cores = target.table["cores"]
+    chain = Chain(_input_shape(layers, kinds, skip), int(cores["count"]) * int(cores["neurons"]))
     chain.nodes["input"] = graphs.make_node(nir.Input, input_type={"input": np.array(chain.shape)})
     for group, (kind, layer) in enumerate(zip(kinds, layers, strict=True)):
-        for name in sorted(set(layer) - _KNOWN - {"weight_rec"}):
+        if group < skip:
+            continue
+        for name in sorted(set(layer) - LAYER_FIELDS[kind]):
             chain.warn("ignored", "", f"layer {group} has {name!r}, which netx ignores", "Check the export.")
         if kind != "input":
             _ADD[kind](chain, str(group), layer)
     if not chain.integers:
-        raise FileError(f"the file has no layer with neurons, only {', '.join(kinds)}")
+        raise FileError(f"no layer with neurons, only {', '.join(kinds[skip:])}")
     output = graphs.make_node(nir.Output, output_type={"output": np.array(chain.shape)})
     chain.append("output", output, chain.shape)
     graph = graphs.make_graph(chain.nodes, chain.edges)
@@ -90,90 +83,168 @@ def network_of(layers: Sequence[Layer], target: Target) -> tuple[Quantized, list
     return Quantized(graph, target, convention, "given", chain.integers), chain.findings
 
 
-def _input_shape(layers: Sequence[Layer], kinds: Sequence[str]) -> Shape:
-    first = next((i for i, kind in enumerate(kinds) if kind != "input"), None)
-    if first is None:
-        raise FileError("the file has an input layer only")
+# ---------------------------------------------------------------- input
+
+
+def _input_shape(layers: Sequence[Layer], kinds: Sequence[str], skip: int) -> Shape:
+    if skip:
+        return _skipped_shape(layers, kinds, skip)
+    if kinds[0] in ("dense", "dense_rec"):
+        return (int(matrix_field(layers[0], "0").shape[1]),)
     if kinds[0] != "input":
-        if kinds[0] == "dense":
-            return (int(weight_field(layers[0], "0", (2,)).shape[1]),)
         raise UnsupportedError(
             f"layer 0 is {kinds[0]!r} and there is no input layer to give the image's shape",
             remedy="Export the network with its input layer.",
         )
-    layer = layers[0]
+    first = next((kind for kind in kinds if kind != "input"), None)
+    if first is None:
+        raise FileError("the file has an input layer only")
     for name in ("neuron", "weight", "bias"):
-        if name in layer:
+        if name in layers[0]:
             raise UnsupportedError(
                 f"layer 0 is an input with {name!r}, which netx cannot run on CPU or leaves out",
-                remedy="Export an input layer without it.",
+                remedy="read(..., skip_layers=1) takes the spikes of its neurons for the Input.",
             )
-    shape = tuple(int(v) for v in integers_field(layer, "shape", "0").reshape(-1))
-    if len(shape) not in (1, 3) or min(shape) < 1:
-        raise FileError(f"layer 0 has shape {shape}, expected [neurons] or [channel, height, width]")
-    flat = len(shape) == 3 and shape[1:] == (1, 1) and kinds[first] == "dense"
+    shape = _stated_shape(layers[0], "0")
+    flat = len(shape) == 3 and shape[1:] == (1, 1) and first in ("dense", "dense_rec")
     return shape[:1] if flat else shape
+
+
+def _skipped_shape(layers: Sequence[Layer], kinds: Sequence[str], skip: int) -> Shape:
+    """What the last of the skipped layers states; a dense layer and a flatten are flat."""
+    shape = _stated_shape(layers[skip - 1], str(skip - 1))
+    return shape if kinds[skip - 1] in ("conv", "input") else (math.prod(shape),)
+
+
+def _stated_shape(layer: Layer, group: str) -> Shape:
+    shape = tuple(int(v) for v in integers_field(layer, "shape", group).reshape(-1))
+    if len(shape) not in (1, 3) or min(shape) < 1 or math.prod(shape) >= 1 << 62:
+        raise FileError(f"layer {group} has shape {shape}, expected [neurons] or [channel, height, width]")
+    return shape
 
 
 # ---------------------------------------------------------------- layers
 
 
-def _add_flatten(chain: _Chain, group: str, layer: Layer) -> None:
-    size = int(np.prod(chain.shape))
-    if "shape" in layer and int(np.prod(integers_field(layer, "shape", group))) != size:
-        raise FileError(f"layer {group} flattens {chain.shape} to {layer['shape'].tolist()}")
+def _add_flatten(chain: Chain, group: str, layer: Layer) -> None:
+    size = math.prod(chain.shape)
+    stated = integers_field(layer, "shape", group, size).reshape(-1).tolist()
+    if math.prod(stated) != size:
+        raise FileError(f"layer {group} flattens {chain.shape} to {stated}")
     kind = {"input": np.array(chain.shape)}
     node = graphs.make_node(nir.Flatten, input_type=kind, start_dim=0, end_dim=-1)
     chain.append(f"{group}.flatten", node, (size,))
 
 
-def _add_dense(chain: _Chain, group: str, layer: Layer) -> None:
-    weight = weight_field(layer, group, (2,))
-    _require_synapse(layer, group, weight, chain)
-    if not kept_by_lava(weight):
-        raise QuantizationError(
-            f"layer {group} has {sign_mode(weight)} weights from {weight.min()} to {weight.max()} that Lava would "
-            "change: it holds mixed signs from -256 to 254, positive up to 255, and of negative weights only "
-            "those that its own scaling keeps",
-            remedy="Scale them into the limits; make negative weights even, with a minimum that is no power of 2.",
+def _add_dense(chain: Chain, group: str, layer: Layer) -> None:
+    if "weight_rec" in layer:
+        raise UnsupportedError(
+            f"layer {group} has recurrent weights, which netx ignores in a dense layer",
+            remedy="Export it with the type dense_rec.",
         )
+    _add_synapses(chain, group, layer, None)
+
+
+def _add_recurrent(chain: Chain, group: str, layer: Layer) -> None:
+    if "delay" in layer and np.any(integers_field(layer, "delay", group)):
+        raise UnsupportedError(
+            f"layer {group} is recurrent with delays; netx loses the weight exponent of such a layer",
+            remedy="Train without delays, or put the recurrence into a layer of its own.",
+        )
+    _add_synapses(chain, group, layer, matrix_field(layer, group, "weight_rec"))
+
+
+def _add_synapses(chain: Chain, group: str, layer: Layer, recurrent: Integers | None) -> None:
+    """A dense layer: [Delay ->] Linear [-> Delay] -> neurons, and from them back to themselves."""
+    weight = matrix_field(layer, group)
     if len(chain.shape) != 1:
         raise FileError(f"layer {group} is dense on an image {chain.shape}", remedy="Put a flatten layer before it.")
     if chain.shape[0] != weight.shape[1]:
         raise FileError(f"layer {group} has weight {weight.shape}, its input has {chain.shape[0]} neurons")
-    shape = (int(weight.shape[0]),)
+    outputs, inputs = weight.shape
+    shape: Shape = (outputs,)
     require_shape(layer, group, shape)
+    chain.require_room(group, shape)
+    _require_weights(chain, group, weight, recurrent)
+    delay = delay_field(layer, group, (outputs, inputs))
     bias = bias_field(layer, group, shape)
-    own = _own_bias(layer, group, bias)
+    before, after = (delay, None) if delay.shape[0] == 1 or not delay.any() else (None, delay)
+    # a bias before a Delay would be late
+    own = _own_bias(layer, group, bias) if after is None else None
+    if before is not None and before.any():
+        chain.delay(f"{group}.delay", before, inputs)
     floats = weight.astype(np.float64)
     node = (
         graphs.make_node(nir.Linear, weight=floats)
         if own is None
         else graphs.make_node(nir.Affine, weight=floats, bias=own.astype(np.float64))
     )
-    chain.append(f"{group}.synapse", node, shape)
-    chain.integers[f"{group}.synapse"] = QuantizedWeight(weight, bias, 1.0)
-    _add_neuron(chain, group, layer, bias, own is not None)
+    chain.weigh(f"{group}.synapse", node, shape, weight, bias)
+    if after is not None:
+        chain.delay(f"{group}.delay", after, outputs)
+    chain.populate(layer, group, bias, own is not None)
+    if recurrent is not None:
+        _close_loop(chain, group, recurrent)
 
 
-def _add_conv(chain: _Chain, group: str, layer: Layer) -> None:
-    weight = weight_field(layer, group, (4, 5))
-    weight = weight.reshape(weight.shape[:4])
-    _require_synapse(layer, group, weight, chain)
-    if weight.min() < -256 or weight.max() > 255 or (weight.min() < 0 and weight.max() > 254):
+def _close_loop(chain: Chain, group: str, recurrent: Integers) -> None:
+    size, name, neuron = chain.shape[0], f"{group}.recurrent", chain.last
+    if recurrent.shape != (size, size):
+        raise FileError(f"layer {group} has weight_rec {recurrent.shape}, expected {(size, size)}")
+    node = graphs.make_node(nir.Linear, weight=recurrent.astype(np.float64))
+    chain.weigh(name, node, (size,), recurrent)
+    chain.edges.append((name, neuron))
+    chain.last = neuron
+
+
+def _require_weights(chain: Chain, group: str, weight: Integers, recurrent: Integers | None) -> None:
+    matrices = [weight] if recurrent is None else [weight, recurrent]
+    if not kept_by_netx(*matrices):
+        every = np.concatenate([m.reshape(-1) for m in matrices])
+        raise QuantizationError(
+            f"layer {group} has {sign_mode(every)} weights from {every.min()} to {every.max()} that Lava would "
+            "change: it holds mixed signs from -256 to 254, positive up to 255, and of negative weights only "
+            "those that its own scaling keeps",
+            remedy="Scale them into the limits; make negative weights even, with a minimum that is no power of 2.",
+        )
+    _warn_odd(chain, f"{group}.synapse", weight)
+    if recurrent is not None:
+        _warn_odd(chain, f"{group}.recurrent", recurrent)
+
+
+def _warn_odd(chain: Chain, name: str, weight: Integers) -> None:
+    if odd_for_the_chip(weight):
+        chain.warn(
+            "odd_weights",
+            name,
+            f"mixed signs with odd weights from {weight.min()} to {weight.max()}: Lava on CPU keeps them, 8 bits and "
+            "a sign on the chip hold even ones only",
+            "Make them even.",
+        )
+
+
+def _add_conv(chain: Chain, group: str, layer: Layer) -> None:
+    weight = weight_field(layer, group)
+    for name, reason in (("delay", "delays"), ("weight_rec", "recurrent weights")):
+        if name in layer and np.any(integers_field(layer, name, group)):
+            raise UnsupportedError(
+                f"layer {group} has {reason}, which netx ignores in a convolution", remedy=f"Train without {reason}."
+            )
+    if not kept_by_conv(weight):
         raise QuantizationError(
             f"layer {group} has weights from {weight.min()} to {weight.max()}, 8 bits and a sign hold -256 to 254 "
             "or 0 to 255"
         )
-    options = {
-        name: graphs.pair(integers_field(layer, name, group, default))
-        for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))
-    }
-    groups = int(integers_field(layer, "groups", group, 1).reshape(-1)[0])
-    if min(*options["stride"], *options["dilation"], groups) < 1 or min(options["padding"]) < 0:
-        raise FileError(f"layer {group} has stride, padding, dilation {options} and groups {groups}")
+    _warn_odd(chain, f"{group}.synapse", weight)
     if len(chain.shape) != 3:
         raise FileError(f"layer {group} is a convolution on {chain.shape}, expected an image")
+    options = {
+        name: pair_field(layer, name, group, default)
+        for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))
+    }
+    groups = number_field(layer, "groups", group, 1)
+    if min(*options["stride"], *options["dilation"], groups) < 1 or min(options["padding"]) < 0:
+        raise FileError(f"layer {group} has stride, padding, dilation {options} and groups {groups}")
     node = graphs.make_node(
         nir.Conv2d,
         input_shape=tuple(chain.shape[1:]),
@@ -184,19 +255,19 @@ def _add_conv(chain: _Chain, group: str, layer: Layer) -> None:
     )
     shape = _conv_shape(node, group, chain.shape)
     require_shape(layer, group, shape)
+    chain.require_room(group, shape)
     bias = bias_field(layer, group, shape)
-    own = _own_bias(layer, group, bias) if bias is not None and bias.ndim == 1 else None
+    per_channel = bias if bias is not None and bias.ndim == 1 else None
+    own = _own_bias(layer, group, per_channel)
     if own is not None:
         node.bias = own.astype(np.float64)
-    chain.append(f"{group}.synapse", node, shape)
-    per_channel = bias if bias is not None and bias.ndim == 1 else None
-    chain.integers[f"{group}.synapse"] = QuantizedWeight(weight, per_channel, 1.0)
+    chain.weigh(f"{group}.synapse", node, shape, weight, per_channel)
     if per_channel is not None:
         bias = np.broadcast_to(per_channel[:, None, None], shape).copy()
-    _add_neuron(chain, group, layer, bias, own is not None)
+    chain.populate(layer, group, bias, own is not None)
 
 
-_ADD = {"conv": _add_conv, "dense": _add_dense, "flatten": _add_flatten}
+_ADD = {"conv": _add_conv, "dense": _add_dense, "dense_rec": _add_recurrent, "flatten": _add_flatten}
 
 
 def _conv_shape(node: nir.Conv2d, group: str, given: Shape) -> Shape:
@@ -217,66 +288,7 @@ def _conv_shape(node: nir.Conv2d, group: str, given: Shape) -> Shape:
     return (int(outputs), size[0], size[1])
 
 
-def _add_neuron(chain: _Chain, group: str, layer: Layer, bias: NDArray[np.int64] | None, in_synapse: bool) -> None:
-    """Append the population; `in_synapse`: the weight node already holds the bias."""
-    values = neuron_group(layer, group)
-    decay_u, decay_v = (register_field(values, name, group, DECAY) for name in ("iDecay", "vDecay"))
-    threshold = register_field(values, "vThMant", group, THRESHOLD)
-    name, shape = f"{group}.neuron", chain.shape
-    for option, usual in (("refDelay", 1), ("gradedSpike", 0)):
-        if option in values and np.any(np.asarray(values[option]) != usual):
-            chain.warn("ignored", name, f"{option} is {values[option]}, which netx ignores", f"Use {usual}.")
-    leak = np.zeros(shape) if bias is None or in_synapse else bias.astype(np.float64)
-    chain.append(name, _neuron_node(decay_u, decay_v, float(threshold), leak, shape), shape)
-    chain.integers[name] = QuantizedNeuron(
-        threshold=threshold << _SHIFT,
-        v_min=None,
-        scale=1.0 / (1 << _SHIFT),
-        decay_v=decay_v,
-        decay_u=decay_u,
-        bias=bias,
-        bias_exponent=_SHIFT if bias is not None else 0,
-        mantissa=threshold,
-        exponent=_SHIFT,
-    )
-
-
-def _neuron_node(decay_u: int, decay_v: int, threshold: float, leak: NDArray[np.float64], shape: Shape) -> nir.NIRNode:
-    """u = (1 - A) u + a and v = (1 - B) v + u + leak as NIR's Euler step, A and B being decay / 4096.
-
-    NIR's CubaLIF gains are w_in A and r B (here 1, so w_in = 1/A, r = 1/B) and its leak is B v_leak; LIF is the
-    case A = 1. IF has gain r dt = 1.
-    """
-    ones = np.ones(shape)
-    values = {"v_threshold": threshold * ones, "v_reset": 0 * ones}
-    if decay_u == 4096 and decay_v == 0 and not leak.any():
-        return graphs.make_node(nir.IF, r=ones / DT, **values)
-    steps_v = 4096 / decay_v if decay_v else FOREVER
-    membrane = {"r": steps_v * ones, "v_leak": steps_v * leak, **values}
-    if decay_u == 4096:
-        return graphs.make_node(nir.LIF, tau=steps_v * DT * ones, **membrane)
-    steps_u = 4096 / decay_u if decay_u else FOREVER
-    return graphs.make_node(
-        nir.CubaLIF, tau_syn=steps_u * DT * ones, tau_mem=steps_v * DT * ones, w_in=steps_u * ones, **membrane
-    )
-
-
-def _require_synapse(layer: Layer, group: str, weight: NDArray[np.int64], chain: _Chain) -> None:
-    if "delay" in layer and np.any(np.asarray(layer["delay"]) != 0):
-        raise UnsupportedError(f"layer {group} has delays", remedy="Train without delays.")
-    if "weight_rec" in layer:
-        raise UnsupportedError(f"layer {group} has recurrent weights")
-    if sign_mode(weight) == "mixed" and np.any(weight % 2) and (weight.max() > 127 or weight.min() < -128):
-        chain.warn(
-            "odd_weights",
-            f"{group}.synapse",
-            f"mixed signs with odd weights from {weight.min()} to {weight.max()}: Lava on CPU keeps them, 8 bits and "
-            "a sign on the chip hold even ones only",
-            "Make them even.",
-        )
-
-
-def _own_bias(layer: Layer, group: str, bias: NDArray[np.int64] | None) -> NDArray[np.int64] | None:
+def _own_bias(layer: Layer, group: str, bias: Integers | None) -> Integers | None:
     """The bias where the weight node can hold it: without a synaptic filter it acts on u and v alike."""
     if bias is None or register_field(neuron_group(layer, group), "iDecay", group, DECAY) != 4096:
         return None

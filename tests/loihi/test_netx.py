@@ -2,45 +2,15 @@ import h5py
 import nirdeploy_loihi
 import numpy as np
 import pytest
+from netx_files import NEURON, conv, dense, given, net_file, recurrent, states
+from nirdeploy_loihi.lower_program import program_of
 
-from nirdeploy.errors import FileError, NirdeployError, QuantizationError, TargetError, UnsupportedError
-
-NEURON = {"type": b"CUBA", "iDecay": 4096, "vDecay": 100, "vThMant": 50}
-
-
-def dense(weight=((10, -20), (4, 6), (2, 8)), neuron=NEURON, **more):
-    return {"type": b"dense", "shape": [len(weight), 1, 1], "weight": weight, "neuron": neuron, **more}
-
-
-def conv(weight=None, neuron=NEURON, **more):
-    weight = np.full((2, 1, 2, 2), 6) if weight is None else weight
-    return {"type": b"conv", "shape": [2, 3, 4], "weight": weight, "neuron": neuron, **more}
-
-
-def given(*shape):
-    return {"type": b"input", "shape": list(shape)}
+from nirdeploy.errors import FileError, TargetError, UnsupportedError
 
 
 @pytest.fixture
 def write(tmp_path):
-    def put(group, values):
-        for name, value in values.items():
-            if isinstance(value, dict):
-                put(group.create_group(name), value)
-            elif isinstance(value, bytes):
-                group.create_dataset(name, (1,), "S10", [value])
-            else:
-                group.create_dataset(name, data=np.asarray(value))
-
-    def write(*layers, names=None):
-        path = tmp_path / "net.net"
-        with h5py.File(path, "w") as file:
-            root = file.create_group("layer")
-            for name, layer in zip(names or map(str, range(len(layers))), layers, strict=True):
-                put(root.create_group(name), layer)
-        return path
-
-    return write
+    return lambda *layers, names=None: net_file(tmp_path / "net.net", *layers, names=names)
 
 
 def test_nodes_are_named_by_group_and_hold_the_files_integers(write):
@@ -100,54 +70,6 @@ def test_a_dense_file_needs_no_input_layer(write):
     assert deployment.run(np.ones((3, 2), dtype=int)).outputs.shape == (3, 3)
 
 
-REC = {"type": b"dense_rec", "shape": [2], "weight": np.eye(2), "weight_rec": np.eye(2), "neuron": NEURON}
-ODD_NEGATIVE = [[-201, 0], [-3, -5]]
-
-
-@pytest.mark.parametrize(
-    ("layers", "kind", "message"),
-    [
-        ([given(2), {"type": b"dens", "shape": [2]}], UnsupportedError, "layer 1 has type 'dens'"),
-        ([given(2), REC], UnsupportedError, "layer 1 has type 'dense_rec'"),
-        ([given(2), {"type": b"average"}], UnsupportedError, "layer 1 has type 'average'"),
-        ([given(2), {"type": b"pool"}], UnsupportedError, "layer 1 has type 'pool'"),
-        ([given(2), dense(delay=[1.0, 0, 0])], UnsupportedError, "layer 1 has delays"),
-        ([given(2), dense(neuron={**NEURON, "type": b"RF"})], UnsupportedError, "layer 1 has neuron type 'RF'"),
-        ([given(2), dense(neuron={**NEURON, "type": b"SDNN"})], UnsupportedError, "neuron type 'SDNN'"),
-        ([given(2), dense(neuron={**NEURON, "type": b"ALIF"})], UnsupportedError, "neuron type 'ALIF'"),
-        ([{**given(2), "neuron": NEURON}, dense()], UnsupportedError, "layer 0 is an input with 'neuron'"),
-        ([given(2), {**dense(), "neuron": [1]}], UnsupportedError, "layer 1 has no neuron"),
-        ([given(2), dense(neuron={**NEURON, "messageBits": 8})], UnsupportedError, "layer 1 has messageBits"),
-        ([given(2), dense(weight_rec=np.eye(3))], UnsupportedError, "layer 1 has recurrent weights"),
-        ([conv()], UnsupportedError, "layer 0 is 'conv' and there is no input layer"),
-        ([given(2), dense(weight=[[0.5, 1.0]])], QuantizationError, "layer 1 has weight 0.5, expected whole"),
-        ([given(2), dense(neuron={**NEURON, "vDecay": 4097})], QuantizationError, "vDecay 4097.*0 to 4096"),
-        ([given(2), dense(neuron={**NEURON, "iDecay": -1})], QuantizationError, "iDecay -1"),
-        ([given(2), dense(neuron={**NEURON, "vThMant": 131072})], QuantizationError, "vThMant 131072.*0 to 131071"),
-        ([given(2), dense(bias=[5000, 0, 0])], QuantizationError, "layer 1 has bias 5000.*-4096 to 4095"),
-        ([given(2), dense(weight=[[0, 0]])], QuantizationError, "layer 1 has positive weights from 0 to 0"),
-        ([given(2), dense(weight=[[300, 0]])], QuantizationError, "layer 1 has positive weights from 0 to 300"),
-        ([given(2), dense(weight=[[256, -2]])], QuantizationError, "layer 1 has mixed weights from -2 to 256"),
-        ([given(2), dense(weight=ODD_NEGATIVE)], QuantizationError, "negative weights from -201 to 0"),
-        ([given(2), dense(weight=[[-128, -1]])], QuantizationError, "negative weights from -128 to -1"),
-        ([given(1, 4, 5), conv(np.full((2, 1, 2, 2), 256))], QuantizationError, "weights from 256 to 256"),
-        ([given(3), dense()], FileError, "layer 1 has weight .3, 2., its input has 3 neurons"),
-        ([given(1, 4, 5), conv(stride=2)], FileError, "layer 1 states shape .2, 3, 4., its weights give .2, 2, 2."),
-        ([given(3, 4, 5), conv()], FileError, "layer 1 has weight .* its input is .3, 4, 5."),
-        ([given(1, 4, 5), dense()], FileError, "layer 1 is dense on an image"),
-        ([given(2), dense(bias=[1, 2])], FileError, "layer 1 has bias of shape .2,."),
-        ([given(2), {**dense(), "shape": [7]}], FileError, "layer 1 states shape .7,."),
-        ([given(2)], FileError, "an input layer only"),
-        ([{"shape": [2]}, dense()], FileError, "layer 0 has no text 'type'"),
-        ([given(2), dense(neuron={"type": b"CUBA"})], FileError, "layer 1 has no numbers 'iDecay'"),
-    ],
-)
-def test_what_lava_cannot_run_faithfully_is_refused_by_name(write, layers, kind, message):
-    with pytest.raises(kind, match=message) as caught:
-        nirdeploy_loihi.netx.read(write(*layers))
-    assert isinstance(caught.value, NirdeployError)
-
-
 def test_groups_with_gaps_are_refused(write):
     with pytest.raises(FileError, match=r"layer groups \['0', '2'\]"):
         nirdeploy_loihi.netx.read(write(given(2), dense(), names=["0", "2"]))
@@ -173,3 +95,112 @@ def test_what_netx_ignores_is_a_warning(write):
     assert report.ok
     assert [f.code for f in report.warnings] == ["ignored", "odd_weights", "ignored"]
     assert "refDelay is 2" in report.warnings[2].problem
+
+
+# ---------------------------------------------------------------- delays
+
+
+def steps_of(deployment, name):
+    return np.rint(deployment.graph.nodes[name].delay / deployment.convention.dt).astype(int).tolist()
+
+
+@pytest.mark.parametrize(
+    ("delay", "edge", "steps"),
+    [
+        (62.0, ("1.delay", "1.synapse"), [62, 62]),
+        ([1.0, 0.0, 5.0], ("1.synapse", "1.delay"), [1, 0, 5]),
+        ([4.0, 9.0], ("1.delay", "1.synapse"), [4, 9]),
+        (np.full((3, 2), 3), ("1.delay", "1.synapse"), [3, 3]),
+        ([[4, 9], [4, 9], [4, 9]], ("1.delay", "1.synapse"), [4, 9]),
+        ([[1, 1], [0, 0], [5, 5]], ("1.synapse", "1.delay"), [1, 0, 5]),
+    ],
+)
+def test_a_delay_stands_before_the_weights_or_behind_them(write, delay, edge, steps):
+    deployment = nirdeploy_loihi.netx.read(write(given(2), dense(delay=delay)))
+    assert edge in deployment.graph.edges
+    assert steps_of(deployment, "1.delay") == steps
+
+
+def test_delays_as_many_as_outputs_and_inputs_belong_to_the_outputs(write):
+    deployment = nirdeploy_loihi.netx.read(write(given(2), dense(weight=[[2, 4], [6, 8]], delay=[0, 3])))
+    assert ("1.synapse", "1.delay") in deployment.graph.edges
+
+
+def test_delays_of_zero_make_no_node(write):
+    deployment = nirdeploy_loihi.netx.read(write(given(2), dense(delay=[0.0, 0.0, 0.0])))
+    assert sorted(deployment.graph.nodes) == ["1.neuron", "1.synapse", "input", "output"]
+
+
+def test_a_bias_behind_a_delay_is_the_neurons_own_and_not_late(write):
+    deployment = nirdeploy_loihi.netx.read(write(given(2), dense(delay=[1, 2, 3], bias=[1, -2, 3])))
+    assert type(deployment.graph.nodes["1.synapse"]).__name__ == "Linear"
+    leak = deployment.graph.nodes["1.neuron"].v_leak
+    assert np.allclose(leak * 100 / 4096, [1, -2, 3])
+
+
+# ---------------------------------------------------------------- recurrence
+
+
+def test_a_recurrent_layer_is_a_loop_of_the_population_to_itself(write):
+    deployment = nirdeploy_loihi.netx.read(write(given(2), recurrent(), dense()))
+    assert {("1.neuron", "1.recurrent"), ("1.recurrent", "1.neuron"), ("1.neuron", "2.synapse")} < set(
+        deployment.graph.edges
+    )
+    assert deployment.quantized["1.recurrent"].weight.tolist() == [[2, 0], [-4, 6]]
+    assert deployment.quantized["1.synapse"].weight.tolist() == [[10, -20], [4, 6]]
+
+
+def test_one_matrix_of_a_recurrent_layer_may_be_zero(write):
+    deployment = nirdeploy_loihi.netx.read(write(given(2), recurrent(back=np.zeros((2, 2)))))
+    assert not deployment.quantized["1.recurrent"].weight.any()
+
+
+def test_recorded_delays_and_loops_are_reproduced_bit_for_bit(cases):
+    stored = np.load(cases / "delay_rec.npz")
+    quantized, _ = nirdeploy_loihi.netx.read_quantized(cases / "delay_rec.net")
+    found = states(program_of(quantized), stored["input"])
+    for number, name in enumerate(("1.neuron", "2.neuron")):
+        for key in "uvs":
+            assert np.array_equal(found[name][key], stored[f"L{number}_{key}"]), f"{name} {key}"
+
+
+# ---------------------------------------------------------------- forms of a file
+
+
+def test_one_bias_holds_for_all_neurons_of_a_dense_layer(write):
+    for bias in (3.0, [3.0]):
+        deployment = nirdeploy_loihi.netx.read(write(given(2), dense(bias=bias)))
+        assert deployment.quantized["1.neuron"].bias.tolist() == [3, 3, 3]
+
+
+def test_weights_of_one_axis_are_rows_of_the_stated_shape(write):
+    layer = {**dense(), "shape": [1], "weight": [2, -4]}
+    deployment = nirdeploy_loihi.netx.read(write(given(2), layer))
+    assert deployment.quantized["1.synapse"].weight.tolist() == [[2, -4]]
+
+
+def test_a_part_of_a_file_keeps_its_group_numbers(write):
+    front = {"type": b"input", "shape": [1, 4, 5], "weight": 40.0, "bias": 36.0, "neuron": NEURON}
+    path = write(front, conv(), {"type": b"average", "shape": [2]})
+    deployment = nirdeploy_loihi.netx.read(path, skip_layers=1, num_layers=2)
+    assert list(deployment.graph.nodes) == ["input", "1.synapse", "1.neuron", "output"]
+    assert deployment.graph.nodes["input"].input_type["input"].tolist() == [1, 4, 5]
+
+
+def test_the_input_stands_for_the_layers_skipped(write):
+    path = write(given(1, 4, 5), conv(), {"type": b"flatten"}, dense(weight=np.full((3, 24), 2)), dense([[2, 2, 4]]))
+    for skip, shape in ((2, [2, 3, 4]), (4, [3])):
+        deployment = nirdeploy_loihi.netx.read(path, skip_layers=skip)
+        assert deployment.graph.nodes["input"].input_type["input"].tolist() == shape
+
+
+@pytest.mark.parametrize("options", [{"num_layers": 0}, {"num_layers": 3}, {"skip_layers": 2}, {"skip_layers": -1}])
+def test_parts_that_the_file_does_not_have_are_refused(write, options):
+    with pytest.raises(UnsupportedError, match=r"num_layers is .* and skip_layers .*; the file has 2 layers"):
+        nirdeploy_loihi.netx.read(write(given(2), dense()), **options)
+
+
+def test_fields_of_training_are_no_warning_and_unknown_ones_are(write):
+    neuron = {**NEURON, "scaleRho": 0.5, "tauRho": 0.1, "theta": 3200, "wgtExp": 0, "sinDecay": 5}
+    report = nirdeploy_loihi.netx.read(write(given(2), dense(neuron=neuron))).report
+    assert [f.problem for f in report.warnings] == ["layer 1 neuron has 'sinDecay', which netx ignores"]
