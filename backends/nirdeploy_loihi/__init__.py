@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -107,6 +107,10 @@ class LoihiBackend:
         from nirdeploy_loihi import ladder
 
         return ladder.ladder_steps(quantized, placement)
+
+    def derived_files(self, quantized: Quantized, placement: Placement) -> Mapping[str, Callable[[Path], None]]:
+        """`net.net` of a deployment folder, where lava-dl's format can hold the network."""
+        return netx.derived_files(quantized, placement)
 
     def chip_configuration(self, quantized: Quantized, placement: Placement) -> dict[str, Any]:
         """Every field the chip is given, as plain JSON data."""

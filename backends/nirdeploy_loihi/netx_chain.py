@@ -13,6 +13,7 @@ from nirdeploy import graph as graphs
 from nirdeploy.errors import PlacementError, QuantizationError
 from nirdeploy.quantization import QuantizedNeuron, QuantizedWeight
 from nirdeploy.rules import Finding
+from nirdeploy_loihi.float_nodes import register_node
 from nirdeploy_loihi.netx_fields import DECAY, NEURON_FIELDS, THRESHOLD, Layer, Shape, neuron_group, register_field
 from nirdeploy_loihi.program import SYNAPSE_SHIFT
 
@@ -20,7 +21,6 @@ __all__ = ["DT", "Chain"]
 
 Integers = NDArray[np.int64]
 DT = 1e-3
-FOREVER = 2.0**40  # time constant, in steps, of a decay register of 0
 _USUAL = {"refDelay": 1, "gradedSpike": 0, "wgtExp": 0}  # netx reads none of them
 
 
@@ -87,7 +87,7 @@ class Chain:
         for option in sorted(set(values) - NEURON_FIELDS):
             self.warn("ignored", name, f"layer {group} neuron has {option!r}, which netx ignores", "Check the export.")
         leak = np.zeros(shape) if bias is None or in_synapse else bias.astype(np.float64)
-        self.append(name, _neuron_node(decay_u, decay_v, float(threshold), leak, shape), shape)
+        self.append(name, register_node(decay_u, decay_v, threshold, leak, shape, DT), shape)
         self.integers[name] = QuantizedNeuron(
             threshold=threshold << SYNAPSE_SHIFT,
             v_min=None,
@@ -99,23 +99,3 @@ class Chain:
             mantissa=threshold,
             exponent=SYNAPSE_SHIFT,
         )
-
-
-def _neuron_node(decay_u: int, decay_v: int, threshold: float, leak: NDArray[np.float64], shape: Shape) -> nir.NIRNode:
-    """u = (1 - A) u + a and v = (1 - B) v + u + leak as NIR's Euler step, A and B being decay / 4096.
-
-    NIR's CubaLIF gains are w_in A and r B (here 1, so w_in = 1/A, r = 1/B) and its leak is B v_leak; LIF is the
-    case A = 1. IF has gain r dt = 1.
-    """
-    ones = np.ones(shape)
-    values = {"v_threshold": threshold * ones, "v_reset": 0 * ones}
-    if decay_u == 4096 and decay_v == 0 and not leak.any():
-        return graphs.make_node(nir.IF, r=ones / DT, **values)
-    steps_v = 4096 / decay_v if decay_v else FOREVER
-    membrane = {"r": steps_v * ones, "v_leak": steps_v * leak, **values}
-    if decay_u == 4096:
-        return graphs.make_node(nir.LIF, tau=steps_v * DT * ones, **membrane)
-    steps_u = 4096 / decay_u if decay_u else FOREVER
-    return graphs.make_node(
-        nir.CubaLIF, tau_syn=steps_u * DT * ones, tau_mem=steps_v * DT * ones, w_in=steps_u * ones, **membrane
-    )

@@ -33,8 +33,8 @@ from nirdeploy_loihi.netx_fields import (
     text_field,
     weight_field,
 )
-from nirdeploy_loihi.netx_weights import kept_by_conv, kept_by_netx, odd_for_the_chip
-from nirdeploy_loihi.weights import sign_mode
+from nirdeploy_loihi.netx_weights import kept_by_conv, odd_for_the_chip
+from nirdeploy_loihi.weights import kept_by_lava, sign_mode
 
 __all__ = ["network_of"]
 
@@ -199,7 +199,7 @@ def _close_loop(chain: Chain, group: str, recurrent: Integers) -> None:
 
 def _require_weights(chain: Chain, group: str, weight: Integers, recurrent: Integers | None) -> None:
     matrices = [weight] if recurrent is None else [weight, recurrent]
-    if not kept_by_netx(*matrices):
+    if not kept_by_lava(*matrices):
         every = np.concatenate([m.reshape(-1) for m in matrices])
         raise QuantizationError(
             f"layer {group} has {sign_mode(every)} weights from {every.min()} to {every.max()} that Lava would "

@@ -15,8 +15,9 @@ from nirdeploy.errors import UnsupportedError
 from nirdeploy.version import __version__
 from nirdeploy_loihi.netx_fields import BIAS, DECAY, LONGEST_DELAY, THRESHOLD
 from nirdeploy_loihi.netx_sequence import Link, sequence
-from nirdeploy_loihi.netx_weights import kept_by_conv, kept_by_netx
+from nirdeploy_loihi.netx_weights import kept_by_conv
 from nirdeploy_loihi.program import SYNAPSE_SHIFT, Compartments, Program, Synapses, Window
+from nirdeploy_loihi.weights import kept_by_lava
 
 __all__ = ["layers_of", "store", "write_program"]
 
@@ -102,7 +103,7 @@ def _dense(link: Link) -> Fields:
         raise UnsupportedError(
             "all weights are 0, on which netx fails", node=synapses.name, remedy="Leave the layer out, or train it."
         )
-    if not kept_by_netx(*matrices):
+    if not kept_by_lava(*matrices):
         low, high = min(int(m.min()) for m in matrices), max(int(m.max()) for m in matrices)
         raise UnsupportedError(
             f"netx would change its weights from {low} to {high}",

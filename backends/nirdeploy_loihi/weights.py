@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 
 from nirdeploy.exact import round_half_even
 
-__all__ = ["always_on", "kept_by_lava", "round_weights", "sign_mode"]
+__all__ = ["CLIPPED", "always_on", "kept_by_lava", "round_weights", "sign_mode"]
 
 Integers = NDArray[np.int64]
+# Lava's weightutils.py clip_weights, by the sign of a matrix
+CLIPPED = {"mixed": (-256, 255), "positive": (0, 255), "negative": (-255, 0)}
 _AXON = 254  # largest magnitude that mixed and single signs share
 
 
@@ -82,30 +84,37 @@ def _spread(sums: Integers, share: int) -> Integers:
     return found
 
 
-def kept_by_lava(weight: Integers) -> bool:
+def kept_by_lava(*matrices: Integers) -> bool:
     """Whether Lava's Dense on CPU (0.10, behind netx 0.6) multiplies with exactly these integers.
 
-    netx shifts the weights up to fill 8 bits and states how many bits it used; Dense then clips and drops the
-    bits it believes unused, and shifts the sum back. For weights that fit 8 bits this is nearly always the
-    identity. It is not for a matrix of zeros, one-signed weights beyond 255, negative weights with a zero, an
-    odd entry and a minimum below -128 (all become 0), and negative weights whose minimum is a power of two
-    (shifted to -256, clipped to -255).
+    netx scales the matrices of a layer by one common shift that fills 8 bits and states how many bits it used (utils.py
+    optimize_weight_bits); then each Dense clips, and cuts the bits it believes unused by the sign of its own matrix
+    (lava proc/dense/models.py). For weights of 8 bits this is nearly always the identity. It is not for zeros
+    alone, one-signed weights beyond 255, negative ones with a zero, an odd entry and a minimum below -128 (all become
+    0), and negative weights whose minimum is a power of two (shifted to -256, clipped to -255).
+
+    Args:
+        matrices: the weights [out, in] of a layer, and its recurrent ones where it has any.
     """
-    high, low = int(weight.max()), int(weight.min())
+    high, low = max(int(m.max()) for m in matrices), min(int(m.min()) for m in matrices)
     if high == low == 0 or (low < 0 and high > 254) or (high > 0 and low < -256):
         return False
-    # netx counts a matrix with a zero among negatives as mixed, Dense does not
-    mixed = high >= 0 > low
-    positive = (127 if mixed else 255) / high if high > 0 else math.inf
-    negative = (-128 if mixed else -256) / low if low < 0 else math.inf
-    shift = math.floor(math.log2(min(positive, negative))) + mixed
+    mixed = high >= 0 > low  # netx counts a matrix with a zero among negatives as mixed, Dense does not
+    above = (127 if mixed else 255) / high if high > 0 else math.inf
+    below = (-128 if mixed else -256) / low if low < 0 else math.inf
+    shift = math.floor(math.log2(min(above, below))) + mixed
     if shift < 0:
         return False
-    unused = next((n for n in range(8, 0, -1) if not np.any(weight % (1 << n))), 0) - mixed
-    stored = weight << shift
-    mode = sign_mode(weight)
-    bounds = {"mixed": (-256, 255), "positive": (0, 255), "negative": (-255, 0)}[mode]
-    dropped = 8 - (8 - shift - unused) + (mode == "mixed")
-    if dropped < 0 or stored.min() < bounds[0] or stored.max() > bounds[1]:
+    bits = int(np.bitwise_or.reduce([np.bitwise_or.reduce(m, axis=None) for m in matrices]))
+    unused = min(8, (bits & -bits).bit_length() - 1) - mixed
+    return all(_kept_by_dense(m << shift, 8 - shift - unused) for m in matrices)
+
+
+def _kept_by_dense(stored: Integers, bits: int) -> bool:
+    mode = sign_mode(stored)
+    dropped = 8 - bits + (mode == "mixed")
+    low, high = CLIPPED[mode]
+    if dropped < 0 or stored.min() < low or stored.max() > high:
         return False
-    return not np.any(np.abs(stored) % (1 << dropped))
+    # two's complement: the low bits of a magnitude are 0 where those of the number are
+    return not np.any(stored & ((1 << dropped) - 1))

@@ -6,16 +6,10 @@ import numpy as np
 import pytest
 from netx_files import dense, given, net_file
 from nirdeploy_loihi import LoihiBackend
-from nirdeploy_loihi.netx import derived_files
 
 import nirdeploy as nd
 from nirdeploy import files
 from nirdeploy.errors import FileError
-
-
-@pytest.fixture(autouse=True)
-def derived(monkeypatch):
-    monkeypatch.setattr(LoihiBackend, "derived_files", lambda _, *given: derived_files(*given), raising=False)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ import nirdeploy_loihi
 import numpy as np
 import pytest
 from netx_files import NEURON, conv, dense, given, net_file, recurrent
-from nirdeploy_loihi.netx_weights import kept_by_netx
+from nirdeploy_loihi.weights import kept_by_lava
 
 from nirdeploy.errors import FileError, NirdeployError, PlacementError, QuantizationError, UnsupportedError
 
@@ -94,9 +94,9 @@ def test_what_lava_cannot_run_faithfully_is_refused_by_name(tmp_path, layers, ki
 
 def test_a_recurrent_layer_is_held_to_what_netx_keeps_of_both_matrices():
     positive, mixed = np.array([[3, 255]]), np.array([[-2, 4]])
-    assert kept_by_netx(positive)
-    assert kept_by_netx(mixed)
-    assert not kept_by_netx(positive, mixed)
+    assert kept_by_lava(positive)
+    assert kept_by_lava(mixed)
+    assert not kept_by_lava(positive, mixed)
 
 
 def test_a_layer_that_is_a_dataset_and_text_that_is_none_are_refused(tmp_path):
