@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from nirdeploy.backend import targets as targets
     from nirdeploy.comparison import Comparison as Comparison
     from nirdeploy.comparison import compare as compare
+    from nirdeploy.comparison.ladder import Ladder as Ladder
+    from nirdeploy.comparison.ladder import ladder as ladder
     from nirdeploy.convert.build import nir_to_torch as nir_to_torch
     from nirdeploy.convert.trace import torch_to_nir as torch_to_nir
     from nirdeploy.errors import NirdeployError as NirdeployError
@@ -50,6 +52,7 @@ _PUBLIC = {
     "Deployment": "nirdeploy.pipeline",
     "Events": "nirdeploy.events",
     "Finding": "nirdeploy.rules",
+    "Ladder": "nirdeploy.comparison.ladder",
     "NirdeployError": "nirdeploy.errors",
     "Placement": "nirdeploy.placement",
     "Quantized": "nirdeploy.quantization",
@@ -65,6 +68,7 @@ _PUBLIC = {
     "deploy": "nirdeploy.pipeline",
     "events_to_raster": "nirdeploy.events",
     "feedback_edges": "nirdeploy.graph",
+    "ladder": "nirdeploy.comparison.ladder",
     "load_deployment": "nirdeploy.storage",
     "load_events": "nirdeploy.event_files",
     "load_trajectory": "nirdeploy.trajectory",

@@ -390,10 +390,10 @@ class Trajectory:
 
 
 def load_trajectory(path: str | Path, *, lazy: bool = False, max_bytes: int | None = None) -> Trajectory:
-    """Read a trajectory file written by `Trajectory.save` or a `TrajectoryWriter`.
+    """Read a trajectory file written by `Trajectory.save` or a `TrajectoryWriter`, or a recording from outside.
 
     Args:
-        path: the file.
+        path: the file; a `.toml` is the mapping of a recording (`nirdeploy.recordings`).
         lazy: whether to leave the records in the file and read them on every access to `data`; the file must stay
             as it is.
         max_bytes: most bytes that the records together may take, with `lazy` those of one access; None: 1 GiB, or
@@ -401,7 +401,12 @@ def load_trajectory(path: str | Path, *, lazy: bool = False, max_bytes: int | No
 
     Raises:
         FileError: not HDF5, damaged, another format or a newer version, or too large.
+        ConfigurationError: a mapping that is wrong.
     """
+    if Path(path).suffix.lower() == ".toml":
+        from nirdeploy.recordings import load_recording
+
+        return load_recording(path)
     from nirdeploy.trajectory_file import read
 
     return read(path, lazy=lazy, max_bytes=max_bytes)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nir
 
@@ -18,6 +18,9 @@ from nirdeploy.rules import Finding
 from nirdeploy.target import Target, load_table
 from nirdeploy.trajectory import Trajectory
 from nirdeploy_loihi import netx as netx
+
+if TYPE_CHECKING:
+    from nirdeploy.comparison.ladder import Step
 
 __all__ = ["BACKEND", "LoihiBackend", "netx"]
 
@@ -71,11 +74,39 @@ class LoihiBackend:
         nodes: tuple[str, ...] | None,
         **options: Any,
     ) -> Trajectory:
-        """Run a raster of 0 and 1 on the emulator."""
-        from nirdeploy_loihi.emulator import emulate, require_emulator
+        """Run a raster of 0 and 1 on the emulator, in Lava ('simulator') or on a Loihi 2 ('chip').
 
-        require_emulator(on, mode, options)
-        return emulate(quantized, raster, record=record, nodes=nodes)
+        Options: of the emulator `read_out` ('registers', or 'chip' for v as the chip shows it), of Lava `timeout`, of
+        the chip those of `lava_runner.run`.
+        """
+        from nirdeploy.errors import UnsupportedError
+        from nirdeploy_loihi.lower_program import lowered
+
+        if on not in ("emulator", "simulator", "chip"):
+            raise UnsupportedError(f"on={on!r} is unknown", remedy="Use 'emulator', 'simulator' or 'chip'.")
+        found = lowered(quantized, placement)
+        if on == "emulator":
+            from nirdeploy_loihi.emulator import emulate, require_emulator
+
+            require_emulator(mode, options)
+            return emulate(quantized, raster, record=record, nodes=nodes, found=found, **options)
+        if on == "simulator":
+            from nirdeploy_loihi import simulator
+
+            return simulator.run(
+                quantized, placement, raster, lowered=found, mode=mode, record=record, nodes=nodes, options=options
+            )
+        from nirdeploy_loihi import lava_runner
+
+        return lava_runner.run(
+            quantized, placement, raster, lowered=found, mode=mode, record=record, nodes=nodes, options=options
+        )
+
+    def ladder_steps(self, quantized: Quantized, placement: Placement) -> Sequence[Step]:
+        """The rungs from a reference run to the chip."""
+        from nirdeploy_loihi import ladder
+
+        return ladder.ladder_steps(quantized, placement)
 
     def chip_configuration(self, quantized: Quantized, placement: Placement) -> dict[str, Any]:
         """Every field the chip is given, as plain JSON data."""

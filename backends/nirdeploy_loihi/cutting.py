@@ -72,7 +72,7 @@ def cut_program(
     cuts: dict[str, Cut] = {}
     asked = Counter(core for cores in given.values() for core in cores)
     pending = [p.name for p in reversed(program.populations)]
-    while pending:
+    for _ in range(2 * int(table["cores"]["count"])):  # only populations the user cut could go on changing places
         for name in pending:
             axons = _out_axons(name, program.sizes[name], [cut for other, cut in cuts.items() if other != name])
             least = len(cuts[name].tiles) + 1 if name in cuts else 1
@@ -83,7 +83,13 @@ def cut_program(
             for name, cut in cuts.items()
             if cutters[name].sending(cut.tiles, _out_axons(name, program.sizes[name], cuts.values()))
         ]
-    return {p.name: cuts[p.name] for p in program.populations}
+        if not pending:
+            return {p.name: cuts[p.name] for p in program.populations}
+    raise PlacementError(
+        f"no cut of {' and '.join(map(repr, pending))} was found whose output axons fit their cores",
+        node=pending[0],
+        remedy=REMEDIES["out_axons"],
+    )
 
 
 def _out_axons(name: str, size: int, cuts: Any) -> Integers:
@@ -122,10 +128,10 @@ class Cutter:
             self._tiles[block] = tile_of(self.population, self.fans, block, self.table)
         return self._tiles[block]
 
-    def received(self, blocks: Sequence[Block]) -> float:
-        """Messages a step to the tiles of a tiling."""
-        found = (self.tile(block).sources.items() for block in blocks)
-        return sum(float(self.activity[name][sources].sum()) for items in found for name, sources in items)
+    def received(self, tiles: Sequence[Tile]) -> float:
+        """Messages a step to tiles of which each has a core for itself."""
+        found = (item for tile in tiles for item in tile.sources.items())
+        return sum(float(self.activity[name][sources].sum()) for name, sources in found)
 
     def sending(self, tiles: Sequence[Tile], axons: Integers) -> Misfit | None:
         """The first tile with too many output axons.
@@ -185,19 +191,21 @@ class Cutter:
 
     def _best(self, parts: int, axons: Integers, *, even: bool = False) -> tuple[Tile, ...] | Misfit:
         """The best tiling that fits; where none does, what the one that lacks least has too much of."""
-        best: tuple[tuple[float, float], tuple[Block, ...]] | None = None
+        best: tuple[tuple[float, float], tuple[Tile, ...]] | None = None
         why: Misfit | None = None
         for blocks in tilings(self.population.shape, parts):
+            self._tiles.clear()  # source neurons of every tile ever asked for would take gigabytes
             if (refused := self.misfit(blocks, axons)) is not None:
                 why = refused if why is None or refused.excess.share < why.excess.share else why
                 continue
-            largest = max(self.tile(block).neurons for block in blocks) if even else 0
-            cost = float(largest), self.received(blocks)
+            tiles = tuple(self.tile(block) for block in blocks)
+            largest = max(tile.neurons for tile in tiles) if even else 0
+            cost = float(largest), self.received(tiles)
             if best is None or cost < best[0]:
-                best = cost, blocks
+                best = cost, tiles
         if best is None:
             return why or Misfit(0, Excess("cores", parts, self.population.size))
-        return tuple(self.tile(block) for block in best[1])
+        return best[1]
 
     @cached_property
     def _totals(self) -> dict[str, int]:

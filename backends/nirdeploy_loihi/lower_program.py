@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +20,39 @@ from nirdeploy_loihi.lowering import lower
 from nirdeploy_loihi.network import Connection, Layer, Network, Stage
 from nirdeploy_loihi.program import AlwaysOn, Compartments, Program, Shown, Synapses, Window
 
-__all__ = ["lower_program", "program_of"]
+__all__ = ["Lowered", "lower_program", "lowered", "program_of"]
 
 Integers = NDArray[np.int64]
 _CHUNK = 1 << 22  # values pushed through a chain at once
+
+
+@dataclass(frozen=True, eq=False)
+class Lowered:
+    """A program with what its records need to be aligned.
+
+    Attributes:
+        program: what the chip runs.
+        lags: population or Output -> steps by which it is later than the same node of a graph without delays.
+    """
+
+    program: Program
+    lags: Mapping[str, int]
+
+
+_lowered: WeakKeyDictionary[Quantized, dict[tuple[tuple[str, int], ...], Lowered]] = WeakKeyDictionary()
+
+
+def lowered(quantized: Quantized, placement: Placement | None = None) -> Lowered:
+    """`program_of`, with the lags of its records; made once for a network, as that takes longer than a short run."""
+    refractory = {} if placement is None else dict(placement.options.get("refractory") or {})
+    made = _lowered.setdefault(quantized, {})
+    key = tuple(sorted((str(name), int(steps)) for name, steps in refractory.items()))
+    if key not in made:
+        network = lower(quantized.graph, quantized.convention)
+        lags = {layer.name: layer.lag + layer.late for layer in network.layers}
+        lags |= {readout.name: readout.lag for readout in network.readouts}
+        made[key] = Lowered(lower_program(network, quantized, placement), MappingProxyType(lags))
+    return made[key]
 
 
 def program_of(quantized: Quantized, placement: Placement | None = None) -> Program:
@@ -33,7 +65,7 @@ def program_of(quantized: Quantized, placement: Placement | None = None) -> Prog
     Raises:
         UnsupportedError, GraphError, ConventionError: as `lowering.lower`, or a chain too large for one matrix.
     """
-    return lower_program(lower(quantized.graph, quantized.convention), quantized, placement)
+    return lowered(quantized, placement).program
 
 
 def lower_program(network: Network, quantized: Quantized, placement: Placement | None = None) -> Program:
@@ -47,10 +79,11 @@ def lower_program(network: Network, quantized: Quantized, placement: Placement |
         synapses.extend(_synapses(c, quantized[c.name].weight) for c in layer.connections)
         for constant in layer.constants:
             weight = cast("QuantizedWeight", quantized[constant.name]).weight
+            if not weight.any():
+                continue  # less than half an integer: nothing flows
             always_on.append(AlwaysOn(constant.name, int(weight.shape[1]), constant.start))
             delay = np.zeros((1, 1), dtype=np.int64)
             synapses.append(Synapses(constant.name, constant.name, layer.name, weight, delay))
-    fires = {layer.name: layer.fires for layer in network.layers}
     return Program(
         input=network.input,
         input_shape=network.input_shape,
@@ -58,7 +91,8 @@ def lower_program(network: Network, quantized: Quantized, placement: Placement |
         synapses=tuple(synapses),
         always_on=tuple(always_on),
         outputs=tuple(
-            Shown(r.name, r.source, r.shape, "spikes" if fires[r.source] else "v_mem") for r in network.readouts
+            Shown(r.name, r.source, r.shape, "spikes" if quantized[r.source].fires else "v_mem")
+            for r in network.readouts
         ),
     )
 

@@ -15,6 +15,7 @@ from nirdeploy_loihi.program import Shape, Synapses, Window
 __all__ = ["Block", "Fan", "Reach", "block_rows", "blocks_of_range", "widest_neuron"]
 
 Integers = NDArray[np.int64]
+Neurons = NDArray[np.int32]
 Block = tuple[tuple[int, int], ...]  # [first, last) along each axis of a population's shape
 
 
@@ -22,11 +23,11 @@ class Reach(NamedTuple):
     """Synapses of one connection that end in one block.
 
     Attributes:
-        sources: flat source neurons with a synapse other than zero there, ascending.
+        sources: flat source neurons with a synapse other than zero there, ascending, in 32 bits.
         synapses: how many each of them has, at least 1.
     """
 
-    sources: Integers
+    sources: Neurons
     synapses: Integers
 
 
@@ -89,17 +90,19 @@ class Fan:
         counts = np.zeros(self.synapses.n_sources, dtype=np.int64)
         for part in parts:
             counts[part.sources] += part.synapses
-        sources = np.flatnonzero(counts)
+        sources = np.flatnonzero(counts).astype(np.int32)
         return Reach(sources, counts[sources])
 
     def _dense(self, block: Block) -> Reach:
         rows = block_rows(block, self.shape)
         if self.full:
-            return Reach(np.arange(self.used.shape[1]), np.full(self.used.shape[1], len(rows), dtype=np.int64))
+            return Reach(
+                np.arange(self.used.shape[1], dtype=np.int32), np.full(self.used.shape[1], len(rows), dtype=np.int64)
+            )
         whole = len(rows) == rows[-1] - rows[0] + 1
         found = self.used[rows[0] : rows[-1] + 1] if whole else self.used[rows]
         counts = np.add.reduce(found.view(np.uint8), axis=0, dtype=np.int64)
-        sources = np.flatnonzero(counts)
+        sources = np.flatnonzero(counts).astype(np.int32)
         return Reach(sources, counts[sources])
 
     def _parts(self, block: Block, target: Shape) -> list[Block]:
@@ -121,7 +124,7 @@ class Fan:
         _, height, width = window.source_shape
         index = np.arange(window.source_shape[0])[:, None, None] * (height * width) + ys[:, None] * width + xs
         hit = found > 0
-        return Reach(index[hit], found[hit].astype(np.int64))
+        return Reach(index[hit].astype(np.int32), found[hit].astype(np.int64))
 
     def _axis(self, window: Window, axis: int, first: int, last: int) -> NDArray[np.float64]:
         """Target rows of [first, last) in which a source row meets a tap, [source row, tap]; 0 or 1."""

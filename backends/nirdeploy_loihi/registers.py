@@ -4,105 +4,118 @@ Each step, on integers, in this order:
     dec(x, d) = sign(x) * ((|x| * (4096 - d)) >> 12)
     u = wrap(dec(u, decay_u) + (a << 6))        u and v hold 24 bits
     v = clip(dec(v, decay_v) + u + bias, -(2**23 - 1), 2**23 - 1)
-    s = v > threshold;  v = 0 where s           u is not reset
-wrap folds once: above 2**23 it subtracts 2**24, at or below -2**23 it adds 2**24.
+    v = 0 where the refractory counter is above 0
+    s = v > threshold
+    v = 0 and counter = refractory where s      u is not reset
+    counter = max(counter - 1, 0)
+wrap folds once: above 2**23 it subtracts 2**24, at or below -2**23 it adds 2**24. Lava's model has no refractory
+time; the counter is that of nengo-loihi (emulator/interface.py), and with refractory = 1 it changes nothing.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from nirdeploy.quantization import QuantizedNeuron
+from nirdeploy.errors import QuantizationError
+from nirdeploy.reference.threads import split
+from nirdeploy_loihi.program import SYNAPSE_SHIFT, Compartments
 
-__all__ = ["SYNAPSE_SHIFT", "States", "bias_register", "scan"]
-
-SYNAPSE_SHIFT = 6
-_HALF = 1 << 23
-_WHOLE = 1 << 24
+__all__ = ["SYNAPSE_SHIFT", "States", "integrate", "refuse_overflow", "registers_of"]
 
 Ints = NDArray[np.int32]
+Integers = NDArray[np.int64]
+_LARGEST = (1 << 23) - 1
+_LEAST_CELLS = 1 << 16  # neurons times steps that are worth a thread
 
 
 class States(NamedTuple):
-    """A population over time, each [step, cell]; u and v are empty where they were not kept."""
+    """A population over time, each [step, cell]; u, v and a are empty where they were not kept.
+
+    Attributes:
+        u: the register u.
+        v: the register v after the reset.
+        s: spikes.
+        wraps: how often u wrapped.
+        clips: how often v met a bound.
+        a: synaptic sums.
+    """
 
     u: Ints
     v: Ints
     s: Ints
     wraps: int
     clips: int
+    a: Ints = np.empty((0, 0), np.int32)
 
 
-@numba.njit(cache=True)
-def _decay(x: int, kept: int) -> int:
-    return (x * kept) >> 12 if x >= 0 else -((-x * kept) >> 12)
+def registers_of(p: Compartments) -> tuple[Integers, ...]:
+    """What the kernels are given: kept_u, kept_v, threshold, bias, v_start; each [neuron].
+
+    Raises:
+        QuantizationError: a decay outside 0 to 4096, v_start beyond 24 bits, or a bias beyond 32 bits.
+    """
+    limits = {
+        "decay_u": (p.decay_u, 0, 4096),
+        "decay_v": (p.decay_v, 0, 4096),
+        "v_start": (p.v_start, -_LARGEST, _LARGEST),
+        "bias": (p.bias, -(1 << 31), (1 << 31) - 1),
+    }
+    for name, (values, low, high) in limits.items():
+        if (outside := values[(values < low) | (values > high)]).size:
+            raise QuantizationError(f"{name} is {outside[0]}, expected {low} to {high}", node=p.name)
+    # v has 24 bits: a threshold beyond 32 compares as the largest or least one does
+    threshold = np.clip(p.threshold, -(1 << 31), (1 << 31) - 1)
+    found = (4096 - p.decay_u, 4096 - p.decay_v, threshold, p.bias, p.v_start)
+    return tuple(np.broadcast_to(values.reshape(-1), (p.size,)) for values in found)
 
 
-@numba.njit(cache=True)
-def _scan(
-    a: Any, bias: Any, kept_u: int, kept_v: int, threshold: int, u_out: Any, v_out: Any, s_out: Any
-) -> tuple[int, int]:
-    steps, cells = a.shape
-    keep_u, keep_v = u_out.shape[0] > 0, v_out.shape[0] > 0
-    u = np.zeros(cells, np.int64)
-    v = np.zeros(cells, np.int64)
-    wraps = clips = 0
-    for t in range(steps):
-        for i in range(cells):
-            now = _decay(u[i], kept_u) + (np.int64(a[t, i]) << SYNAPSE_SHIFT)
-            if now > _HALF:
-                now -= _WHOLE
-                wraps += 1
-            elif now <= -_HALF:
-                now += _WHOLE
-                wraps += 1
-            u[i] = now
-            volt = _decay(v[i], kept_v) + now + bias[i]
-            if volt > _HALF - 1:
-                volt = _HALF - 1
-                clips += 1
-            elif volt < 1 - _HALF:
-                volt = 1 - _HALF
-                clips += 1
-            spike = volt > threshold
-            if spike:
-                volt = 0
-            v[i] = volt
-            s_out[t, i] = spike
-            if keep_u:
-                u_out[t, i] = now
-            if keep_v:
-                v_out[t, i] = volt
-    return wraps, clips
+def refuse_overflow(low: int, high: int, node: str) -> None:
+    """Refuse a u that passed 32 bits before it was folded, where Lava's own integers run over.
+
+    Raises:
+        QuantizationError: naming the value.
+    """
+    worst = low if -low > high else high
+    if not -(1 << 31) <= worst < 1 << 31:
+        raise QuantizationError(
+            f"u reaches {worst}, which 32 bits do not hold: its synaptic sum is too large",
+            node=node,
+            remedy="Use smaller weights, or fewer inputs that spike together.",
+        )
 
 
-def bias_register(neuron: QuantizedNeuron, n_neurons: int) -> NDArray[np.int64]:
-    """What is added to v each step, one a neuron: mantissa << exponent."""
-    if neuron.bias is None:
-        return np.zeros(n_neurons, dtype=np.int64)
-    return np.broadcast_to(neuron.bias.reshape(-1).astype(np.int64) << neuron.bias_exponent, (n_neurons,)).copy()
-
-
-def scan(a: Ints, neuron: QuantizedNeuron, n_neurons: int, *, keep_u: bool, keep_v: bool) -> States:
-    """Step a population from rest.
+def integrate(p: Compartments, a: Ints, *, keep_u: bool = False, keep_v: bool = False) -> States:
+    """Step a population from its start with given synaptic sums.
 
     Args:
-        a: synaptic sums, [step, cell], a cell being a sample's neuron, neurons last.
-        neuron: its registers.
-        n_neurons: neurons of the population; cells are a multiple.
+        p: its registers.
+        a: sums [step, batch, neuron] or [step, cell], a cell being a sample's neuron, neurons last.
         keep_u: whether to return u.
         keep_v: whether to return v.
+
+    Returns:
+        States, each in the shape of `a`.
+
+    Raises:
+        QuantizationError: u beyond 32 bits, or a register out of its range.
     """
-    none = np.empty((0, 0), dtype=np.int32)
-    u = np.empty_like(a) if keep_u else none
-    v = np.empty_like(a) if keep_v else none
-    s = np.empty_like(a)
-    bias = np.tile(bias_register(neuron, n_neurons), a.shape[1] // n_neurons)
-    wraps, clips = _scan(
-        np.ascontiguousarray(a), bias, 4096 - neuron.decay_u, 4096 - neuron.decay_v, neuron.threshold, u, v, s
-    )
-    return States(u, v, s, int(wraps), int(clips))
+    from nirdeploy_loihi.neuron_kernels import integrate as compiled
+
+    sums = np.ascontiguousarray(a, dtype=np.int32).reshape(len(a), -1)
+    steps, cells = sums.shape
+    none: Ints = np.empty((0, cells), dtype=np.int32)
+    u, v = (np.empty_like(sums) if keep else none for keep in (keep_u, keep_v))
+    s: Ints = np.empty_like(sums)
+    each = tuple(np.tile(r.astype(np.int32), cells // p.size) for r in registers_of(p))
+
+    def work(first: int, last: int) -> tuple[int, int, int, int]:
+        found: tuple[int, int, int, int] = compiled(sums, each, p.refractory, first, last, u, v, s)
+        return found
+
+    parts = split(work, cells, max(1, _LEAST_CELLS // steps))
+    refuse_overflow(min(part[2] for part in parts), max(part[3] for part in parts), p.name)
+    u, v, s = (x.reshape(a.shape) if len(x) else x for x in (u, v, s))
+    return States(u, v, s, sum(part[0] for part in parts), sum(part[1] for part in parts))

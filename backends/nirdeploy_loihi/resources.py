@@ -48,7 +48,7 @@ class Tile:
     block: Block
     neurons: int
     synapse_bits: tuple[int, ...]
-    sources: Mapping[str, Integers]
+    sources: Mapping[str, NDArray[np.int32]]
     compartments: frozenset[Configuration]
     thresholds: frozenset[int]
     formats: frozenset[Configuration]
@@ -154,9 +154,9 @@ def synapse_bits(reach: Reach, n_neurons: int, bits: int, index: int, synapses: 
 # ---------------------------------------------------------------- tiles
 
 
-def sources_of(fans: Sequence[Fan], reaches: Sequence[Reach]) -> dict[str, Integers]:
+def sources_of(fans: Sequence[Fan], reaches: Sequence[Reach]) -> dict[str, NDArray[np.int32]]:
     """Source -> its neurons with a synapse there, over all connections."""
-    found: dict[str, Integers] = {}
+    found: dict[str, NDArray[np.int32]] = {}
     for fan, reach in zip(fans, reaches, strict=True):
         source = fan.synapses.source
         found[source] = np.union1d(found[source], reach.sources) if source in found else reach.sources

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from nirdeploy.exact import round_half_even
 
-__all__ = ["kept_by_lava", "round_weights", "sign_mode"]
+__all__ = ["always_on", "kept_by_lava", "round_weights", "sign_mode"]
 
 Integers = NDArray[np.int64]
+_AXON = 254  # largest magnitude that mixed and single signs share
 
 
 def sign_mode(weight: NDArray[Any]) -> str:
@@ -48,6 +49,37 @@ def round_weights(scaled: NDArray[np.float64], limits: Any) -> Integers:
         if moved.any() and kept_by_lava(moved):
             return moved
     return even
+
+
+def always_on(scaled: NDArray[np.float64], limits: Any) -> Integers:
+    """Weights [target neurons, axons] whose sums over all axons are the nearest integers a synapse can add up to.
+
+    As many axons as the largest sum needs, at most 254 each and at least one. With mixed signs sums are even, as every
+    weight is; of one sign they are the nearest integers, spread such that Lava's chain leaves them alone where any
+    spread does (see `kept_by_lava`).
+
+    Args:
+        scaled: currents times gain and scale, one a neuron, flat.
+        limits: the target's [weights] table.
+    """
+    mode = sign_mode(scaled)
+    sums = 2 * round_half_even(scaled / 2) if mode == "mixed" else round_half_even(scaled)
+    # a zero beside negative weights leaves Lava 7 bits of magnitude, and minima that are powers of two are shifted out
+    largest = int(np.abs(sums).max(initial=0))
+    shares = (_AXON, 127, largest - 1) if mode == "negative" else (min(_AXON, int(limits[mode][1])),)
+    for share in shares:
+        found = _spread(sums, share) if share > 0 else None
+        if found is not None and found.any() and kept_by_lava(found):
+            return found
+    return _spread(sums, _AXON)
+
+
+def _spread(sums: Integers, share: int) -> Integers:
+    """Each sum over axons of at most `share`, the first ones full."""
+    count = max(1, -(-int(np.abs(sums).max(initial=0)) // share))
+    filled = np.clip(np.abs(sums)[:, None] - share * np.arange(count), 0, share)
+    found: Integers = filled * np.sign(sums)[:, None]
+    return found
 
 
 def kept_by_lava(weight: Integers) -> bool:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nir
 
@@ -16,6 +16,9 @@ from nirdeploy.reference.convention import Convention
 from nirdeploy.rules import Finding
 from nirdeploy.target import Target, load_table
 from nirdeploy.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from nirdeploy.comparison.ladder import Step
 
 __all__ = ["BACKEND", "SpeckBackend"]
 
@@ -92,6 +95,12 @@ class SpeckBackend:
         from nirdeploy_speck import emulator
 
         return emulator.run(quantized, placement, raster, on=on, mode=mode, record=record, nodes=nodes, options=options)
+
+    def ladder_steps(self, quantized: Quantized, placement: Placement) -> Sequence[Step]:
+        """The rungs from a reference run to the chip."""
+        from nirdeploy_speck import ladder
+
+        return ladder.ladder_steps(quantized, placement)
 
     def chip_configuration(self, quantized: Quantized, placement: Placement) -> dict[str, Any]:
         """Every field the chip is given."""

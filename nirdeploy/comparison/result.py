@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from nirdeploy.comparison.align import Aligned, Unaligned, labels
 from nirdeploy.comparison.metrics import ErrorSums, SpikeSums
 from nirdeploy.comparison.text import neuron_text, number, percent, several, shown, table
+from nirdeploy.errors import ComparisonError
+from nirdeploy.names import suggest
 from nirdeploy.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from nirdeploy.comparison.trains import Distances, WindowMatch
 
 __all__ = ["Comparison", "Difference", "Divergence", "NodeComparison"]
 
@@ -241,6 +246,37 @@ class Comparison:
         """The first spike that differs: smallest step, then order of nodes, then sample, then neuron."""
         found = [node.first_divergence for node in self.per_node.values() if node.first_divergence]
         return min(found, key=lambda divergence: divergence.step, default=None)
+
+    def window_match(self, window: int) -> dict[str, WindowMatch]:
+        """Spikes of each node that find a partner at most `window` steps away: precision and recall.
+
+        Raises:
+            ComparisonError: a window that is no whole number from 0 on.
+        """
+        from nirdeploy.comparison.trains import window_match
+
+        return {n: window_match(pair, window) for (n, variable), pair in self.pairs.items() if variable == "spikes"}
+
+    def distances(self, *, cost: float, tau: float, nodes: Iterable[str] | None = None) -> dict[str, Distances]:
+        """Victor-Purpura and van Rossum distances of each neuron and sample; see `trains.Distances`.
+
+        Args:
+            cost: of moving a spike by a step.
+            tau: time constant of van Rossum's filter, in steps.
+            nodes: which nodes; None: all whose spikes are compared.
+
+        Raises:
+            ComparisonError: a cost or tau that is not above 0, or a node whose spikes are not compared.
+            UnavailableError: elephant is not installed.
+        """
+        from nirdeploy.comparison.trains import distances
+
+        known = {n: pair for (n, variable), pair in self.pairs.items() if variable == "spikes"}
+        chosen = list(known if nodes is None else nodes)
+        for name in chosen:
+            if name not in known:
+                raise ComparisonError("its spikes are not compared", node=name, remedy=suggest(str(name), known))
+        return {name: distances(known[name], cost=cost, tau=tau) for name in chosen}
 
     @property
     def equal(self) -> bool:

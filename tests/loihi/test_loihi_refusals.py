@@ -6,13 +6,11 @@ import sys
 
 import numpy as np
 import pytest
-from nirdeploy_loihi.emulator import drive
 from nirdeploy_loihi.lowering import lower
 
 import nirdeploy as nd
-from nirdeploy.errors import QuantizationError, UnsupportedError
+from nirdeploy.errors import UnsupportedError
 from nirdeploy.graph import make_graph
-from nirdeploy.quantization import QuantizedWeight
 
 
 def small(nets, weight=((1.0, -1.0),), bias=(0.0,), **neuron):
@@ -75,18 +73,6 @@ def test_one_bias_for_all_outputs_counts_for_each(nets):
     assert lower(graph, nets.plain).layers[0].bias.tolist() == [0.5, 0.5, 0.5]
     quantized = nd.quantize(graph, "loihi1", convention=nets.plain, quantizer="max")
     assert quantized["w"].bias.shape == (3,)
-
-
-def test_synaptic_sums_do_not_wrap(nets):
-    layer = lower(
-        nets.chain(input=nets.source(2), w=nets.linear([[1.0, 1.0]]), n=nets.if_(1), output=nets.output(1)), nets.plain
-    )
-    weights = {"w": QuantizedWeight(np.array([[2**30, 2**30]]), None, 1.0)}
-    spikes = {"input": np.ones((2, 1, 2), np.int32)}
-    with pytest.raises(QuantizationError, match="'n': a synaptic sum reaches 2147483648, which 32 bits do not hold"):
-        drive(layer.layers[0], weights, spikes)
-    weights = {"w": QuantizedWeight(np.array([[2**30, 2**30 - 1]]), None, 1.0)}
-    assert drive(layer.layers[0], weights, spikes).max() == 2**31 - 1
 
 
 # ---------------------------------------------------------------- conventions

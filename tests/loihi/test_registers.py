@@ -1,22 +1,20 @@
 import numpy as np
 import pytest
-from nirdeploy_loihi.registers import scan
-
-from nirdeploy.quantization import QuantizedNeuron
+from nirdeploy_loihi.program import Compartments
+from nirdeploy_loihi.registers import integrate
 
 HALF = 1 << 23
 
 
-def neuron(threshold=1 << 30, decay_v=0, decay_u=4096, bias=None, bias_exponent=0):
-    array = None if bias is None else np.array(bias)
-    return QuantizedNeuron(
-        threshold, None, 1.0, decay_v=decay_v, decay_u=decay_u, bias=array, bias_exponent=bias_exponent
-    )
+def neurons(size, threshold=1 << 30, decay_v=0, decay_u=4096, bias=0, bias_exponent=0):
+    given = (decay_u, decay_v, threshold, bias)
+    registers = [np.atleast_1d(np.array(values, dtype=np.int64)) for values in given]
+    return Compartments("n", (size,), *registers, bias_exponent=bias_exponent, v_start=np.zeros(1, dtype=np.int64))
 
 
 def run(a, **registers):
     a = np.array(a, dtype=np.int32).reshape(len(a), -1)
-    return scan(a, neuron(**registers), a.shape[1], keep_u=True, keep_v=True)
+    return integrate(neurons(a.shape[1], **registers), a, keep_u=True, keep_v=True)
 
 
 @pytest.mark.parametrize(
@@ -93,6 +91,6 @@ def test_the_bias_is_shifted_by_its_exponent_and_differs_a_neuron():
 
 def test_samples_share_the_bias_of_their_neuron():
     a = np.zeros((1, 4), dtype=np.int32)
-    states = scan(a, neuron(bias=[5, 7]), 2, keep_u=False, keep_v=True)
+    states = integrate(neurons(2, bias=[5, 7]), a, keep_u=False, keep_v=True)
     assert states.v.tolist() == [[5, 7, 5, 7]]
     assert states.u.size == 0

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from nirdeploy_loihi.weights import kept_by_lava, round_weights, sign_mode
+from nirdeploy_loihi.weights import always_on, kept_by_lava, round_weights, sign_mode
 
 LIMITS = {"mixed": [-256, 254], "positive": [0, 255], "negative": [-255, 0]}
 
@@ -50,3 +50,17 @@ def test_sign_modes():
         "mixed",
         "positive",
     ]
+
+
+def test_axons_add_up_to_the_nearest_sums():
+    assert always_on(np.array([600.4, 3.0]), LIMITS).tolist() == [[254, 254, 92], [3, 0, 0]]
+    assert always_on(np.array([600.4, -3.9]), LIMITS).tolist() == [[254, 254, 92], [-4, 0, 0]]
+    assert always_on(np.array([0.2]), LIMITS).tolist() == [[0]]
+
+
+@pytest.mark.parametrize("sums", [[-300.0, -11.0], [-300.0], [-201.0, 0.0, -7.0], [-128.0, -5.0], [-64.0], [-4.0]])
+def test_negative_axons_are_spread_such_that_lava_keeps_them(sums):
+    found = always_on(np.array(sums), LIMITS)
+    assert found.sum(1).tolist() == sums
+    assert kept_by_lava(found)
+    assert found.min() >= -254

@@ -330,3 +330,49 @@ def test_ctrl_c_leaves_the_steps_so_far_and_says_so(call, work, monkeypatch, met
     found = nd.load_trajectory("cut.h5")
     assert not found.complete
     assert found.n_steps == (9 if method == "loop" else 12)  # the step or chunk that was under way is kept
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("built")
+    stored = np.load(ROOT / "configs" / "digits_calibration.npz")
+    np.savez(folder / "some.npz", raster=stored["raster"][:, :6], labels=stored["labels"][:6])
+    nd.deploy(nd.read(ROOT / "configs" / "digits.nir"), "speck2f", calibration=stored["raster"]).save(folder / "build")
+    return folder
+
+
+def test_ladder_prints_every_rung_and_the_dominating_one(built, call):
+    code, said, _ = call("ladder", built / "build", built / "some.npz", "--html", built / "ladder.html")
+    assert code == 0
+    assert "comes with 'event order'" in said
+    assert "accuracy" in said
+    assert "event order" in (built / "ladder.html").read_text(encoding="utf-8")
+
+
+def test_ladder_fails_below_the_agreement_asked_for(built, call):
+    arguments = ("ladder", built / "build", built / "some.npz", "--min-agreement", "0.99")
+    code, said, _ = call(*arguments)
+    assert code == 1
+    assert "beyond the limit: 'event order' agrees in 0." in said
+    code, said, _ = call(*arguments, "--json")
+    assert code == 1
+    assert json.loads(said)["dominating"] == "event order"
+
+
+def test_ladder_wants_a_deployment(built, call):
+    code, _, complaint = call("ladder", built / "some.npz", built / "some.npz")
+    assert code == 2
+    assert "some.npz' is no deployment. Run `nirdeploy deploy` first." in complaint
+
+
+def test_compare_takes_limits_for_a_laboratorys_own_checks(built, call):
+    reference, chip = built / "ref.h5", built / "chip.h5"
+    stored = np.load(built / "some.npz")["raster"]
+    nd.run(nd.read(ROOT / "configs" / "digits.nir"), stored).save(reference)
+    nd.load_deployment(built / "build").run(stored).save(chip)
+    assert call("compare", reference, chip)[0] == 1
+    assert call("compare", reference, chip, "--min-agreement", "0.9")[0] == 0
+    code, said, _ = call("compare", reference, chip, "--min-agreement", "0.999", "--max-v-error", "0.001")
+    assert code == 1
+    assert "beyond the limits: agreement 0.9" in said
+    assert "at most 0.001 asked" in said

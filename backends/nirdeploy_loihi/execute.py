@@ -1,0 +1,200 @@
+"""Runs of a program on its integers: all of it, or one population with the spikes of its sources given."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nirdeploy.errors import GraphError, RasterError, UnsupportedError
+from nirdeploy.names import suggest
+from nirdeploy.reference.threads import split
+from nirdeploy_loihi.packed import Packed, pack
+from nirdeploy_loihi.program import Program
+from nirdeploy_loihi.registers import States, refuse_overflow
+from nirdeploy_loihi.run_kernels import OPERATIONS, SATURATIONS, SPIKES, WRAPS, Given, run
+
+__all__ = ["READ_OUTS", "VARIABLES", "Executed", "execute", "population", "sums"]
+
+Ints = NDArray[np.int32]
+READ_OUTS = ("registers", "chip")
+VARIABLES = ("spikes", "v_mem", "i_syn")
+_TRACED = ("sums", "i_syn", "v_mem", "spikes")  # in the order of the kernel's traces
+_LEAST_WORK = 1 << 15  # neurons times steps that are worth a thread
+
+
+@dataclass(frozen=True)
+class Executed:
+    """What a run leaves.
+
+    Attributes:
+        traces: (population, 'spikes' | 'v_mem' | 'i_syn') -> int32 [step, batch, *shape].
+        outputs: Output -> what it shows, int32 [step, batch, *its shape].
+        counters: per population 'wraps' of u, 'saturations' of v, 'synaptic_operations' (spikes times the synapses
+            that they reach before the run ends, those of weight zero included) and 'spikes'.
+    """
+
+    traces: Mapping[tuple[str, str], Ints]
+    outputs: Mapping[str, Ints]
+    counters: Mapping[str, Mapping[str, int]]
+
+
+def execute(
+    program: Program, raster: NDArray[Any], keep: Mapping[str, Collection[str]], *, read_out: str = "registers"
+) -> Executed:
+    """Run a raster through all steps, sample by sample, each from rest.
+
+    In step t a neuron receives the sum over its synapses of weight * spike(t - 1 - delay); a convolution's sum
+    without delays is wrapped to signed 24 bits (Lava, conv/models.py). The registers do the rest (see `registers`).
+
+    Args:
+        program: the network.
+        raster: 0 and 1, [step, batch, *input shape].
+        keep: population -> variables to return; what the Outputs show is returned in any case.
+        read_out: 'registers', or 'chip': v as the chip's probe shows it, 128 times the refractory steps left where a
+            neuron spikes or is refractory (nengo-loihi, issue 170; seen on Loihi 2 in the NIR paper's trace).
+
+    Raises:
+        RasterError: a raster of wrong shape or not of 0 and 1, or an unknown population or variable to keep.
+        UnsupportedError: an unknown read-out.
+        QuantizationError: u beyond 32 bits, or integers that no register holds; naming the population.
+    """
+    if read_out not in READ_OUTS:
+        raise UnsupportedError(f"read_out={read_out!r} is unknown", remedy=suggest(str(read_out), READ_OUTS))
+    if raster.ndim < 2 or raster.shape[2:] != program.input_shape:
+        raise RasterError(f"the raster has shape {raster.shape}, expected [step, batch, *{program.input_shape}]")
+    wanted = {p.name: set(keep.get(p.name, ())) for p in program.populations}
+    for name, variables in keep.items():
+        if name not in wanted:
+            raise RasterError(f"no population {name!r} to record", remedy=suggest(str(name), wanted))
+        for variable in set(variables) - set(VARIABLES):
+            raise RasterError(f"no variable {variable!r} to record", node=name)
+    kept = {name: set(variables) for name, variables in wanted.items()}
+    for shown in program.outputs:
+        kept[shown.source].add(shown.variable)
+    packed = pack(program)
+    found, counts = _run(packed, {program.input: raster}, kept, shown=read_out == "chip")
+    outputs = {o.name: _shaped(found[o.source, o.variable], o.shape) for o in program.outputs}
+    return Executed(
+        {
+            (p.name, variable): _shaped(found[p.name, variable], p.shape)
+            for p in program.populations
+            for variable in VARIABLES
+            if variable in wanted[p.name]
+        },
+        outputs,
+        {p.name: _named(counts[k]) for k, p in enumerate(program.populations)},
+    )
+
+
+def population(
+    program: Program, name: str, spikes: Mapping[str, NDArray[Any]], *, keep: Collection[str] = ("spikes",)
+) -> States:
+    """One population alone: its states for given spikes of its sources; a loop onto itself is followed.
+
+    Args:
+        program: the network.
+        name: the population.
+        spikes: source -> 0 and 1, [step, batch, source neuron] or [step, batch, *source shape]; of every source but
+            itself and the always-on axons.
+        keep: 'spikes', 'v_mem', 'i_syn' and 'sums'.
+
+    Returns:
+        States as [step, batch, neuron]; what was not kept is empty.
+
+    Raises:
+        GraphError: spikes of a source are missing or have the wrong shape.
+        RasterError: spikes other than 0 and 1.
+        QuantizationError: as `execute`.
+    """
+    packed = pack(program, only=name)
+    found, counts = _run(packed, spikes, {name: set(keep)}, shown=False)
+    none = np.empty((0, 0), np.int32)
+    sums_, u, v, s = (found.get((name, variable), none) for variable in _TRACED)
+    return States(u, v, s, int(counts[0, WRAPS]), int(counts[0, SATURATIONS]), sums_)
+
+
+def sums(program: Program, name: str, spikes: Mapping[str, NDArray[Any]]) -> Ints:
+    """Synaptic sums of one population without a loop onto itself, int32 [step, batch, neuron].
+
+    They do not depend on its registers: `registers.integrate` steps many choices of them on the same sums.
+
+    Raises:
+        UnsupportedError: the population feeds itself.
+        GraphError: as `population`.
+        QuantizationError: as `population`.
+    """
+    if any(s.source == name for s in program.into(name)):
+        raise UnsupportedError("it feeds itself: its sums depend on its own spikes", node=name, remedy="Use population")
+    return population(program, name, spikes, keep=("sums",)).a
+
+
+def _named(counts: NDArray[np.int64]) -> dict[str, int]:
+    names = {"wraps": WRAPS, "saturations": SATURATIONS, "synaptic_operations": OPERATIONS, "spikes": SPIKES}
+    return {name: int(counts[k]) for name, k in names.items()}
+
+
+def _shaped(values: Ints, shape: tuple[int, ...]) -> Ints:
+    return values.reshape(*values.shape[:2], *shape)
+
+
+def _given(packed: Packed, spikes: Mapping[str, NDArray[Any]]) -> tuple[Given, int, int]:
+    """Who spikes in every step and sample, of all sources outside; steps and batch."""
+    node = packed.populations[0].name
+    if not spikes:
+        raise GraphError("no spikes are given, which would tell steps and samples", node=node)
+    steps, batch = np.shape(next(iter(spikes.values())))[:2]
+    begins, index, used = [], [], 0
+    for name, size in packed.given.items():
+        if name not in spikes:
+            raise GraphError(f"no spikes of {name!r} are given", node=node)
+        values = np.asarray(spikes[name])
+        if values.shape[:2] != (steps, batch) or values.size != steps * batch * size:
+            expected = f"[{steps}, {batch}, {size} neurons]"
+            raise GraphError(f"spikes of {name!r} have shape {values.shape}, expected {expected}", node=node)
+        place = np.flatnonzero(values != 0)  # four times as fast on bool
+        if (other := values.reshape(-1)[place] != 1).any():
+            found = values.reshape(-1)[place[other][0]]
+            raise RasterError(f"spikes of {name!r} hold a {found}, expected 0 and 1", node=node)
+        begins.append(used + np.searchsorted(place, np.arange(steps * batch + 1) * size))
+        index.append((place % size).astype(np.int32))
+        used += len(place)
+    begins = begins or [np.zeros(steps * batch + 1, np.int64)]
+    axons = np.arange(packed.axons, dtype=np.int32)
+    index = [np.zeros(0, np.int32), *index]
+    return Given(np.stack(begins).astype(np.int64), np.concatenate(index), axons), steps, batch
+
+
+def _run(
+    packed: Packed, spikes: Mapping[str, NDArray[Any]], keep: Mapping[str, Collection[str]], *, shown: bool
+) -> tuple[dict[tuple[str, str], Ints], NDArray[np.int64]]:
+    given, steps, batch = _given(packed, spikes)
+    at = np.full((len(packed.populations), len(_TRACED)), -1, np.int64)
+    size = 0
+    for k, p in enumerate(packed.populations):
+        for j, variable in enumerate(_TRACED):
+            if variable in keep[p.name]:
+                at[k, j] = size
+                size += steps * batch * p.size
+    traces = np.zeros(size, np.int32)
+    neurons = sum(p.size for p in packed.populations)
+
+    def work(first: int, last: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        part = np.array([first, last])
+        found: tuple[Any, Any] = run(packed.tables, given, traces, at, shown, steps, batch, part)
+        return found
+
+    parts = split(work, batch, max(1, _LEAST_WORK // max(1, neurons * steps)))
+    for k, p in enumerate(packed.populations):
+        refuse_overflow(min(int(part[1][k, 0]) for part in parts), max(int(part[1][k, 1]) for part in parts), p.name)
+    found = {
+        (p.name, variable): traces[at[k, j] : at[k, j] + steps * batch * p.size].reshape(steps, batch, p.size)
+        for k, p in enumerate(packed.populations)
+        for j, variable in enumerate(_TRACED)
+        if at[k, j] >= 0
+    }
+    counts: NDArray[np.int64] = np.sum([part[0] for part in parts], axis=0)
+    return found, counts

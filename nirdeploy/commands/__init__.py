@@ -1,0 +1,1 @@
+"""The verbs of the command line: networks.py, states.py, tools.py; what they share is in shared.py."""

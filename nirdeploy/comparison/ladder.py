@@ -1,0 +1,281 @@
+"""The ladder: from the reference to the chip one change at a time, and what each of them costs.
+
+Every rung is a run that differs from the one before in one thing. A backend says what its rungs are (`Step`); the
+first is always the reference in the convention the network was trained in.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nirdeploy.comparison.measure import compare
+from nirdeploy.comparison.result import Comparison
+from nirdeploy.comparison.text import number, percent, shown, table
+from nirdeploy.errors import (
+    ComparisonError,
+    ConventionError,
+    RasterError,
+    UnavailableError,
+    UnsupportedError,
+    VendorError,
+)
+from nirdeploy.placement import Placement
+from nirdeploy.quantization import Quantized
+from nirdeploy.reference.convention import Convention
+from nirdeploy.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from nirdeploy.pipeline import Deployment
+
+__all__ = ["Ladder", "LadderBackend", "Rung", "Step", "ladder"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One run that a backend offers.
+
+    Attributes:
+        name: of the rung, e.g. 'integer states'.
+        change: what is different from the rung before, one phrase.
+        run: the run; UnavailableError, UnsupportedError and VendorError leave the rung out, with their
+            reason.
+    """
+
+    name: str
+    change: str
+    run: Callable[[Any], Trajectory]
+
+
+@runtime_checkable
+class LadderBackend(Protocol):
+    """What a backend provides for the ladder; one without it has the reference and the emulator."""
+
+    def ladder_steps(self, quantized: Quantized, placement: Placement) -> Sequence[Step]:
+        """The rungs behind the reference in the training's convention, in order."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Rung:
+    """One run of the ladder.
+
+    Attributes:
+        name: e.g. 'chip convention'.
+        change: what is different from the last rung that ran.
+        trajectory: its run, or None where it did not.
+        reason: why it did not run; '' where it did.
+        cost: it against the last rung that ran; None for the first.
+        total: it against the first rung; None for the first.
+        accuracy: share of samples whose Output with most spikes is the label; None without labels.
+    """
+
+    name: str
+    change: str
+    trajectory: Trajectory | None = field(repr=False)
+    reason: str = ""
+    cost: Comparison | None = field(default=None, repr=False)
+    total: Comparison | None = field(default=None, repr=False)
+    accuracy: float | None = None
+
+    @property
+    def differing(self) -> int:
+        """Spikes more or fewer than on the rung before, over all populations."""
+        sums = self.cost.spikes if self.cost else None
+        return sums.differing if sums else 0
+
+
+@dataclass(frozen=True, eq=False)
+class Ladder:
+    """All rungs, those that did not run included.
+
+    Attributes:
+        target: the chip.
+        rungs: from the reference to the chip.
+    """
+
+    target: str
+    rungs: tuple[Rung, ...]
+
+    @property
+    def dominating(self) -> Rung | None:
+        """The rung at which most spikes change; None where none does."""
+        worst = max(self.rungs, key=lambda rung: rung.differing)
+        return worst if worst.differing else None
+
+    def verdict(self) -> str:
+        """The dominating rung in a sentence."""
+        worst = self.dominating
+        if worst is None or worst.cost is None:
+            return f"{self.target}: no spike changes on any rung."
+        share = worst.differing / max(1, sum(rung.differing for rung in self.rungs))
+        first = worst.cost.first_divergence
+        at = f"; the first is {first}" if first else ""
+        return (
+            f"{self.target}: {percent(share, 0)} of what changes comes with '{worst.name}' ({worst.change}): "
+            f"{number(worst.differing)} spikes{at}."
+        )
+
+    def summary(self) -> str:
+        """Plain text: a table of the rungs, the verdict, what did not run."""
+        labelled = any(rung.accuracy is not None for rung in self.rungs)
+        head = ["rung", "spikes changed", "agreement", "v_mem RMS", "to the first"]
+        rows = [_row(rung, labelled) for rung in self.rungs if rung.trajectory is not None]
+        lines = table([*head, *(["accuracy"] if labelled else []), "change"], rows)
+        lines += ["", self.verdict()]
+        lines += [f"not run: {rung.name}: {rung.reason}" for rung in self.rungs if rung.trajectory is None]
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        worst = self.dominating
+        return {
+            "target": self.target,
+            "dominating": worst.name if worst else None,
+            "verdict": self.verdict(),
+            "rungs": [_plain(rung) for rung in self.rungs],
+        }
+
+    def to_json(self) -> str:
+        """JSON text."""
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False)
+
+    def to_html(self, path: Any) -> None:
+        """Write the report page: a section for each rung against the one before.
+
+        Raises:
+            FileError: the folder cannot be written.
+            ComparisonError: nothing but the reference ran.
+        """
+        from nirdeploy.comparison.report import Section, write_report
+
+        sections = [
+            Section(f"{i}. {rung.name}: {rung.change}", rung.cost, rung.cost.reference, rung.cost.chip)
+            for i, rung in enumerate(self.rungs)
+            if rung.cost is not None
+        ]
+        if not sections:
+            raise ComparisonError("no rung but the reference ran, there is nothing to show")
+        write_report(path, sections, title=f"{self.target}: the ladder. {self.verdict()}")
+
+
+def ladder(
+    deployment: Deployment,
+    raster: Any,
+    labels: Any = None,
+    *,
+    convention: Convention | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Ladder:
+    """How much each step from the reference to the chip costs.
+
+    Args:
+        deployment: the network on its chip.
+        raster: counts, [step, batch, ...] or [step, ...].
+        labels: class of every sample, the index of the Output's neuron that should spike most; None: no accuracy.
+        convention: what the network was trained in; None: the deployment's.
+        progress: called with the name of every rung before it runs.
+
+    Returns:
+        The rungs; vendors' software and devices are among them where they are there, else with the reason.
+
+    Raises:
+        RasterError: a raster or labels of the wrong shape.
+        ComparisonError: no rung but the reference can run.
+    """
+    from nirdeploy.reference.executor import run
+
+    if convention is not None and not isinstance(convention, Convention):
+        raise ConventionError(f"convention is {convention!r}, expected a Convention")
+    used = convention or deployment.convention
+    graph = deployment.graph
+    steps = [Step("reference", "", lambda x: run(graph, x, convention=used)), *_steps(deployment)]
+    rungs: list[Rung] = []
+    before: Trajectory | None = None
+    first: Trajectory | None = None
+    for step in steps:
+        if progress is not None:
+            progress(step.name)
+        try:
+            found = step.run(raster)
+        except (UnavailableError, UnsupportedError, VendorError) as error:
+            if first is None:
+                raise
+            rungs.append(Rung(step.name, step.change, None, str(error)))
+            continue
+        rungs.append(
+            Rung(
+                step.name,
+                step.change,
+                found,
+                cost=compare(before, found) if before is not None else None,
+                total=compare(first, found) if first is not None else None,
+                accuracy=_accuracy(found, labels),
+            )
+        )
+        before, first = found, first or found
+    if not any(rung.cost for rung in rungs):
+        reasons = "; ".join(f"{rung.name}: {rung.reason}" for rung in rungs if rung.reason)
+        raise ComparisonError(f"no rung but the reference can run: {reasons}")
+    return Ladder(deployment.target.name, tuple(rungs))
+
+
+def _steps(deployment: Deployment) -> Iterable[Step]:
+    from nirdeploy.backend import backend_of
+
+    backend = backend_of(deployment.target.backend)
+    if isinstance(backend, LadderBackend):
+        return backend.ladder_steps(deployment.quantized, deployment.placement)
+    return [Step("emulator", "the chip's integers", deployment.run)]
+
+
+def _accuracy(trajectory: Trajectory, labels: Any) -> float | None:
+    if labels is None:
+        return None
+    outputs = trajectory.outputs
+    if isinstance(outputs, dict):
+        raise RasterError(f"labels need one Output, the graph has {sorted(outputs)}")
+    wanted = np.asarray(labels).reshape(-1)
+    totals: NDArray[Any] = np.asarray(outputs).sum(axis=0, dtype=np.float64)
+    totals = totals.reshape(len(wanted), -1) if totals.size % max(1, len(wanted)) == 0 else totals
+    batched = next(iter(trajectory.records.values())).batched
+    samples = outputs.shape[1] if batched else 1
+    if wanted.dtype.kind not in "iu" or len(wanted) != samples:
+        raise RasterError(f"labels are {wanted.dtype} of shape {wanted.shape}, expected {samples} whole numbers")
+    return float((totals.reshape(samples, -1).argmax(1) == wanted).mean())
+
+
+def _row(rung: Rung, labelled: bool) -> list[str]:
+    cost, total = rung.cost, rung.total
+    return [
+        shown(rung.name),
+        number(rung.differing) if cost else "-",
+        percent(cost.spike_agreement) if cost else "-",
+        number(cost.v_mem_error) if cost else "-",
+        percent(total.spike_agreement) if total else "-",
+        *([percent(rung.accuracy, 1)] if labelled else []),
+        rung.change or "as trained",
+    ]
+
+
+def _plain(rung: Rung) -> dict[str, Any]:
+    first = rung.cost.first_divergence if rung.cost else None
+    values = {
+        "name": rung.name,
+        "change": rung.change,
+        "ran": rung.trajectory is not None,
+        "reason": rung.reason,
+        "spikes_changed": rung.differing if rung.cost else None,
+        "agreement": rung.cost.spike_agreement if rung.cost else None,
+        "v_mem_error": rung.cost.v_mem_error if rung.cost else None,
+        "agreement_with_first": rung.total.spike_agreement if rung.total else None,
+        "first_divergence": str(first) if first else None,
+        "accuracy": rung.accuracy,
+    }
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
