@@ -19,7 +19,7 @@ __all__ = ["require_solver", "solve"]
 Integers = NDArray[np.int64]
 _VARIABLES = 1_000_000  # a model of more takes minutes to build
 _EFFORT = 20.0  # deterministic units of work, about seconds: the same answer on every machine
-_UNIT = 2.0**-16  # messages a step that the solver tells apart
+_UNIT = 2.0**-24  # messages a step that the solver tells apart
 
 
 def require_solver() -> None:

@@ -167,7 +167,8 @@ def _too_few(cuts: Mapping[str, Cut], chosen: Options, count: int) -> PlacementE
     return PlacementError(
         f"the network takes {needed} cores ({'; '.join(said(*item) for item in cuts.items())}), {free} of {count} are "
         f"free{'' if chosen.separate else ', and too few of its tiles fit a core together'}",
-        remedy="Make the largest population smaller.",
+        remedy="Make the largest population smaller"
+        + (", or look for a packing with solver='cp-sat'." if chosen.solver == "greedy" else "."),
     )
 
 

@@ -18,7 +18,7 @@ __all__ = ["OUTSIDE", "Bundles", "activity_of", "bundles", "messages", "on_cores
 
 Integers = NDArray[np.int64]
 OUTSIDE = -1  # the tile, and the core, of what is not on the chip: the Input and always-on axons
-_GRAIN = 2.0**-24  # activities are multiples of it, so that sums are exact in whatever order
+_GRAIN = 2.0**-32  # activities are multiples of it, so that sums are exact in whatever order, up to 2**21
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,4 +130,5 @@ def messages(found: Bundles, core_of: Integers) -> dict[str, float]:
     reached[inside] -= tiles[own[inside], np.flatnonzero(inside)] > 0
     sent = found.spikes * reached
     outside, between = float(sent[~inside].sum()), float(sent[inside].sum())
-    return {"messages_per_step": outside + between, "from_outside": outside, "between_cores": between}
+    totals = {"messages_per_step": outside + between, "from_outside": outside, "between_cores": between}
+    return {name: round(value, 6) for name, value in totals.items()}  # the grain is finer

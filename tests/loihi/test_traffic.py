@@ -86,6 +86,20 @@ def test_tiles_send_no_more_than_sequential_slices_of_as_many_cores(seed, parts)
     assert free.options["traffic"]["messages_per_step"] <= plain
 
 
+@pytest.mark.parametrize("seed", range(30))
+def test_blocks_of_a_convolution_send_no_more_than_sequential_slices(seed):
+    rng = np.random.default_rng(seed)
+    shape, taps, step = tuple(rng.integers([1, 4, 4], [3, 9, 9]).tolist()), int(rng.integers(1, 4)), rng.integers(1, 3)
+    weight = rng.integers(0, 3, (int(rng.integers(1, 4)), shape[0], taps, taps))
+    synapses = small.conv("input", "n", shape, weight, stride=(int(step),) * 2, padding=(taps // 2,) * 2)
+    program = small.program(small.population("n", *synapses.window.target_shape), synapses, shape=shape)
+    size = program.sizes["n"]
+    parts = int(rng.integers(2, min(7, size) + 1))
+    slices = {("n", i): core for core, piece in enumerate(evenly(size, parts)) for i in range(*piece)}
+    found = place_program(program, small.limited(), cores={"n": range(parts)})
+    assert found.options["traffic"]["messages_per_step"] <= small.sent(program, slices)
+
+
 def test_a_spike_costs_one_message_a_core_and_none_to_its_own():
     # one neuron of a reaches four of b, on two cores; the input reaches a
     program = small.program(
@@ -157,6 +171,36 @@ def test_the_solver_keeps_the_users_cores():
     found = place_program(network(1), small.limited(neurons=8), solver="cp-sat", cores={"c": [9], "a": [9, 4]})
     assert (found.cores["c"], found.cores["a"]) == ((9,), (9, 4))
     assert found.cores["b"][0] in (4, 9)
+
+
+def packing():
+    """Six populations without synapses, of 20 neurons in all: 4 + 3 + 3 twice, and first fit begins with 4 + 4."""
+    return small.program(*(small.population(f"n{i}", size) for i, size in enumerate((4, 4, 3, 3, 3, 3))))
+
+
+def test_a_packing_that_is_not_found_is_refused_with_the_solver_as_remedy():
+    with pytest.raises(
+        PlacementError, match=r"takes 6 cores .* 2 of 2 are free, .*, or look for a packing with solver="
+    ):
+        place_program(packing(), small.limited(neurons=10, count=2))
+
+
+@solver
+def test_the_solver_finds_a_packing_where_there_is_one():
+    found = place_program(packing(), small.limited(neurons=10, count=2), solver="cp-sat")
+    contents = core_contents(packing(), found, small.limited().target.table)
+    assert [core.resources["neurons"] for core in contents] == [10, 10]
+    with pytest.raises(PlacementError, match=r"takes 6 cores .* Make the largest population smaller\.$"):
+        place_program(packing(), small.limited(neurons=9, count=2), solver="cp-sat")
+
+
+@solver
+def test_a_network_too_large_for_the_solver_is_refused(monkeypatch):
+    monkeypatch.setattr("nirdeploy_loihi.cpsat._VARIABLES", 10)
+    with pytest.raises(
+        PlacementError, match=r"solver='cp-sat' would take \d+ variables, at most 10. Use solver='greedy'"
+    ):
+        place_program(network(1), small.limited(), solver="cp-sat")
 
 
 def test_the_solver_is_refused_where_it_is_missing(monkeypatch):
