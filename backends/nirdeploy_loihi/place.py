@@ -1,232 +1,216 @@
-"""Placement: every population in equal sequential slices over cores, by neurons, memory and axons."""
+"""Placement: populations in tiles, tiles on cores, so that everything fits and few spikes leave their core."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nirdeploy.errors import PlacementError
-from nirdeploy.names import suggest
-from nirdeploy.placement import Placement, Usage, core_numbers, require_options
+from nirdeploy.placement import Placement, Usage, require_options
 from nirdeploy.quantization import Quantized
-from nirdeploy_loihi.linear import pattern
-from nirdeploy_loihi.lowering import lower
-from nirdeploy_loihi.network import Layer, Network
+from nirdeploy_loihi.assign import assign
+from nirdeploy_loihi.cpsat import require_solver, solve
+from nirdeploy_loihi.cutting import Cut, cut_program
+from nirdeploy_loihi.layout import Layout
+from nirdeploy_loihi.place_options import OPTIONS, Options, read_options
+from nirdeploy_loihi.program import Program
+from nirdeploy_loihi.reach import Fan
+from nirdeploy_loihi.resources import REMEDIES, Tile, tile_of
+from nirdeploy_loihi.traffic import activity_of, bundles, messages
 
-__all__ = ["axon_bits", "place_network", "slices_of"]
+__all__ = ["Core", "core_contents", "place_network", "place_program"]
 
-Slice = tuple[int, int]
-Counts = NDArray[np.int64]
-_REMEDY = {
-    "neurons": "Make the population smaller or give it more cores.",
-    "synapse_bits": "Prune or shrink its weights, or give it more cores.",
-    "in_axons": "Reduce its fan-in, or give it more cores.",
-    "out_axons": "Give it more cores, or the populations it feeds fewer.",
-}
+Integers = NDArray[np.int64]
 
 
 def place_network(quantized: Quantized, **options: Any) -> Placement:
-    """Cores of every population.
-
-    A population is cut into the smallest number of equal sequential slices whose neurons, synaptic memory,
-    input axons (source neurons with a synapse on the core) and output axons (a neuron takes one for each
-    connection and core it reaches) fit a core, as nengo-loihi's split_blocks does; a core holds one
-    population. Resources the target's table leaves out are not checked. Spikes that leave the chip through
-    an Output are not counted.
-
-    Args:
-        quantized: the network.
-        **options: `cores`, {population: [core, ...]}: kept as they are and checked.
+    """Cores of every population of a quantised network; as `place_program`.
 
     Raises:
-        PlacementError: a population that does not fit, too few cores, or cores that cannot be used.
+        PlacementError, UnavailableError: as `place_program`.
+        UnsupportedError, GraphError, ConventionError: as `lower_program.program_of`.
     """
-    require_options(options, {"cores": "{population: [core, ...]}"})
-    network = lower(quantized.graph, quantized.convention)
+    from nirdeploy_loihi.lower_program import program_of
+
+    require_options(options, OPTIONS)
+    return place_program(program_of(quantized), quantized, **options)
+
+
+def place_program(program: Program, quantized: Quantized, **options: Any) -> Placement:
+    """Cores of every population.
+
+    Each population is cut into the fewest blocks that fit a core each by neurons, synaptic memory, input axons (source
+    neurons with a synapse on the core), output axons (a neuron takes one for every core it reaches) and
+    configurations; among tilings of as many blocks into that which fewest spikes must reach. Blocks of different
+    populations then share cores where they fit together. What is minimised are messages: a spike costs one for
+    every core it must be sent to other than its own (`Quantized.activity`; 1 a neuron and step where nothing was
+    measured); Input and always-on axons are outside the chip. Resources the target's table leaves out are not
+    checked. Spikes that leave the chip through an Output are not counted.
+
+    Args:
+        program: the network of integers.
+        quantized: where it comes from: its target and activity.
+        **options: `cores`, {population: [core, ...]}, kept as they are and checked; `solver`, 'greedy' (default) or
+            'cp-sat' (OR-tools, starting from the greedy assignment); `one_population_per_core`, default False;
+            `refractory`, {population: steps}.
+
+    Returns:
+        tiles and cores; options 'traffic' (messages a step, with those of one tile a core for comparison) and
+        'refractory'.
+
+    Raises:
+        PlacementError: an option that cannot be used; a population that does not fit, or too few cores: naming
+            resource, amount, limit and remedy.
+        UnavailableError: 'cp-sat' without OR-tools.
+    """
+    require_options(options, OPTIONS)
     table = quantized.target.table
-    limit = int(table["cores"]["count"])
-    given = _given_cores({} if options.get("cores") is None else options["cores"], network, limit)
-    free = [core for core in range(limit) if core not in {c for cores in given.values() for c in cores}]
-    loads = _split(network, quantized, given, max(1, len(free)))
-    needed = sum(len(found) for name, found in loads.items() if name not in given)
-    if needed > len(free):
-        sizes = ", ".join(f"{layer.name}: {len(loads[layer.name])}" for layer in network.layers)
-        raise PlacementError(
-            f"the network takes {needed} cores ({sizes}), {len(free)} of {limit} are free",
-            remedy="Make the largest population smaller.",
-        )
-    cores: dict[str, tuple[int, ...]] = {}
-    for layer in network.layers:
-        count = len(loads[layer.name])
-        cores[layer.name] = given.get(layer.name) or tuple(free[:count])
-        if layer.name not in given:
-            free = free[count:]
+    count = int(table["cores"]["count"])
+    chosen = read_options(options, program, table)
+    if chosen.solver == "cp-sat":
+        require_solver()
+    program = replace(
+        program,
+        populations=tuple(
+            replace(p, refractory=chosen.refractory.get(p.name, p.refractory)) for p in program.populations
+        ),
+    )
+    activity = activity_of(program, quantized.activity)
+    cuts = cut_program(program, table, activity, chosen.cores)
+    tiles = [tile for cut in cuts.values() for tile in cut.tiles]
+    layout = Layout(tiles, bundles(program, tiles, activity), table, separate=chosen.separate)
+    fixed = _fixed(tiles, chosen.cores)
+    core_of = assign(layout, fixed, count)
+    proved = False
+    if chosen.solver == "cp-sat":
+        core_of, proved = solve(layout, fixed, count, core_of)
+    _require_fit(layout, core_of, fixed)
+    if core_of is None:
+        raise _too_few(cuts, chosen, count)
     return Placement(
-        cores=cores,
-        usage=tuple(_usage(network, cores, loads, table["cores"])),
-        slices={name: tuple(load.slice for load in found) for name, found in loads.items()},
+        cores={
+            name: tuple(int(c) for t, c in zip(tiles, core_of, strict=True) if t.population == name) for name in cuts
+        },
+        usage=tuple(_usage(layout, core_of)),
+        options={
+            **({"refractory": dict(chosen.refractory)} if chosen.refractory else {}),
+            "traffic": _traffic(layout, core_of, chosen, activity, quantized, proved),
+        },
+        tiles={name: tuple(tile.block for tile in cut.tiles) for name, cut in cuts.items()},
     )
 
 
-def _usage(
-    network: Network,
-    cores: Mapping[str, tuple[int, ...]],
-    loads: Mapping[str, list[_Load]],
-    limits: Mapping[str, Any],
-) -> Iterable[Usage]:
-    for layer in network.layers:
-        for core, load in zip(cores[layer.name], loads[layer.name], strict=True):
-            for resource, used in load.resources.items():
-                if resource in limits:
-                    yield Usage(core, layer.name, resource, used, int(limits[resource]))
+def _fixed(tiles: Sequence[Tile], given: Mapping[str, tuple[int, ...]]) -> dict[int, int]:
+    """Tile -> core, of the populations whose cores the user chose."""
+    left = {name: iter(cores) for name, cores in given.items()}
+    return {number: next(left[tile.population]) for number, tile in enumerate(tiles) if tile.population in left}
 
 
-def _given_cores(given: Any, network: Network, limit: int) -> dict[str, tuple[int, ...]]:
-    if not isinstance(given, Mapping):
-        raise PlacementError(f"cores is {given!r}, expected {{population: [core, ...]}}")
-    known = {layer.name: int(np.prod(layer.shape)) for layer in network.layers}
-    taken: dict[int, str] = {}
-    found: dict[str, tuple[int, ...]] = {}
-    for name, values in given.items():
-        if name not in known:
-            raise PlacementError(f"cores names {name!r}, which is no population", remedy=suggest(str(name), known))
-        cores = core_numbers(values, limit, option=f"cores[{name!r}]", node=name)
-        if not 1 <= len(cores) <= known[name]:
-            raise PlacementError(f"{len(cores)} cores for {known[name]} neurons", node=name)
-        for core in cores:
-            if core in taken:
-                raise PlacementError(f"core {core} is already taken by {taken[core]!r}", node=name)
-            taken[core] = name
-        found[name] = cores
-    return found
+def _usage(layout: Layout, core_of: Integers) -> Iterator[Usage]:
+    """What each tile takes of its core; axons and configurations that it shares with others there count in each."""
+    degree = layout.degree(core_of)
+    members = layout.members(core_of)
+    for number, tile in enumerate(layout.tiles):
+        core = int(core_of[number])
+        found = layout.resources([number], degree)
+        # target indices are as long as the core's last neuron needs
+        found["synapse_bits"] = tile.synapse_bits[layout.index(members[core])]
+        for resource, used in found.items():
+            if resource in layout.limits:
+                yield Usage(core, tile.population, resource, used, int(layout.limits[resource]))
 
 
-# ---------------------------------------------------------------- loads
+def _traffic(
+    layout: Layout, core_of: Integers, chosen: Options, activity: Mapping[str, Any], quantized: Quantized, proved: bool
+) -> dict[str, Any]:
+    alone = messages(layout.bundles, np.arange(len(layout.tiles), dtype=np.int64))
+    return {
+        **messages(layout.bundles, core_of),
+        "one_tile_a_core": alone["messages_per_step"],
+        "measured": sorted(name for name in activity if np.size(quantized.activity.get(name, ()))),
+        "solver": chosen.solver,
+        "proved_least": proved,
+    }
+
+
+# ---------------------------------------------------------------- why not
+
+
+def _require_fit(layout: Layout, core_of: Integers | None, fixed: Mapping[int, int]) -> None:
+    """Refuse tiles that the user put together and that do not fit together."""
+    if core_of is None:
+        core_of = np.array([fixed.get(n, -1 - n) for n in range(len(layout.tiles))], dtype=np.int64)
+        core_of[core_of < 0] += len(layout.tiles) + 1 + max(fixed.values(), default=0)
+    found = layout.first_misfit(core_of)
+    if found is None:
+        return
+    core, reason = found
+    names = [layout.tiles[number].population for number in layout.members(core_of)[core]]
+    together = f", which cores gives to {' and '.join(map(repr, names))} together" if len(names) > 1 else ""
+    raise PlacementError(
+        f"{reason} of core {core}{together}",
+        node=names[0],
+        remedy=REMEDIES.get(reason.resource, "Give them different cores."),
+    )
+
+
+def _too_few(cuts: Mapping[str, Cut], chosen: Options, count: int) -> PlacementError:
+    def said(name: str, cut: Cut) -> str:
+        return f"{name}: {len(cut.tiles)}" + (f", as {cut.bound} on fewer" if cut.bound else "")
+
+    needed = sum(len(cut.tiles) for name, cut in cuts.items() if name not in chosen.cores)
+    free = count - len({core for cores in chosen.cores.values() for core in cores})
+    return PlacementError(
+        f"the network takes {needed} cores ({'; '.join(said(*item) for item in cuts.items())}), {free} of {count} are "
+        f"free{'' if chosen.separate else ', and too few of its tiles fit a core together'}",
+        remedy="Make the largest population smaller"
+        + (", or look for a packing with solver='cp-sat'." if chosen.solver == "greedy" else "."),
+    )
+
+
+# ---------------------------------------------------------------- what is where
 
 
 @dataclass(frozen=True)
-class _Load:
-    """What a slice of a population takes of its core."""
+class Core:
+    """What a core holds.
 
-    slice: Slice
+    Attributes:
+        number: of the core.
+        tiles: blocks of populations.
+        resources: what they take together.
+    """
+
+    number: int
+    tiles: tuple[Tile, ...]
     resources: Mapping[str, int]
 
 
-def slices_of(n_neurons: int, parts: int) -> tuple[Slice, ...]:
-    """Equal sequential slices [first, last); the first ones hold one neuron more where it does not divide."""
-    size, more = divmod(n_neurons, parts)
-    edges = [i * size + min(i, more) for i in range(parts + 1)]
-    return tuple(pairwise(edges))
+def core_contents(program: Program, placement: Placement, table: Mapping[str, Any]) -> tuple[Core, ...]:
+    """Every core in use, by number.
 
-
-def axon_bits(n_weights: Any, bits_per_weight: int, synapses: Mapping[str, Any]) -> Any:
-    """Memory of one axon with `n_weights` weights on a core, in bits; an array gives an array.
-
-    Entries of up to `group` weights, each with `header_bits`, rounded up to words (nengo-loihi block.py,
-    bits_per_axon).
+    Raises:
+        PlacementError: a placement without the tiles of a population.
     """
-    group, header, word = (int(synapses[k]) for k in ("group", "header_bits", "word_bits"))
-
-    def rounded(bits: Any) -> Any:
-        return (bits + word - 1) // word * word
-
-    count = np.asarray(n_weights, dtype=np.int64)
-    full, rest = count // group, count % group
-    return full * rounded(group * bits_per_weight + header) + np.where(
-        rest > 0, rounded(rest * bits_per_weight + header), 0
-    )
-
-
-def _memory(counts: Counts, n_neurons: int, synapses: Mapping[str, Any]) -> int:
-    """Synaptic bits of a core: each axon dense (every neuron) or sparse (with target index), what is less."""
-    low, high = synapses["index_bits"]
-    index = min(max(low, math.ceil(math.log2(max(2, n_neurons)))), high)
-    weight = sum(int(synapses[k]) for k in ("weight_bits", "delay_bits", "tag_bits"))
-    used = counts[counts > 0]
-    dense = axon_bits(np.full_like(used, n_neurons), weight, synapses)
-    return int(np.minimum(dense, axon_bits(used, weight + index, synapses)).sum())
-
-
-def _split(
-    network: Network, quantized: Quantized, given: Mapping[str, tuple[int, ...]], most: int
-) -> dict[str, list[_Load]]:
-    """Slices of every population; targets before sources, whose output axons depend on them."""
-    table = quantized.target.table
-    loads: dict[str, list[_Load]] = {}
-    reached: dict[str, Counts] = {}  # output axons of each neuron
-    for layer in reversed(network.layers):
-        size = int(np.prod(layer.shape))
-        patterns = [pattern(c, quantized[c.name].weight) for c in layer.connections]
-        axons = reached.get(layer.name, np.zeros(size, dtype=np.int64))
-        if layer.name in given:
-            parts = len(given[layer.name])
-            found = _loads(patterns, axons, slices_of(size, parts), table["synapses"])
-            _require_fit(layer, found, table["cores"], given[layer.name])
-        else:
-            found = _smallest_split(layer, patterns, axons, table, min(most, size))
-        loads[layer.name] = found
-        for connection, matrix in zip(layer.connections, patterns, strict=True):
-            count = reached.setdefault(connection.source, np.zeros(matrix.shape[1], dtype=np.int64))
-            for load in found:
-                count += _per_source(matrix, load.slice) > 0
-    return loads
-
-
-def _smallest_split(
-    layer: Layer, patterns: list[Any], axons: Counts, table: Mapping[str, Any], most: int
-) -> list[_Load]:
-    size = int(np.prod(layer.shape))
-    parts = min(most, math.ceil(size / int(table["cores"]["neurons"])))
-    while True:
-        found = _loads(patterns, axons, slices_of(size, parts), table["synapses"])
-        if _first_excess(found, table["cores"]) is None:
-            return found
-        if parts == most:
-            _require_fit(layer, found, table["cores"], None)
-        parts += 1
-
-
-def _per_source(matrix: Any, part: Slice) -> Counts:
-    rows = matrix[part[0] : part[1]]
-    return np.bincount(rows.indices, minlength=matrix.shape[1]).astype(np.int64)
-
-
-def _loads(patterns: list[Any], axons: Counts, slices: tuple[Slice, ...], synapses: Mapping[str, Any]) -> list[_Load]:
-    found = []
-    for part in slices:
-        counts = [_per_source(matrix, part) for matrix in patterns]
-        resources = {
-            "neurons": part[1] - part[0],
-            "synapse_bits": sum(_memory(c, part[1] - part[0], synapses) for c in counts),
-            "in_axons": sum(int((c > 0).sum()) for c in counts),
-            "out_axons": int(axons[part[0] : part[1]].sum()),
-        }
-        found.append(_Load(part, resources))
-    return found
-
-
-def _first_excess(loads: list[_Load], limits: Mapping[str, Any]) -> tuple[int, str] | None:
-    for number, load in enumerate(loads):
-        for resource, used in load.resources.items():
-            if resource in limits and used > int(limits[resource]):
-                return number, resource
-    return None
-
-
-def _require_fit(layer: Layer, loads: list[_Load], limits: Mapping[str, Any], cores: tuple[int, ...] | None) -> None:
-    excess = _first_excess(loads, limits)
-    if excess is None:
-        return
-    number, resource = excess
-    where = f"core {cores[number]}" if cores else f"a core, even split over {len(loads)} cores"
-    raise PlacementError(
-        f"{resource} {loads[number].resources[resource]} exceeds {int(limits[resource])} of {where}",
-        node=layer.name,
-        remedy=_REMEDY[resource],
+    tiles: list[Tile] = []
+    cores: list[int] = []
+    for population in program.populations:
+        if len(placement.tiles.get(population.name, ())) != len(placement.cores.get(population.name, ())) or (
+            population.name not in placement.tiles
+        ):
+            raise PlacementError("the placement has no tiles of it", node=population.name, remedy="Place it again.")
+        fans = [Fan(s, population.shape) for s in program.into(population.name)]
+        tiles += [tile_of(population, fans, block, table) for block in placement.tiles[population.name]]
+        cores += placement.cores[population.name]
+    core_of = np.array(cores, dtype=np.int64)
+    ones = {name: np.ones(size) for name, size in program.sizes.items()}
+    layout = Layout(tiles, bundles(program, tiles, ones), table, separate=False)
+    degree = layout.degree(core_of)
+    return tuple(
+        Core(core, tuple(tiles[n] for n in members), layout.resources(members, degree))
+        for core, members in sorted(layout.members(core_of).items())
     )

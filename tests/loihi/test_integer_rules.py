@@ -40,7 +40,7 @@ def test_registers_within_their_widths_have_no_findings(target):
         ({"decay_u": 4097}, "decay", "decay_u is 4097, 0 to 4096"),
         ({"decay_v": [5, -1]}, "decay", "decay_v is -1, 0 to 4096"),
         ({"v_start": -(1 << 23)}, "v_start", "v at the start is -8388608, -8388607 to 8388607"),
-        ({"refractory": 65}, "refractory", "refractory period is 65, 1 to 64"),
+        ({"refractory": 65}, "refractory", "refractory period is 65, 1 to 63"),
     ],
 )
 def test_registers_beyond_their_widths_are_errors(registers, code, words):
