@@ -15,7 +15,7 @@ from nirdeploy import exact
 from nirdeploy.errors import UnsupportedError
 from nirdeploy_loihi.network import Connection, Stage
 
-__all__ = ["MATRIX_LIMIT", "bias_of", "fan_out", "float_stage", "float_weight", "integer_apply", "pattern"]
+__all__ = ["MATRIX_LIMIT", "bias_of", "float_stage", "float_weight", "image", "image_kernel", "integer_apply"]
 
 Floats = NDArray[np.float64]
 MATRIX_LIMIT = 1 << 24  # entries of a composed matrix: 128 MB in float64
@@ -144,72 +144,3 @@ def integer_apply(connection: Connection, weight: NDArray[np.int64], x: NDArray[
         else:  # scales are inside the weights
             x = x.reshape(len(x), *stage.shape)
     return x.reshape(len(x), *connection.target_shape).astype(np.int64, copy=False)
-
-
-def fan_out(connection: Connection, weight: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Synapses behind each source neuron, the source's shape; weights of zero are counted."""
-    shape = connection.source_shape
-    if connection.kernel is None:
-        return np.full(shape, weight.shape[0], dtype=np.int64)
-    # the derivative of a sum over ones counts how often an input is used
-    source = torch.zeros((1, *shape), dtype=torch.float64, requires_grad=True)
-    x = source
-    for stage in connection.stages:
-        options: Mapping[str, Any] = stage.options or {}
-        if stage.kind == "pool":
-            x = _sum_pool(stage, x)
-        elif stage.kind == "conv":
-            x = functional.conv2d(x, torch.ones(weight.shape, dtype=torch.float64), **options)
-        elif stage.kind == "dense":
-            x = functional.linear(x, torch.ones(weight.shape, dtype=torch.float64))
-        else:
-            x = x.reshape(1, *stage.shape)
-    (gradient,) = torch.autograd.grad(x.sum(), source)
-    return exact.round_half_even(gradient[0].numpy())
-
-
-def pattern(connection: Connection, weight: NDArray[np.int64]) -> Any:
-    """Synapses other than zero as a scipy CSR matrix [target neurons, source neurons]."""
-    from scipy import sparse
-
-    if connection.kernel is None:
-        return sparse.csr_matrix(weight != 0)
-    total = sparse.identity(int(np.prod(connection.source_shape)), dtype=np.int32, format="csr")
-    for stage in connection.stages:
-        if stage.kind == "conv":
-            total = _windows(stage, weight != 0, stage.options or {}) @ total
-        elif stage.kind == "dense":
-            total = sparse.csr_matrix((weight != 0).astype(np.int32)) @ total
-        elif stage.kind == "pool":
-            channels = stage.given[0]
-            ones = np.ones((channels, 1, *stage.kernel), dtype=bool)
-            total = _windows(stage, ones, {**(stage.options or {}), "groups": channels}) @ total
-    return sparse.csr_matrix(total) != 0
-
-
-def _windows(stage: Stage, used: NDArray[np.bool_], options: Mapping[str, Any]) -> Any:
-    """Pattern [output, input] of a convolution whose kernel is not zero where `used` [out, in, y, x] is set."""
-    from scipy import sparse
-
-    outputs, per_group = used.shape[:2]
-    size, groups = int(np.prod(stage.given)), int(options.get("groups", 1))
-    # 0 marks padding, so indices start at 1; float64 holds them exactly
-    index = torch.arange(1, size + 1, dtype=torch.float64).reshape(1, *stage.given)
-    columns = functional.unfold(
-        index,
-        tuple(used.shape[2:]),
-        dilation=options.get("dilation", (1, 1)),
-        padding=options["padding"],
-        stride=options["stride"],
-    )[0].numpy()
-    taps = per_group * int(np.prod(used.shape[2:]))
-    places = columns.shape[1]
-    rows, cols = [], []
-    for out in range(outputs):
-        group = out // (outputs // groups)
-        found = columns[group * taps : (group + 1) * taps][used[out].reshape(-1)]
-        tap, place = np.nonzero(found)
-        rows.append(out * places + place)
-        cols.append(found[tap, place].astype(np.int64) - 1)
-    row, col = np.concatenate(rows), np.concatenate(cols)
-    return sparse.csr_matrix((np.ones(len(row), np.int32), (row, col)), shape=(outputs * places, size))

@@ -74,40 +74,6 @@ def test_a_bare_edge_becomes_a_matrix_and_a_lone_pool_a_kernel(nets):
     assert np.array_equal(linear.float_weight(graph, second), np.ones((1, 1, 2, 2)))
 
 
-def random_connections(nets):
-    kernel = np.where(RNG.random((4, 1, 3, 2)) < 0.3, 0, RNG.normal(size=(4, 1, 3, 2)))
-    pooled = nets.chain(
-        input=nets.source(2, 9, 8),
-        p=nets.pool((2, 2), (2, 3)),
-        c=nets.conv(kernel, groups=2, dilation=(1, 2), padding=(1, 1)),
-        n=nets.if_(4, 4, 3),
-        output=nets.output(4, 4, 3),
-    )
-    flat = nets.chain(
-        input=nets.source(2, 3, 3),
-        f=nets.flatten(2, 3, 3),
-        d=nets.linear(RNG.normal(size=(5, 18))),
-        n=nets.if_(5),
-        output=nets.output(5),
-    )
-    twice = nets.chain(
-        input=nets.source(3), a=nets.linear(np.eye(3)), b=nets.linear(np.eye(3)), n=nets.if_(3), output=nets.output(3)
-    )
-    return [(graph, lower(graph, nets.plain).layers[0].connections[0]) for graph in (pooled, flat, twice)]
-
-
-@pytest.mark.parametrize("case", [0, 1, 2])
-def test_pattern_and_fan_out_agree_with_the_integers(nets, case):
-    graph, connection = random_connections(nets)[case]
-    weight = np.rint(10 * linear.float_weight(graph, connection)).astype(np.int64)
-    size = int(np.prod(connection.source_shape))
-    unit = np.eye(size, dtype=np.int64).reshape(size, *connection.source_shape)
-    matrix = linear.integer_apply(connection, weight, unit).reshape(size, -1).T
-    assert np.array_equal(linear.pattern(connection, weight).toarray(), matrix != 0)
-    ones = linear.integer_apply(connection, np.ones_like(weight), unit).reshape(size, -1).T
-    assert np.array_equal(linear.fan_out(connection, weight).reshape(-1), ones.sum(0))
-
-
 def test_a_matrix_too_large_to_compose_is_refused_by_name(nets, monkeypatch):
     monkeypatch.setattr(linear, "MATRIX_LIMIT", 8)
     graph = nets.chain(input=nets.source(3), n=nets.if_(3), output=nets.output(3))
