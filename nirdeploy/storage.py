@@ -5,10 +5,11 @@ These are `chip.json` and what the backend adds; each carries the hash of `deplo
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def save_deployment(deployment: Deployment, folder: str | Path) -> None:
                 _store(file, deployment)
             digest = files.sha256(temporary)
             # a stale one would be refused: from here on deployment.h5 alone loads, wherever this process ends
-            for path in (derived, *(target / name for name in further)):
+            for path in {derived, *(target / name for name in further), *_derived_before(target)}:
                 _discard(path)
         for name, write in further.items():
             _derive(target / name, write, digest)
@@ -78,6 +79,18 @@ def _derive(path: Path, write: Callable[[Path], None], digest: str) -> None:
                 files.set_attribute(file, "deployment_sha256", digest)
     except (UnsupportedError, QuantizationError):
         return
+
+
+def _derived_before(folder: Path) -> Iterator[Path]:
+    """HDF5 files that another backend's deployment left here: those with the hash of a deployment."""
+    for path in folder.iterdir():
+        if path.name == "deployment.h5" or not path.is_file() or files.unreadable(path):
+            continue
+        with contextlib.suppress(OSError, FileError):  # no file of ours
+            with h5py.File(path, "r") as file:
+                ours = "deployment_sha256" in file.attrs
+            if ours:
+                yield path
 
 
 def _discard(path: Path) -> None:

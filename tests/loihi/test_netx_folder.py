@@ -4,6 +4,7 @@ import h5py
 import nirdeploy_loihi
 import numpy as np
 import pytest
+from nets import ROOT
 from netx_files import dense, given, net_file
 from nirdeploy_loihi import LoihiBackend
 
@@ -83,3 +84,15 @@ def test_a_writer_that_breaks_leaves_a_folder_that_loads(saved, monkeypatch):
         deployment.save(saved)
     assert [path.name for path in saved.iterdir()] == ["deployment.h5"]
     assert nd.load_deployment(saved).target.name == "loihi2"
+
+
+def test_another_chips_deployment_takes_the_file_away(saved):
+    graph = nd.read(ROOT / "configs" / "digits.nir")
+    nd.deploy(graph, "speck2f", quantizer="max").save(saved)
+    assert sorted(path.name for path in saved.iterdir()) == ["chip.json", "deployment.h5"]
+
+
+def test_files_of_others_stay(saved):
+    (saved / "notes.txt").write_text("mine")
+    nd.load_deployment(saved).save(saved)
+    assert (saved / "notes.txt").read_text() == "mine"

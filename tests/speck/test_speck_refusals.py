@@ -154,30 +154,13 @@ TYPES = {
     "Scale": {"scale": np.ones(2)},
     "Threshold": {"threshold": np.ones(2)},
     "Delay": {"delay": np.ones(2)},
-    "Conv1d": {
-        "input_shape": 2,
-        "weight": np.ones((1, 1, 1)),
-        "stride": 1,
-        "padding": 0,
-        "dilation": 1,
-        "groups": 1,
-        "bias": np.zeros(1),
-    },
 }
 
 
-@pytest.mark.parametrize(
-    ("kind", "target"), [(k, t) for k in TYPES for t in ("speck2f", "loihi1") if (k, t) != ("Conv1d", "speck2f")]
-)
+@pytest.mark.parametrize(("kind", "target"), [*((kind, "speck2f") for kind in TYPES), ("Threshold", "loihi1")])
 def test_types_the_chips_do_not_have_are_named(kind, target):
     node = make_node(getattr(nir, kind), **TYPES[kind])
-    shape = (1, 2) if kind == "Conv1d" else (2,)
-    graph = chain(shape, x=node, fc=linear_node(np.eye(2)), n=if_node((2,))) if kind != "Conv1d" else None
-    if graph is None:
-        graph = make_graph(
-            {"input": input_node(1, 2), "x": node, "n": if_node((1, 2)), "output": output_node(1, 2)},
-            [("input", "x"), ("x", "n"), ("n", "output")],
-        )
+    graph = chain((2,), x=node, fc=linear_node(np.eye(2)), n=if_node((2,)))
     report = nd.check(graph, target, convention=nd.Convention(dt=1e-3, reset="zero", if_gain="r"))
     (finding,) = [f for f in report.errors if f.code == "type"]
     assert finding.node == "x"
