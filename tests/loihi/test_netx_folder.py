@@ -88,7 +88,8 @@ def test_a_writer_that_breaks_leaves_a_folder_that_loads(saved, monkeypatch):
 
 def test_another_chips_deployment_takes_the_file_away(saved):
     graph = nd.read(ROOT / "configs" / "digits.nir")
-    nd.deploy(graph, "speck2f", quantizer="max").save(saved)
+    data = np.load(ROOT / "configs" / "digits_calibration.npz")["raster"][:, :4]
+    nd.deploy(graph, "speck2f", calibration=data).save(saved)
     assert sorted(path.name for path in saved.iterdir()) == ["chip.json", "deployment.h5"]
 
 
