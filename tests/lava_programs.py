@@ -1,4 +1,4 @@
-"""Small seeded programs that between them use all that Lava and the emulator must agree on."""
+"""Programs of the Loihi built by hand, and out of recorded lava-dl files: what Lava and the emulator must agree on."""
 
 import zlib
 
@@ -31,11 +31,16 @@ def window(source, kernel, out, stride=(1, 1), padding=(0, 0), dilation=(1, 1), 
     return Window(tuple(source), (out, *spatial), stride, padding, dilation, groups)
 
 
-def program(shape, populations, connections, always_on=()):
-    """A program that shows the spikes of its last population."""
+def program(shape, populations, connections, always_on=(), outputs=None):
+    """A program whose Input is 'in' and that shows the spikes of its last population, or the Outputs given."""
     last = populations[-1]
-    shown = (Shown("out", last.name, last.shape),)
+    shown = (Shown("out", last.name, last.shape),) if outputs is None else tuple(outputs)
     return Program("in", tuple(shape), tuple(populations), tuple(connections), tuple(always_on), shown)
+
+
+def all_states(found):
+    """What a run keeps to give all states of all populations."""
+    return {p.name: ("spikes", "v_mem", "i_syn") for p in found.populations}
 
 
 def raster(name, shape, batch=2, steps=STEPS, rate=0.35):

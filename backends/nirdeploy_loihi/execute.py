@@ -1,9 +1,9 @@
-"""Runs of a program on its integers: all of it, or one population with the spikes of its sources given."""
+"""Runs of a program on its integers: all of it, or some populations with the spikes of their sources given."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,14 +14,15 @@ from nirdeploy.names import suggest
 from nirdeploy.reference.threads import split
 from nirdeploy_loihi.packed import Packed, pack
 from nirdeploy_loihi.program import Program
-from nirdeploy_loihi.registers import States, refuse_overflow
+from nirdeploy_loihi.registers import refuse_overflow
 from nirdeploy_loihi.run_kernels import OPERATIONS, SATURATIONS, SPIKES, WRAPS, Given, run
 
-__all__ = ["READ_OUTS", "VARIABLES", "Executed", "execute", "population", "sums"]
+__all__ = ["READ_OUTS", "VARIABLES", "Executed", "execute", "part", "sums"]
 
 Ints = NDArray[np.int32]
 READ_OUTS = ("registers", "chip")
 VARIABLES = ("spikes", "v_mem", "i_syn")
+Keep = Mapping[str, Collection[str]]
 _TRACED = ("sums", "i_syn", "v_mem", "spikes")  # in the order of the kernel's traces
 _LEAST_WORK = 1 << 15  # neurons times steps that are worth a thread
 
@@ -31,20 +32,20 @@ class Executed:
     """What a run leaves.
 
     Attributes:
-        traces: (population, 'spikes' | 'v_mem' | 'i_syn') -> int32 [step, batch, *shape].
+        traces: (population, 'spikes' | 'v_mem' | 'i_syn' | 'sums') -> int32 [step, batch, *shape].
         outputs: Output -> what it shows, int32 [step, batch, *its shape].
         counters: per population 'wraps' of u, 'saturations' of v, 'synaptic_operations' (spikes times the synapses
             that they reach before the run ends, those of weight zero included) and 'spikes'.
+        peaks: per population the largest |u| before folding.
     """
 
     traces: Mapping[tuple[str, str], Ints]
     outputs: Mapping[str, Ints]
     counters: Mapping[str, Mapping[str, int]]
+    peaks: Mapping[str, int]
 
 
-def execute(
-    program: Program, raster: NDArray[Any], keep: Mapping[str, Collection[str]], *, read_out: str = "registers"
-) -> Executed:
+def execute(program: Program, raster: NDArray[Any], keep: Keep, *, read_out: str = "registers") -> Executed:
     """Run a raster through all steps, sample by sample, each from rest.
 
     In step t a neuron receives the sum over its synapses of weight * spike(t - 1 - delay); a convolution's sum
@@ -66,79 +67,73 @@ def execute(
         raise UnsupportedError(f"read_out={read_out!r} is unknown", remedy=suggest(str(read_out), READ_OUTS))
     if raster.ndim < 2 or raster.shape[2:] != program.input_shape:
         raise RasterError(f"the raster has shape {raster.shape}, expected [step, batch, *{program.input_shape}]")
-    wanted = {p.name: set(keep.get(p.name, ())) for p in program.populations}
-    for name, variables in keep.items():
-        if name not in wanted:
-            raise RasterError(f"no population {name!r} to record", remedy=suggest(str(name), wanted))
-        for variable in set(variables) - set(VARIABLES):
-            raise RasterError(f"no variable {variable!r} to record", node=name)
+    wanted = _wanted([p.name for p in program.populations], keep, VARIABLES)
     kept = {name: set(variables) for name, variables in wanted.items()}
     for shown in program.outputs:
         kept[shown.source].add(shown.variable)
-    packed = pack(program)
-    found, counts = _run(packed, {program.input: raster}, kept, shown=read_out == "chip")
-    outputs = {o.name: _shaped(found[o.source, o.variable], o.shape) for o in program.outputs}
-    return Executed(
-        {
-            (p.name, variable): _shaped(found[p.name, variable], p.shape)
-            for p in program.populations
-            for variable in VARIABLES
-            if variable in wanted[p.name]
-        },
-        outputs,
-        {p.name: _named(counts[k]) for k, p in enumerate(program.populations)},
-    )
+    run = _run(pack(program), {program.input: raster}, kept, shown=read_out == "chip")
+    outputs = {o.name: run.traces[o.source, o.variable].reshape(*raster.shape[:2], *o.shape) for o in program.outputs}
+    traces = {(p, variable): run.traces[p, variable] for p in wanted for variable in VARIABLES if variable in wanted[p]}
+    return replace(run, traces=traces, outputs=outputs)
 
 
-def population(
-    program: Program, name: str, spikes: Mapping[str, NDArray[Any]], *, keep: Collection[str] = ("spikes",)
-) -> States:
-    """One population alone: its states for given spikes of its sources; a loop onto itself is followed.
+def part(program: Program, names: Collection[str], spikes: Mapping[str, NDArray[Any]], keep: Keep) -> Executed:
+    """Some populations alone, for given spikes of their sources; the loops among them are followed.
 
     Args:
-        program: the network.
-        name: the population.
-        spikes: source -> 0 and 1, [step, batch, source neuron] or [step, batch, *source shape]; of every source but
-            itself and the always-on axons.
-        keep: 'spikes', 'v_mem', 'i_syn' and 'sums'.
+        program: the network, or what of it ends in these populations.
+        names: the populations.
+        spikes: source -> 0 and 1, [step, batch, source neuron] or [step, batch, *source shape]; of every source
+            outside of `names` but the always-on axons.
+        keep: population -> 'spikes', 'v_mem', 'i_syn' and 'sums' to return.
 
     Returns:
-        States as [step, batch, neuron]; what was not kept is empty.
+        What the populations did; no outputs.
 
     Raises:
-        GraphError: spikes of a source are missing or have the wrong shape.
-        RasterError: spikes other than 0 and 1.
+        GraphError: an unknown population, or spikes of a source are missing or have the wrong shape.
+        RasterError: spikes other than 0 and 1, or an unknown population or variable to keep.
         QuantizationError: as `execute`.
     """
-    packed = pack(program, only=name)
-    found, counts = _run(packed, spikes, {name: set(keep)}, shown=False)
-    none = np.empty((0, 0), np.int32)
-    sums_, u, v, s = (found.get((name, variable), none) for variable in _TRACED)
-    return States(u, v, s, int(counts[0, WRAPS]), int(counts[0, SATURATIONS]), sums_)
+    known = [p.name for p in program.populations]
+    for name in names:
+        if name not in known:
+            raise GraphError(f"no population {name!r} to run", remedy=suggest(str(name), known))
+    run = tuple(name for name in known if name in names)
+    return _run(pack(program, only=run), spikes, _wanted(run, keep, _TRACED), shown=False)
 
 
 def sums(program: Program, name: str, spikes: Mapping[str, NDArray[Any]]) -> Ints:
-    """Synaptic sums of one population without a loop onto itself, int32 [step, batch, neuron].
+    """Synaptic sums of one population without a loop onto itself, int32 [step, batch, *shape].
 
     They do not depend on its registers: `registers.integrate` steps many choices of them on the same sums.
 
     Raises:
         UnsupportedError: the population feeds itself.
-        GraphError: as `population`.
-        QuantizationError: as `population`.
+        GraphError, RasterError, QuantizationError: as `part`.
     """
     if any(s.source == name for s in program.into(name)):
-        raise UnsupportedError("it feeds itself: its sums depend on its own spikes", node=name, remedy="Use population")
-    return population(program, name, spikes, keep=("sums",)).a
+        raise UnsupportedError("it feeds itself: its sums depend on its own spikes", node=name, remedy="Use part.")
+    return part(program, (name,), spikes, {name: ("sums",)}).traces[name, "sums"]
+
+
+def _wanted(names: Collection[str], keep: Keep, possible: Collection[str]) -> dict[str, set[str]]:
+    """Variables to keep, by population.
+
+    Raises:
+        RasterError: an unknown population or variable.
+    """
+    for name, variables in keep.items():
+        if name not in names:
+            raise RasterError(f"no population {name!r} to record", remedy=suggest(str(name), names))
+        for variable in set(variables) - set(possible):
+            raise RasterError(f"no variable {variable!r} to record", node=name)
+    return {name: set(keep.get(name, ())) for name in names}
 
 
 def _named(counts: NDArray[np.int64]) -> dict[str, int]:
     names = {"wraps": WRAPS, "saturations": SATURATIONS, "synaptic_operations": OPERATIONS, "spikes": SPIKES}
     return {name: int(counts[k]) for name, k in names.items()}
-
-
-def _shaped(values: Ints, shape: tuple[int, ...]) -> Ints:
-    return values.reshape(*values.shape[:2], *shape)
 
 
 def _given(packed: Packed, spikes: Mapping[str, NDArray[Any]]) -> tuple[Given, int, int]:
@@ -168,9 +163,7 @@ def _given(packed: Packed, spikes: Mapping[str, NDArray[Any]]) -> tuple[Given, i
     return Given(np.stack(begins).astype(np.int64), np.concatenate(index), axons), steps, batch
 
 
-def _run(
-    packed: Packed, spikes: Mapping[str, NDArray[Any]], keep: Mapping[str, Collection[str]], *, shown: bool
-) -> tuple[dict[tuple[str, str], Ints], NDArray[np.int64]]:
+def _run(packed: Packed, spikes: Mapping[str, NDArray[Any]], keep: Keep, *, shown: bool) -> Executed:
     given, steps, batch = _given(packed, spikes)
     at = np.full((len(packed.populations), len(_TRACED)), -1, np.int64)
     size = 0
@@ -183,18 +176,23 @@ def _run(
     neurons = sum(p.size for p in packed.populations)
 
     def work(first: int, last: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        part = np.array([first, last])
-        found: tuple[Any, Any] = run(packed.tables, given, traces, at, shown, steps, batch, part)
+        samples = np.array([first, last])
+        found: tuple[Any, Any] = run(packed.tables, given, traces, at, shown, steps, batch, samples)
         return found
 
-    parts = split(work, batch, max(1, _LEAST_WORK // max(1, neurons * steps)))
+    counts, reached = zip(*split(work, batch, max(1, _LEAST_WORK // max(1, neurons * steps))), strict=True)
+    low, high = np.min(reached, axis=0)[:, 0], np.max(reached, axis=0)[:, 1]
     for k, p in enumerate(packed.populations):
-        refuse_overflow(min(int(part[1][k, 0]) for part in parts), max(int(part[1][k, 1]) for part in parts), p.name)
-    found = {
-        (p.name, variable): traces[at[k, j] : at[k, j] + steps * batch * p.size].reshape(steps, batch, p.size)
-        for k, p in enumerate(packed.populations)
-        for j, variable in enumerate(_TRACED)
-        if at[k, j] >= 0
-    }
-    counts: NDArray[np.int64] = np.sum([part[0] for part in parts], axis=0)
-    return found, counts
+        refuse_overflow(int(low[k]), int(high[k]), p.name)
+    total: NDArray[np.int64] = np.sum(counts, axis=0)
+    return Executed(
+        {
+            (p.name, variable): traces[at[k, j] : at[k, j] + steps * batch * p.size].reshape(steps, batch, *p.shape)
+            for k, p in enumerate(packed.populations)
+            for j, variable in enumerate(_TRACED)
+            if at[k, j] >= 0
+        },
+        {},
+        {p.name: _named(total[k]) for k, p in enumerate(packed.populations)},
+        {p.name: int(max(-low[k], high[k])) for k, p in enumerate(packed.populations)},
+    )

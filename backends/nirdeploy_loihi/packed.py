@@ -59,30 +59,33 @@ class Packed:
 _packed: WeakKeyDictionary[Program, Packed] = WeakKeyDictionary()
 
 
-def pack(program: Program, only: str | None = None) -> Packed:
+def pack(program: Program, only: tuple[str, ...] | None = None) -> Packed:
     """Tables of a program, kept as long as the program is.
 
     Args:
         program: the network.
-        only: pack this population alone; its other sources but the constant ones are then given.
+        only: pack these populations alone; their other sources but the constant ones are then given, in the program
+            or not.
 
     Raises:
         QuantizationError: integers beyond 32 bits, a delay beyond `LONGEST_DELAY`, a register out of its range.
         GraphError: shapes that disagree, or an unknown source.
     """
     if only is not None:
-        return _pack(program, (program.population(only),), {})
+        sizes = {**{s.source: s.n_sources for s in program.synapses}, **program.sizes}
+        return _pack(program, tuple(program.population(name) for name in only), {}, sizes)
     if program not in _packed:
         inputs = {program.input: program.sizes[program.input]}
-        _packed[program] = _pack(program, program.populations, inputs)
+        _packed[program] = _pack(program, program.populations, inputs, program.sizes)
     return _packed[program]
 
 
-def _pack(program: Program, populations: tuple[Compartments, ...], given: dict[str, int]) -> Packed:
+def _pack(
+    program: Program, populations: tuple[Compartments, ...], given: dict[str, int], sizes: Mapping[str, int]
+) -> Packed:
     numbers = {p.name: k for k, p in enumerate(populations)}
     synapses = [s for s in program.synapses if s.target in numbers]
     always = {axons.name: axons for axons in program.always_on}
-    sizes = program.sizes
     for s in synapses:
         _check(s, sizes)
         if s.source not in numbers and s.source not in always:

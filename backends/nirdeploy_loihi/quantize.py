@@ -11,7 +11,9 @@ every register fits; `calibrated` searches k and the threshold against the float
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import nir
@@ -23,15 +25,34 @@ from nirdeploy.raster import check_raster
 from nirdeploy.reference.convention import Convention
 from nirdeploy.target import Target
 from nirdeploy_loihi.bounds import STATE_LIMIT
+from nirdeploy_loihi.execute import execute
 from nirdeploy_loihi.lower_program import lower_program
 from nirdeploy_loihi.lowering import lower
 from nirdeploy_loihi.problem import Problem, problem_of
-from nirdeploy_loihi.scaling import Layers, ceiling, first_mantissa, integers, largest_scale, reach_of
-from nirdeploy_loihi.states import Found, run_program
+from nirdeploy_loihi.program import Program
+from nirdeploy_loihi.scaling import Layers, ceiling, contained, first_mantissa, integers, largest_scale, reach_of
 
 __all__ = ["quantize_graph"]
 
 Ints = NDArray[np.int32]
+_VALUES = 1 << 24  # spikes and v held at once
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What the chip does on the calibration data.
+
+    Attributes:
+        activity: mean spikes a step of every population and the Input, [neuron].
+        counters: as `execute.Executed`.
+        peak_u: of every population, the largest |u| before it wraps.
+        peak_v: of those watched, the largest |v|.
+    """
+
+    activity: Mapping[str, NDArray[np.float64]]
+    counters: Mapping[str, Mapping[str, int]]
+    peak_u: Mapping[str, int]
+    peak_v: Mapping[str, int]
 
 
 def quantize_graph(
@@ -76,35 +97,58 @@ def quantize_graph(
     if calibration is None:
         return replace(found, notes=(*notes, *_overflow_notes(problems, found, None)))
     data, _ = check_raster(calibration, network.input_shape, integer=True, maximum=1)
-    flat = np.ascontiguousarray(data, dtype=np.int32).reshape(*data.shape[:2], -1)
     if quantizer == "calibrated":
-        from nirdeploy_loihi.calibrate import calibrate, reference_of
+        from nirdeploy_loihi.agreement import reference_of
+        from nirdeploy_loihi.calibrate import calibrate
 
-        layers, more = calibrate(network, problems, found, flat, reference_of(graph, network, convention, data))
+        layers, more = calibrate(network, problems, found, data, reference_of(graph, network, convention, data))
         found, notes = replace(found, layers=layers), [*notes, *more]
-    measured = run_program(lower_program(network, found), flat)
-    spikes = {network.input: flat, **measured.spikes}
-    return replace(
-        found,
-        notes=(*_overflow_notes(problems, found, measured), *notes),
-        activity={name: values.mean(axis=(0, 1), dtype=np.float64) for name, values in spikes.items()},
-    )
+    measured = _measure(lower_program(network, found), data, [p for p in problems if _resettable(p, found)])
+    notes = [*_overflow_notes(problems, found, measured), *notes]
+    return replace(found, notes=tuple(notes), activity=measured.activity)
 
 
-def _overflow_notes(problems: list[Problem], quantized: Quantized, measured: Found | None) -> list[str]:
+def _measure(program: Program, raster: Ints, watched: list[Problem]) -> _Measured:
+    """Run the data a few samples at a time; v is looked at in the populations `watched`."""
+    steps, batch = raster.shape[:2]
+    keep = {p.name: ["spikes"] for p in program.populations}
+    for problem in watched:
+        keep[problem.layer.name].append("v_mem")
+    samples = max(1, _VALUES // max(1, steps * sum(p.size * len(keep[p.name]) for p in program.populations)))
+    counts: dict[str, Any] = {program.input: raster.reshape(steps, batch, -1).sum((0, 1))}
+    counters = {name: Counter[str]() for name in keep}
+    peak_u, peak_v = dict.fromkeys(keep, 0), dict.fromkeys((p.layer.name for p in watched), 0)
+    for first in range(0, batch, samples):
+        run = execute(program, raster[:, first : first + samples], keep)
+        for name in keep:
+            spikes = run.traces[name, "spikes"]
+            counts[name] = counts.get(name, 0) + spikes.reshape(-1, spikes[0, 0].size).sum(0)
+            counters[name].update(run.counters[name])
+            peak_u[name] = max(peak_u[name], run.peaks[name])
+        for name in peak_v:
+            peak_v[name] = max(peak_v[name], int(np.abs(run.traces[name, "v_mem"]).max(initial=0)))
+    activity = {name: found / (steps * batch) for name, found in counts.items()}
+    return _Measured(activity, counters, peak_u, peak_v)
+
+
+def _resettable(problem: Problem, quantized: Quantized) -> bool:
+    """Whether it only integrates, but some input brings it to the largest threshold."""
+    return not problem.layer.fires and not contained(problem, quantized)
+
+
+def _overflow_notes(problems: list[Problem], quantized: Quantized, measured: _Measured | None) -> list[str]:
     """Registers that could leave their 24 bits if every source spiked in every step, beside what the data did."""
     notes = []
     for problem in problems:
         name = problem.layer.name
         bound = reach_of(problem, quantized)
         if bound.u > STATE_LIMIT:
-            seen = _seen(measured and measured.peak_u[name], measured and measured.wraps[name], "wraps")
-            notes.append(f"{name}: {_far('u', bound.u, STATE_LIMIT)}, beyond which it wraps{seen}")
-        if not problem.layer.fires and bound.v >= ceiling(problem):
-            seen = _seen(measured and measured.peak_v[name], 0, "")
+            notes.append(f"{name}: {_far('u', bound.u, STATE_LIMIT)}, beyond which it wraps{_seen_u(name, measured)}")
+        if _resettable(problem, quantized):
+            seen = _seen_v(name, measured)
             notes.append(f"{name}: {_far('v', bound.v, ceiling(problem))}, where it is reset{seen}")
-        if measured and measured.clips[name]:
-            notes.append(f"{name}: v is clipped to 24 bits {measured.clips[name]} times on the calibration data")
+        if measured and (clipped := measured.counters[name]["saturations"]):
+            notes.append(f"{name}: v is clipped to 24 bits {clipped} times on the calibration data")
     return notes
 
 
@@ -112,7 +156,16 @@ def _far(register: str, bound: float, limit: int) -> str:
     return f"{register} could " + (f"reach {bound:.0f} of {limit}" if np.isfinite(bound) else f"grow beyond {limit}")
 
 
-def _seen(peak: int | None, count: int | None, what: str) -> str:
-    if peak is None:
+def _seen_u(name: str, measured: _Measured | None) -> str:
+    if measured is None:
         return ""
-    return f"; on the calibration data at most {peak}" + (f", it {what} {count} times" if count else "")
+    wraps = measured.counters[name]["wraps"]
+    often = f", it wraps {wraps} times" if wraps else ""
+    return f"; on the calibration data at most {measured.peak_u[name]}{often}"
+
+
+def _seen_v(name: str, measured: _Measured | None) -> str:
+    if measured is None:
+        return ""
+    resets = measured.counters[name]["spikes"]
+    return f"; on the calibration data {f'{resets} times' if resets else f'at most {measured.peak_v[name]}'}"

@@ -32,7 +32,7 @@ _LEAST_CELLS = 1 << 16  # neurons times steps that are worth a thread
 
 
 class States(NamedTuple):
-    """A population over time, each [step, cell]; u, v and a are empty where they were not kept.
+    """A population over time, each in the shape of its sums; u and v are empty where they were not kept.
 
     Attributes:
         u: the register u.
@@ -40,7 +40,6 @@ class States(NamedTuple):
         s: spikes.
         wraps: how often u wrapped.
         clips: how often v met a bound.
-        a: synaptic sums.
     """
 
     u: Ints
@@ -48,7 +47,6 @@ class States(NamedTuple):
     s: Ints
     wraps: int
     clips: int
-    a: Ints = np.empty((0, 0), np.int32)
 
 
 def registers_of(p: Compartments) -> tuple[Integers, ...]:
@@ -92,7 +90,7 @@ def integrate(p: Compartments, a: Ints, *, keep_u: bool = False, keep_v: bool = 
 
     Args:
         p: its registers.
-        a: sums [step, batch, neuron] or [step, cell], a cell being a sample's neuron, neurons last.
+        a: sums [step, batch, *shape] or [step, cell], a cell being a sample's neuron, neurons last.
         keep_u: whether to return u.
         keep_v: whether to return v.
 

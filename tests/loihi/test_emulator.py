@@ -1,12 +1,13 @@
-import math
 from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
+import slow_lava
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lava_programs import population, program, synapses
 from nirdeploy_loihi import BACKEND, emulator
 from nirdeploy_loihi.linear import integer_apply
 from nirdeploy_loihi.lower_program import lowered
@@ -20,34 +21,23 @@ from nirdeploy.quantization import Quantized, QuantizedNeuron, QuantizedWeight
 from nirdeploy.reference.convention import Convention
 
 
-def dec(x, d):
-    return int(math.copysign(abs(x) * (4096 - d) >> 12, x)) if x else 0
-
-
-def naive(layers, raster):
-    """A plain loop over steps, neurons and synapses; layers are (matrix, registers)."""
-    state = [([0] * len(w), [0] * len(w)) for w, _ in layers]
-    before = [[0] * len(w) for w, _ in layers]
-    history = [[] for _ in layers]
-    sources = [[0] * raster.shape[1], *before[:-1]]
-    for t in range(len(raster)):
-        now = []
-        for number, (w, n) in enumerate(layers):
-            us, vs = state[number]
-            spikes = []
-            for i, row in enumerate(w):
-                a = sum(int(weight) * s for weight, s in zip(row, sources[number], strict=True))
-                u = dec(us[i], n.decay_u) + a * 64
-                u += -(2**24) if u > 2**23 else 2**24 if u <= -(2**23) else 0
-                bias = 0 if n.bias is None else int(n.bias[i]) * 2**n.bias_exponent
-                v = max(1 - 2**23, min(2**23 - 1, dec(vs[i], n.decay_v) + u + bias))
-                spike = int(v > n.threshold)
-                us[i], vs[i] = u, 0 if spike else v
-                spikes.append(spike)
-            now.append(spikes)
-            history[number].append((list(us), list(vs), spikes))
-        sources = [raster[t].tolist(), *now[:-1]]
-    return history
+def as_program(layers, size):
+    """Layers (matrix, registers) as the program that a chain of them should become."""
+    names = ["in", *(f"n{number}" for number in range(len(layers)))]
+    populations = [
+        population(
+            name,
+            len(weight),
+            decay_u=n.decay_u,
+            decay_v=n.decay_v,
+            vth=n.threshold >> 6,
+            bias=0 if n.bias is None else n.bias,
+            exponent=n.bias_exponent,
+        )
+        for name, (weight, n) in zip(names[1:], layers, strict=True)
+    ]
+    wires = [synapses("w", *pair, weight) for pair, (weight, _) in zip(pairwise(names), layers, strict=True)]
+    return program((size,), populations, wires)
 
 
 @st.composite
@@ -77,7 +67,7 @@ def networks(draw):
 
 @settings(max_examples=60, deadline=None)
 @given(networks())
-def test_the_emulator_equals_a_naive_loop_over_steps(drawn):
+def test_the_emulator_equals_a_slow_loop_over_steps(drawn):
     import nir
 
     layers, raster = drawn
@@ -94,10 +84,8 @@ def test_the_emulator_equals_a_naive_loop_over_steps(drawn):
     graph = make_graph(nodes, list(pairwise(names)))
     quantized = Quantized(graph, BACKEND.targets()["loihi2"], Convention(), "given", integers)
     run = emulator.emulate(quantized, raster, record=("spikes", "v_mem", "i_syn"), nodes=None)
-    for number, steps in enumerate(naive(layers, raster)):
-        for position, variable in enumerate(("i_syn", "v_mem", "spikes")):
-            expected = np.array([step[position] for step in steps])
-            assert np.array_equal(run[f"n{number}", variable].data, expected), variable
+    for (name, variable), expected in slow_lava.execute(as_program(layers, raster.shape[1]), raster[:, None]).items():
+        assert np.array_equal(run[name, variable].data, expected[:, 0]), (name, variable)
 
 
 @pytest.fixture

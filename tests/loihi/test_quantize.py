@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 from nirdeploy_loihi import BACKEND
-from nirdeploy_loihi.calibrate import disagreement, reference_of
+from nirdeploy_loihi.agreement import disagreement, reference_of
 from nirdeploy_loihi.lowering import lower
 from nirdeploy_loihi.quantize import quantize_graph
 

@@ -6,11 +6,12 @@ import nir
 import numpy as np
 import pytest
 from nirdeploy_loihi import BACKEND
-from nirdeploy_loihi.calibrate import disagreement, reference_of
+from nirdeploy_loihi.agreement import disagreement, reference_of
+from nirdeploy_loihi.calibrate import components
+from nirdeploy_loihi.execute import execute
 from nirdeploy_loihi.lower_program import program_of
 from nirdeploy_loihi.lowering import lower
 from nirdeploy_loihi.quantize import quantize_graph
-from nirdeploy_loihi.states import run_program
 
 import nirdeploy as nd
 from nirdeploy.errors import QuantizationWarning
@@ -47,9 +48,10 @@ def one(nets, weight, node, bias=None):
     return nets.chain(input=nets.source(weight.shape[1]), w=stage, n=node, output=nets.output(len(weight)))
 
 
-def spikes_of(quantized, raster):
-    flat = np.asarray(raster, dtype=np.int32)
-    return run_program(program_of(quantized), flat.reshape(*flat.shape[:2], -1))
+def emulated(quantized, raster, *variables):
+    """A run on the integers that keeps some variables of all populations."""
+    program = program_of(quantized)
+    return execute(program, np.asarray(raster), {p.name: variables for p in program.populations})
 
 
 # ---------------------------------------------------------------- by hand
@@ -175,11 +177,11 @@ def test_braille_spikes_as_the_reference_with_the_quantised_parameters(braille):
     graph, raster = braille
     convention = nd.Convention(dt=1e-4, reset="zero")
     q = by_max(graph, convention)
-    found = spikes_of(q, raster).spikes
+    found = emulated(q, raster, "spikes").traces
     reference = nd.run(dequantised(graph, q, 1e-4), raster, convention=convention, record=("spikes",))
     for layer in lower(graph, convention).layers:
         wanted = reference[layer.name, "spikes"].data[: len(raster) - layer.lag]
-        assert np.array_equal(found[layer.name][layer.lag :], wanted)
+        assert np.array_equal(found[layer.name, "spikes"][layer.lag :], wanted)
         assert wanted.sum() > 100
 
 
@@ -196,6 +198,26 @@ def recurrent(nets, rng, weights=1.0):
     }
     edges = [("input", "w"), ("w", "a"), ("a", "rec"), ("rec", "a"), ("a", "up"), ("up", "b"), ("b", "down")]
     return make_graph(nodes, [*edges, ("down", "a"), ("b", "output")])
+
+
+def test_the_populations_of_a_loop_are_calibrated_together(nets):
+    graph = recurrent(nets, np.random.default_rng(0))
+    graph.nodes |= {"x": nets.linear(np.ones((2, 3))), "c": cuba(2), "o": nets.output(2)}
+    graph.edges += [("b", "x"), ("x", "c"), ("c", "o")]
+    program = program_of(by_max(graph, dataclasses.replace(PLAIN, population_delay=1)))
+    assert components(program) == [("a", "b"), ("c",)]
+
+
+def test_data_measured_in_pieces_is_the_same(nets, monkeypatch):
+    rng = np.random.default_rng(3)
+    graph = one(nets, np.ones((2, 40)), neuron(nir.I, 2, r=1000.0))
+    raster = (rng.random((30, 7, 40)) < rng.random(7)[:, None] / 20).astype(int)
+    whole = by_max(graph, calibration=raster)
+    monkeypatch.setattr("nirdeploy_loihi.quantize._VALUES", 300)  # 30 steps of 2 neurons' spikes and v: 2 samples
+    pieces = by_max(graph, calibration=raster)
+    assert "on the calibration data" in whole.notes[0]
+    assert pieces.notes == whole.notes
+    assert {k: v.tolist() for k, v in pieces.activity.items()} == {k: v.tolist() for k, v in whole.activity.items()}
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -220,7 +242,7 @@ def test_activity_is_the_mean_of_the_chips_spikes(nets):
     q = calibrated(recurrent(nets, rng), raster, dataclasses.replace(PLAIN, population_delay=1))
     assert sorted(q.activity) == ["a", "b", "input"]
     assert q.activity["input"].tolist() == raster.mean((0, 1)).tolist()
-    assert q.activity["a"].tolist() == spikes_of(q, raster).spikes["a"].mean((0, 1)).tolist()
+    assert q.activity["a"].tolist() == emulated(q, raster, "spikes").traces["a", "spikes"].mean((0, 1)).tolist()
     assert by_max(recurrent(nets, rng), dataclasses.replace(PLAIN, population_delay=1)).activity == {}
 
 
@@ -239,11 +261,13 @@ def test_a_scale_whose_current_wraps_on_the_data_is_never_chosen(nets):
     graph = one(nets, np.ones((1, 400)), cuba(1, tau_syn=0.1, w_in=100.0, v_threshold=50.0))
     raster = np.ones((12, 1, 400), dtype=int)
     first = by_max(graph, calibration=raster)
-    assert "it wraps" in first.notes[0]
+    wrapped = emulated(first, raster)
+    peak, wraps = wrapped.peaks["n"], wrapped.counters["n"]["wraps"]
+    assert f"beyond which it wraps; on the calibration data at most {peak}, it wraps {wraps} times" in first.notes[0]
     q = calibrated(graph, raster)
-    assert spikes_of(q, raster).wraps["n"] == 0
-    peak = spikes_of(q, raster).peak_u["n"]
-    assert f"beyond which it wraps; on the calibration data at most {peak}" in q.notes[0]
+    found = emulated(q, raster)
+    assert found.counters["n"]["wraps"] == 0
+    assert q.notes[0].endswith(f"beyond which it wraps; on the calibration data at most {found.peaks['n']}")
     assert 1 <= q["w"].weight.max() < 127
 
 
@@ -265,12 +289,16 @@ def test_an_integrator_without_leak_is_scaled_by_the_data(nets):
     with pytest.warns(QuantizationWarning, match="n: v could grow beyond 8388544, where it is reset"):
         first = nd.quantize(graph, "loihi2", convention=PLAIN, quantizer="max")
     raster = np.ones((40, 1, 60), dtype=int)
-    assert spikes_of(first, raster).spikes["n"].any()
+    resets = emulated(first, raster).counters["n"]["spikes"]
+    assert resets > 0
+    measured = by_max(graph, calibration=raster)
+    assert measured.notes[0].endswith(f"where it is reset; on the calibration data {resets} times")
     q = calibrated(graph, raster)
-    found = spikes_of(q, raster)
-    assert not found.spikes["n"].any()
-    assert 2 * found.peak_v["n"] < 131071 << 6
-    assert f"where it is reset; on the calibration data at most {found.peak_v['n']}" in q.notes[0]
+    found = emulated(q, raster, "v_mem")
+    assert found.counters["n"]["spikes"] == 0
+    peak = int(np.abs(found.traces["n", "v_mem"]).max())
+    assert 2 * peak < 131071 << 6
+    assert f"where it is reset; on the calibration data at most {peak}" in q.notes[0]
 
 
 @pytest.mark.parametrize("kind", [nir.LI, nir.CubaLI])
@@ -282,7 +310,7 @@ def test_v_of_an_integrator_follows_the_reference(nets, kind):
     q = calibrated(graph, raster)
     network = lower(graph, PLAIN)
     (lag,) = (layer.lag for layer in network.layers)
-    v = run_program(program_of(q), raster.astype(np.int32), ("n",)).v["n"] * q["n"].scale + q["n"].offset
+    v = emulated(q, raster, "v_mem").traces["n", "v_mem"] * q["n"].scale + q["n"].offset
     wanted = reference_of(graph, network, PLAIN, raster).v["n"]
     assert np.abs(v[lag:] - wanted[: len(wanted) - lag]).mean() < 0.02 * np.abs(wanted).mean()
     assert "v of n differs by" in q.notes[-1]

@@ -1,15 +1,13 @@
 import numpy as np
 import pytest
-from nirdeploy_loihi.program import Compartments
+from lava_programs import population
 from nirdeploy_loihi.registers import integrate
 
 HALF = 1 << 23
 
 
-def neurons(size, threshold=1 << 30, decay_v=0, decay_u=4096, bias=0, bias_exponent=0):
-    given = (decay_u, decay_v, threshold, bias)
-    registers = [np.atleast_1d(np.array(values, dtype=np.int64)) for values in given]
-    return Compartments("n", (size,), *registers, bias_exponent=bias_exponent, v_start=np.zeros(1, dtype=np.int64))
+def neurons(size, **registers):
+    return population("n", size, **{"vth": 1 << 24, "decay_v": 0, **registers})
 
 
 def run(a, **registers):
@@ -63,7 +61,7 @@ def test_u_wraps_at_two_to_the_23(total, wrapped, count):
 
 
 def test_v_clips_instead_of_wrapping():
-    up = run([100_000] * 3, threshold=1 << 30)
+    up = run([100_000] * 3)
     assert up.v[:, 0].tolist() == [6_400_000, HALF - 1, HALF - 1]
     assert up.clips == 2
     down = run([-100_000] * 3)
@@ -72,20 +70,20 @@ def test_v_clips_instead_of_wrapping():
 
 
 def test_a_spike_needs_v_above_the_threshold():
-    states = run([2, 1], threshold=2 << 6)
+    states = run([2, 1], vth=2)
     assert states.s[:, 0].tolist() == [0, 1]
     assert states.v[:, 0].tolist() == [128, 0]
 
 
 def test_the_reset_leaves_u_alone():
-    states = run([10, 0], threshold=64, decay_u=2048)
+    states = run([10, 0], vth=1, decay_u=2048)
     assert states.u[:, 0].tolist() == [640, 320]
     assert states.s[:, 0].tolist() == [1, 1]
     assert states.v[:, 0].tolist() == [0, 0]
 
 
 def test_the_bias_is_shifted_by_its_exponent_and_differs_a_neuron():
-    states = run([[0, 0], [0, 0]], bias=[3, -2], bias_exponent=6)
+    states = run([[0, 0], [0, 0]], bias=[3, -2], exponent=6)
     assert states.v.tolist() == [[192, -128], [384, -256]]
 
 

@@ -1,7 +1,7 @@
 import nir
 import numpy as np
 import pytest
-from loihi.programs import compartments, program, synapses
+from lava_programs import population, program, synapses
 from nirdeploy_loihi import BACKEND
 from nirdeploy_loihi.emulator import emulate
 from nirdeploy_loihi.program import Shown
@@ -82,9 +82,9 @@ def test_comparing_the_two_views_of_v_names_what_hides_it(quantized):
 
 
 def test_traces_of_another_executor_become_a_trajectory_of_the_same_form(quantized):
-    cells = [compartments("n", 2), compartments("i", 2)]
+    cells = [population("n", 2), population("i", 2)]
     outputs = [Shown("output", "i", (2,), "v_mem")]
-    found = program((2,), cells, [synapses("input", "n", np.eye(2))], outputs=outputs)
+    found = program((2,), cells, [synapses("w", "in", "n", np.eye(2))], outputs=outputs)
     data = np.arange(12, dtype=np.int32).reshape(2, 3, 2)
     made = trajectory(
         quantized,

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from loihi import slow
-from loihi.programs import compartments, everything, net_program, program, synapses
-from nirdeploy_loihi.execute import execute
+import slow_lava
+from lava_programs import all_states, population, program, read_net, synapses
+from nirdeploy_loihi.execute import execute, part, sums
+from nirdeploy_loihi.registers import integrate
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,32 +27,41 @@ def image(array):
     return array.transpose(0, 3, 2, 1) if array.ndim == 4 else array
 
 
-@pytest.mark.parametrize(("name", "populations"), [("dense", "12"), ("conv", "13"), ("delay_rec", "12")])
-def test_recorded_netx_traces_are_reproduced_bit_for_bit(cases, name, populations):
-    stored = np.load(cases / f"{name}.npz")
-    raster = image(stored["input"])
-    found = net_program(cases / f"{name}.net", raster.shape[1:])
-    run = execute(found, raster[:, None], everything(found))
-    for number, population in enumerate(populations):
-        for variable, key in (("i_syn", "u"), ("v_mem", "v"), ("spikes", "s")):
+STATES = (("i_syn", "u"), ("v_mem", "v"), ("spikes", "s"))
+
+
+@pytest.mark.parametrize("case", ["dense", "conv", "delay_rec"])
+def test_recorded_netx_traces_are_reproduced_bit_for_bit(cases, case):
+    stored = np.load(cases / f"{case}.npz")
+    raster, found = image(stored["input"]), read_net(cases / f"{case}.net")
+    run = execute(found, raster[:, None], all_states(found))
+    slow = slow_lava.execute(found, raster[:, None])
+    for number, name in enumerate(p.name for p in found.populations):
+        for variable, key in STATES:
             expected = image(stored[f"L{number}_{key}"])
-            assert np.array_equal(run.traces[population, variable][:, 0], expected), f"{population} {key}"
+            assert np.array_equal(run.traces[name, variable][:, 0], expected), f"{name} {key}"
+            assert np.array_equal(slow[name, variable][:, 0], expected), f"{name} {key}, slow loop"
     assert np.array_equal(run.outputs["output"][:, 0], stored["sink"])
 
 
-def test_the_slow_loop_reproduces_the_recorded_delays_and_recurrence(cases):
-    stored = np.load(cases / "delay_rec.npz")
-    found = net_program(cases / "delay_rec.net", stored["input"].shape[1:])
-    states, _ = slow.run(found, stored["input"][:, None])
-    for number, population in enumerate("12"):
-        for variable, key in (("i_syn", "u"), ("v_mem", "v"), ("spikes", "s")):
-            assert np.array_equal(states[population, variable][:, 0], stored[f"L{number}_{key}"])
+def test_recorded_populations_are_reproduced_one_by_one(cases):
+    stored, found = np.load(cases / "delay_rec.npz"), read_net(cases / "delay_rec.net")
+    first, second = found.populations
+    states = integrate(first, sums(found, first.name, {"input": stored["input"][:, None]}), keep_u=True, keep_v=True)
+    for values, key in ((states.u, "u"), (states.v, "v"), (states.s, "s")):
+        assert np.array_equal(values[:, 0], stored[f"L0_{key}"]), key
+    # the second feeds itself
+    run = part(found, [second.name], {first.name: stored["L0_s"][:, None]}, {second.name: dict(STATES)})
+    for variable, key in STATES:
+        assert np.array_equal(run.traces[second.name, variable][:, 0], stored[f"L1_{key}"]), key
+    assert run.peaks[second.name] == np.abs(stored["L1_u"]).max()
+    assert stored["L1_s"].sum() > 100
 
 
 def published_neuron():
     """The integers of the NIR paper's Lava script: tau 2.5 ms, dt 0.1 ms, threshold 0.1."""
-    neuron = compartments("lif", 1, threshold=25, decay_v=163, decay_u=4096)
-    return program((1,), [neuron], [synapses("input", "lif", [[10]])])
+    neuron = population("lif", 1, vth=25, decay_v=163, decay_u=4096)
+    return program((1,), [neuron], [synapses("w", "in", "lif", [[10]])])
 
 
 @pytest.mark.parametrize(
