@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nirdeploy.errors import PlacementError
+from nirdeploy.errors import PlacementError, QuantizationError
 from nirdeploy.placement import Placement, Usage, require_options
 from nirdeploy.quantization import Quantized
 from nirdeploy_loihi.assign import assign
@@ -25,6 +25,8 @@ from nirdeploy_loihi.traffic import activity_of, bundles, messages
 __all__ = ["Core", "core_contents", "place_network", "place_program"]
 
 Integers = NDArray[np.int64]
+# what runs in Lava on the CPU and takes a core's room all the same; whoever reads such a file is warned
+_RUN_ELSEWHERE = ("odd_weights", "zero_weights")
 
 
 def place_network(quantized: Quantized, **options: Any) -> Placement:
@@ -32,12 +34,20 @@ def place_network(quantized: Quantized, **options: Any) -> Placement:
 
     Raises:
         PlacementError, UnavailableError: as `place_program`.
+        QuantizationError: integers that no register or synapse of the chip holds, e.g. changed by hand.
         UnsupportedError, GraphError, ConventionError: as `lower_program.program_of`.
     """
+    from nirdeploy_loihi.integer_rules import integer_findings
     from nirdeploy_loihi.lower_program import program_of
 
     require_options(options, OPTIONS)
-    return place_program(program_of(quantized), quantized, **options)
+    program = program_of(quantized)
+    found = integer_findings(program, quantized.target)
+    wrong = [f for f in found if f.severity == "error" and f.code not in _RUN_ELSEWHERE]
+    if wrong:
+        more = f" ({len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise QuantizationError(f"{wrong[0].problem}{more}", node=wrong[0].node, remedy=wrong[0].remedy)
+    return place_program(program, quantized, **options)
 
 
 def place_program(program: Program, quantized: Quantized, **options: Any) -> Placement:

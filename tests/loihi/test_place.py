@@ -10,7 +10,7 @@ from nirdeploy_loihi.place import core_contents, place_program
 from nirdeploy_loihi.program import AlwaysOn
 from nirdeploy_loihi.resources import axon_bits
 
-from nirdeploy.errors import PlacementError
+from nirdeploy.errors import PlacementError, QuantizationError
 from nirdeploy.pipeline import deploy, place, quantize
 from nirdeploy.placement import Placement
 
@@ -377,3 +377,14 @@ def test_every_register_and_connection_of_a_program_is_in_the_chip_configuration
 def test_a_placement_without_tiles_is_refused():
     with pytest.raises(PlacementError, match="'n': the placement has no tiles of it. Place it again"):
         core_contents(dense_program(2, 4), Placement({"n": (0,)}), small.limited().target.table)
+
+
+def test_integers_changed_by_hand_beyond_a_register_are_refused(nets):
+    graph = nets.chain(input=nets.source(2), w=nets.linear(np.eye(2)), n=nets.if_(2), output=nets.output(2))
+    quantized = quantize(graph, "loihi2", convention=nets.plain, quantizer="max")
+    layers = {**quantized.layers, "n": dataclasses.replace(quantized["n"], threshold=200000 << 6, mantissa=200000)}
+    changed = dataclasses.replace(quantized, layers=layers)
+    with pytest.raises(
+        QuantizationError, match="node 'n': the threshold's mantissa is 200000, 1 to 131071 is possible"
+    ):
+        place(changed)
