@@ -98,7 +98,8 @@ def difference(network: Network, layers: Mapping[str, Any], found: Executed, wan
 def _spikes_apart(found: Ints, wanted: Ints, lag: int) -> int:
     """Spikes more or fewer, `found` being `lag` steps later; the steps that only one run has are left out."""
     steps = max(0, len(wanted) - lag)
-    return int(np.abs(found[lag:] - wanted[:steps]).sum(dtype=np.int64))
+    apart = found[lag:] - wanted[:steps]
+    return int(np.abs(apart, out=apart).sum(dtype=np.int64))
 
 
 def _error_of_v(layer: Layer, layers: Mapping[str, Any], found: Executed, wanted: Wanted) -> float:

@@ -1,6 +1,5 @@
 """Small graphs that the Loihi tests share."""
 
-import os
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,6 +7,7 @@ from types import SimpleNamespace
 import nir
 import numpy as np
 import pytest
+from nets import shared
 
 from nirdeploy.graph import make_graph, make_node
 from nirdeploy.reference.convention import Convention
@@ -102,7 +102,4 @@ def golden():
 @pytest.fixture
 def cases():
     """Recorded cases handed over beside the repository."""
-    folder = Path(os.environ.get("NIRDEPLOY_SHARED", ROOT.parent / "shared")) / "cases" / "loihi"
-    if not folder.is_dir():
-        pytest.skip("the recorded cases are not here; set NIRDEPLOY_SHARED to the folder that holds them")
-    return folder
+    return shared("cases", "loihi")

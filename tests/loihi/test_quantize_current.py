@@ -5,6 +5,7 @@ import dataclasses
 import nir
 import numpy as np
 import pytest
+from nets import shared
 from nirdeploy_loihi import BACKEND
 from nirdeploy_loihi.agreement import disagreement, reference_of
 from nirdeploy_loihi.calibrate import components
@@ -146,8 +147,8 @@ def test_braille_by_hand(nets, braille):
 
 
 @pytest.fixture
-def braille(cases):
-    folder = cases.parents[1] / "reference" / "braille"
+def braille():
+    folder = shared("reference", "braille")
     raster = np.load(folder / "braille_input0.npz")["spikes"].astype(int)[:, None]
     return nd.read(folder / "braille_noDelay_bias_zero.nir"), raster
 
@@ -209,13 +210,15 @@ def test_the_populations_of_a_loop_are_calibrated_together(nets):
 
 
 def test_data_measured_in_pieces_is_the_same(nets, monkeypatch):
-    rng = np.random.default_rng(3)
-    graph = one(nets, np.ones((2, 40)), neuron(nir.I, 2, r=1000.0))
-    raster = (rng.random((30, 7, 40)) < rng.random(7)[:, None] / 20).astype(int)
+    nodes = {"w": nets.linear(np.ones((3, 4))), "a": cuba(3), "x": nets.linear(np.ones((2, 3)))}
+    graph = nets.chain(input=nets.source(4), **nodes, n=neuron(nir.I, 2, r=1000.0), output=nets.output(2))
+    raster = np.random.default_rng(3).integers(0, 2, (30, 7, 4))
+    raster[:, -1] = 0  # what counts has been in a piece before the last
     whole = by_max(graph, calibration=raster)
-    monkeypatch.setattr("nirdeploy_loihi.quantize._VALUES", 300)  # 30 steps of 2 neurons' spikes and v: 2 samples
+    monkeypatch.setattr("nirdeploy_loihi.quantize._VALUES", 500)  # 30 steps of 7 integers: 2 samples
     pieces = by_max(graph, calibration=raster)
-    assert "on the calibration data" in whole.notes[0]
+    assert "where it is reset; on the calibration data at most" in whole.notes[0]
+    assert whole.activity["a"].min() > 0.1
     assert pieces.notes == whole.notes
     assert {k: v.tolist() for k, v in pieces.activity.items()} == {k: v.tolist() for k, v in whole.activity.items()}
 
@@ -299,6 +302,14 @@ def test_an_integrator_without_leak_is_scaled_by_the_data(nets):
     peak = int(np.abs(found.traces["n", "v_mem"]).max())
     assert 2 * peak < 131071 << 6
     assert f"where it is reset; on the calibration data at most {peak}" in q.notes[0]
+
+
+def test_a_scale_at_which_an_integrator_is_reset_is_never_chosen(nets):
+    # 64 * 254 * 200 stays below half of the largest threshold; 400 more in one step pass all of it
+    graph = one(nets, np.ones((1, 400)), neuron(nir.I, 1, r=1000.0))
+    raster = np.stack([np.arange(400) < 200, np.ones(400), np.zeros(400), np.zeros(400)]).astype(int)[:, None]
+    assert emulated(by_max(graph), raster).counters["n"]["spikes"] == 1
+    assert emulated(calibrated(graph, raster), raster).counters["n"]["spikes"] == 0
 
 
 @pytest.mark.parametrize("kind", [nir.LI, nir.CubaLI])

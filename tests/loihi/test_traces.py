@@ -1,25 +1,18 @@
 """Programs against recordings of others: real Lava, and a Loihi 2."""
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 import slow_lava
 from lava_programs import all_states, population, program, read_net, synapses
+from nets import shared
 from nirdeploy_loihi.execute import execute, part, sums
 from nirdeploy_loihi.registers import integrate
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
 def lif():
     """The folder of the NIR paper's traces of one neuron."""
-    folder = Path(os.environ.get("NIRDEPLOY_SHARED", ROOT.parent / "shared")) / "reference" / "lif"
-    if not folder.is_dir():
-        pytest.skip("the published traces are not here; set NIRDEPLOY_SHARED to the folder that holds them")
-    return folder
+    return shared("reference", "lif")
 
 
 def image(array):

@@ -1,0 +1,87 @@
+"""Read-out views that hide a state in some entries only: those are left out, the rest is compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nirdeploy.trajectory import Record, Trajectory
+
+__all__ = ["REFRACTORY", "through_views"]
+
+REFRACTORY = "refractory_128"
+"""v of a Loihi reads 128 times the refractory steps that are left where a neuron has fired (nengo-loihi issue 170)."""
+_MARK = 128
+
+
+def through_views(
+    a: Trajectory, b: Trajectory, lag: int | Mapping[str, int] | None
+) -> tuple[Trajectory, Trajectory, tuple[str, ...]]:
+    """Both trajectories with v seen alike where one of them shows it through `REFRACTORY`, and what is left out.
+
+    Entries that the view hides get the same value on both sides. A record stays as it is, and is then told as not
+    compared, where its own run has no spikes to tell those entries by, or the two sides are of other neurons.
+
+    Args:
+        a: the reference.
+        b: the chip's run.
+        lag: as in `compare`.
+    """
+    notes: list[str] = []
+    ours, theirs = dict(a.records), dict(b.records)
+    for key, record in a.records.items():
+        other = theirs.get(key)
+        if key[1] != "v_mem" or other is None or (record.view == other.view or REFRACTORY not in _views(record, other)):
+            continue
+        given = lag.get(key[0]) if isinstance(lag, Mapping) else lag
+        shift = other.lag - record.lag if given is None else int(given)
+        seen = record.view == REFRACTORY
+        shown, plain = (record, other) if seen else (other, record)
+        spikes = (a if seen else b).records.get((key[0], "spikes"))
+        if spikes is None or not _alike(shown, plain, spikes):
+            continue
+        filled, count = _filled(shown, plain, spikes, -shift if seen else shift)
+        ours[key], theirs[key] = (replace(record, view=None), filled) if seen else (filled, replace(other, view=None))
+        notes.append(f"{key[0]} v_mem: {count} entries that the chip's read-out hides ({REFRACTORY}) are left out")
+    if not notes:
+        return a, b, ()
+    return replace(a, records=ours), replace(b, records=theirs), tuple(notes)
+
+
+def _views(*records: Record) -> tuple[str | None, ...]:
+    return tuple(record.view for record in records)
+
+
+def _alike(shown: Record, plain: Record, spikes: Record) -> bool:
+    whole = all(r.steps is None and r.neurons is None and r.index_map is None for r in (shown, plain, spikes))
+    return whole and shown.shape == spikes.shape and shown.shape[1:] == plain.shape[1:] and plain.view is None
+
+
+def hidden(shown: NDArray[Any], spikes: NDArray[Any]) -> NDArray[np.bool_]:
+    """Entries [step, ...] that read 128 times the steps left: that of a spike, and those that count down from there."""
+    found: NDArray[np.bool_] = spikes > 0
+    found = found & (shown > 0) & (shown % _MARK == 0)
+    for step in range(1, len(found)):
+        counts_down = found[step - 1] & (shown[step] > 0) & (shown[step] == shown[step - 1] - _MARK)
+        found[step] |= counts_down
+    return found
+
+
+def _filled(shown: Record, plain: Record, spikes: Record, shift: int) -> tuple[Record, int]:
+    """The plain record with the shown one's values where the view hides them, `shift` steps earlier; and how many."""
+    marked = hidden(shown.data, spikes.data)
+    values = np.array(plain.values, dtype=np.float64)
+    start = max(0, -shift)
+    steps = max(0, min(len(values) - start, len(marked) - start - shift))
+    here, there = slice(start, start + steps), slice(start + shift, start + shift + steps)
+    part = marked[there]
+    values[here][part] = shown.values[there][part]
+    threshold = None
+    if plain.threshold is not None:
+        threshold = np.asarray(plain.threshold, dtype=np.float64) * plain.scale + plain.offset
+    found = replace(plain, storage=values, scale=1.0, offset=0.0, threshold=threshold)
+    return found, int(part.sum())
