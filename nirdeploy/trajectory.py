@@ -16,9 +16,11 @@ from nirdeploy.bits import PackedSpikes
 from nirdeploy.names import suggest
 from nirdeploy.reference.convention import Convention
 
-__all__ = ["VARIABLES", "Record", "Storage", "Trajectory", "load_trajectory"]
+__all__ = ["REFRACTORY_VIEW", "VARIABLES", "Record", "Storage", "Trajectory", "load_trajectory"]
 
 VARIABLES = ("spikes", "v_mem", "i_syn", "output")
+REFRACTORY_VIEW = "refractory_128"
+"""View of v of a Loihi, which reads 128 times the refractory steps that are left where a neuron has fired."""
 _BLOCK_BYTES = 16 << 20  # read at once where a whole record need not be in memory
 
 

@@ -12,12 +12,12 @@ from nirdeploy.errors import RasterError, UnsupportedError
 from nirdeploy.names import suggest
 from nirdeploy.quantization import Quantized, QuantizedNeuron, QuantizedWeight
 from nirdeploy.raster import check_raster
-from nirdeploy.trajectory import Trajectory
+from nirdeploy.trajectory import REFRACTORY_VIEW, Trajectory
 from nirdeploy.version import __version__
 from nirdeploy_loihi.execute import VARIABLES, execute
 from nirdeploy_loihi.lower_program import Lowered, lowered
 from nirdeploy_loihi.program import Program
-from nirdeploy_loihi.results import REFRACTORY_VIEW, trajectory
+from nirdeploy_loihi.results import trajectory
 
 __all__ = ["emulate", "require_emulator"]
 

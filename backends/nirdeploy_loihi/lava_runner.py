@@ -12,12 +12,11 @@ from nirdeploy.errors import FileError, UnavailableError, UnsupportedError, Vend
 from nirdeploy.placement import Placement
 from nirdeploy.quantization import Quantized
 from nirdeploy.raster import check_raster
-from nirdeploy.trajectory import Trajectory
+from nirdeploy.trajectory import REFRACTORY_VIEW, Trajectory
 from nirdeploy.version import __version__
 from nirdeploy.worker import call, job_folder
 from nirdeploy_loihi.lava_job import Job, read, require_lava, write
 from nirdeploy_loihi.lower_program import Lowered
-from nirdeploy_loihi.results import REFRACTORY_VIEW
 from nirdeploy_loihi.simulator import free_shared_memory, kept, known_options, trajectory_of
 
 __all__ = ["require_chip", "run"]

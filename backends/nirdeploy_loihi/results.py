@@ -15,10 +15,7 @@ from nirdeploy.trajectory import Record, Trajectory
 from nirdeploy_loihi.dynamics import dynamics
 from nirdeploy_loihi.program import Program
 
-__all__ = ["REFRACTORY_VIEW", "trajectory"]
-
-REFRACTORY_VIEW = "refractory_128"
-"""View of v where the chip shows 128 times the refractory steps left instead of v."""
+__all__ = ["trajectory"]
 
 
 def trajectory(
@@ -45,7 +42,7 @@ def trajectory(
         batched: whether the raster had a batch axis.
         executor: 'emulator', 'simulator' or 'chip'.
         producer: program and version.
-        view: `REFRACTORY_VIEW` where v was read off the chip; put on v of the populations that spike.
+        view: `trajectory.REFRACTORY_VIEW` where v was read off the chip; put on v of the populations that spike.
         counters: per population, what happened on the way.
 
     Raises:

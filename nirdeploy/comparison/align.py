@@ -17,7 +17,7 @@ from nirdeploy.errors import ComparisonError
 from nirdeploy.names import suggest
 from nirdeploy.trajectory import Record, Trajectory
 
-__all__ = ["Aligned", "Alignment", "Side", "Unaligned", "align", "labels"]
+__all__ = ["Aligned", "Alignment", "Side", "Unaligned", "align", "check_lag", "labels"]
 
 _BLOCK = 1 << 17  # entries compared at once: 1 MiB in float64, so both sides stay in cache
 Key = tuple[str, str]
@@ -228,7 +228,7 @@ def align(a: Trajectory, b: Trajectory, lag: int | Mapping[str, int] | None = No
         ComparisonError: `lag` is not whole or names an unknown node.
     """
     ours, theirs = _by_source(a), _by_source(b)
-    _check_lag(lag, {node for node, _ in (*ours, *theirs)})
+    check_lag(a, b, lag)
     name_a, name_b = labels(a, b)
     pairs: dict[Key, Aligned] = {}
     unaligned: list[Unaligned] = []
@@ -277,7 +277,13 @@ def _by_source(trajectory: Trajectory) -> dict[Key, list[Record]]:
     return found
 
 
-def _check_lag(lag: int | Mapping[str, int] | None, known: set[str]) -> None:
+def check_lag(a: Trajectory, b: Trajectory, lag: int | Mapping[str, int] | None) -> None:
+    """Refuse a lag that is not whole or names an unknown node.
+
+    Raises:
+        ComparisonError: naming it.
+    """
+    known = {record.source for trajectory in (a, b) for record in trajectory.records.values()}
     given: Mapping[str, object] = lag if isinstance(lag, Mapping) else {} if lag is None else {"": lag}
     for node, value in given.items():
         if isinstance(value, bool) or not isinstance(value, int | np.integer):

@@ -9,19 +9,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nirdeploy.trajectory import Record, Trajectory
+from nirdeploy.trajectory import REFRACTORY_VIEW, Record, Trajectory
 
-__all__ = ["REFRACTORY", "through_views"]
+__all__ = ["hidden", "through_views"]
 
-REFRACTORY = "refractory_128"
-"""v of a Loihi reads 128 times the refractory steps that are left where a neuron has fired (nengo-loihi issue 170)."""
-_MARK = 128
+_MARK = 128  # what v reads for each refractory step that is left (nengo-loihi issue 170)
 
 
 def through_views(
     a: Trajectory, b: Trajectory, lag: int | Mapping[str, int] | None
 ) -> tuple[Trajectory, Trajectory, tuple[str, ...]]:
-    """Both trajectories with v seen alike where one of them shows it through `REFRACTORY`, and what is left out.
+    """Both trajectories with v seen alike where one of them shows it through `REFRACTORY_VIEW`, and what is left out.
 
     Entries that the view hides get the same value on both sides. A record stays as it is, and is then told as not
     compared, where its own run has no spikes to tell those entries by, or the two sides are of other neurons.
@@ -35,18 +33,22 @@ def through_views(
     ours, theirs = dict(a.records), dict(b.records)
     for key, record in a.records.items():
         other = theirs.get(key)
-        if key[1] != "v_mem" or other is None or (record.view == other.view or REFRACTORY not in _views(record, other)):
+        if (
+            key[1] != "v_mem"
+            or other is None
+            or (record.view == other.view or REFRACTORY_VIEW not in _views(record, other))
+        ):
             continue
         given = lag.get(key[0]) if isinstance(lag, Mapping) else lag
         shift = other.lag - record.lag if given is None else int(given)
-        seen = record.view == REFRACTORY
+        seen = record.view == REFRACTORY_VIEW
         shown, plain = (record, other) if seen else (other, record)
         spikes = (a if seen else b).records.get((key[0], "spikes"))
         if spikes is None or not _alike(shown, plain, spikes):
             continue
         filled, count = _filled(shown, plain, spikes, -shift if seen else shift)
         ours[key], theirs[key] = (replace(record, view=None), filled) if seen else (filled, replace(other, view=None))
-        notes.append(f"{key[0]} v_mem: {count} entries that the chip's read-out hides ({REFRACTORY}) are left out")
+        notes.append(f"{key[0]} v_mem: {count} entries that the chip's read-out hides ({REFRACTORY_VIEW}) are left out")
     if not notes:
         return a, b, ()
     return replace(a, records=ours), replace(b, records=theirs), tuple(notes)

@@ -5,13 +5,14 @@ from lava_programs import population, program, synapses
 from nirdeploy_loihi import BACKEND
 from nirdeploy_loihi.emulator import emulate
 from nirdeploy_loihi.program import Shown
-from nirdeploy_loihi.results import REFRACTORY_VIEW, trajectory
+from nirdeploy_loihi.results import trajectory
 
 from nirdeploy.comparison import compare
 from nirdeploy.errors import UnsupportedError
 from nirdeploy.graph import make_node
 from nirdeploy.quantization import Quantized, QuantizedNeuron, QuantizedWeight
 from nirdeploy.reference.convention import Convention
+from nirdeploy.trajectory import REFRACTORY_VIEW
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def test_the_chips_view_of_v_is_marked_where_there_are_spikes(quantized):
     assert found["n", "spikes"].view is None
 
 
-def test_comparing_the_two_views_of_v_names_what_hides_it(quantized):
+def test_comparing_the_two_views_of_v_names_what_is_left_out(quantized):
     text = compare(run(quantized), run(quantized, read_out="chip")).summary()
     assert "refractory_128" in text
 
