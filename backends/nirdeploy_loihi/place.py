@@ -121,17 +121,24 @@ def _fixed(tiles: Sequence[Tile], given: Mapping[str, tuple[int, ...]]) -> dict[
 
 
 def _usage(layout: Layout, core_of: Integers) -> Iterator[Usage]:
-    """What each tile takes of its core; axons and configurations that it shares with others there count in each."""
+    """What each tile adds to its core, in the tiles' order, so that the rows of a core add up to what it holds.
+
+    Axons and configurations that a tile shares with an earlier one of its core are in the earlier one's row.
+    """
     degree = layout.degree(core_of)
     members = layout.members(core_of)
     for number, tile in enumerate(layout.tiles):
         core = int(core_of[number])
-        found = layout.resources([number], degree)
-        # target indices are as long as the core's last neuron needs
-        found["synapse_bits"] = tile.synapse_bits[layout.index(members[core])]
+        earlier = [other for other in members[core] if other < number]
+        found = layout.resources([*earlier, number], degree)
+        before = layout.resources(earlier, degree) if earlier else {}
         for resource, used in found.items():
-            if resource in layout.limits:
-                yield Usage(core, tile.population, resource, used, int(layout.limits[resource]))
+            if resource not in layout.limits:
+                continue
+            added = used - before.get(resource, 0)
+            if resource == "synapse_bits":  # target indices are as long as the core's last neuron needs
+                added = tile.synapse_bits[layout.index(members[core])]
+            yield Usage(core, tile.population, resource, added, int(layout.limits[resource]))
 
 
 def _traffic(

@@ -388,3 +388,25 @@ def test_integers_changed_by_hand_beyond_a_register_are_refused(nets):
         QuantizationError, match="node 'n': the threshold's mantissa is 200000, 1 to 131071 is possible"
     ):
         place(changed)
+
+
+def test_the_rows_of_a_shared_core_add_up_to_what_it_holds(nets):
+    nodes = {
+        "input": nets.source(6),
+        "a": nets.linear(np.ones((4, 6))),
+        "n": nets.if_(4),
+        "b": nets.linear(np.ones((3, 6))),
+        "m": nets.if_(3),
+        "o1": nets.output(4),
+        "o2": nets.output(3),
+    }
+    edges = [("input", "a"), ("a", "n"), ("input", "b"), ("b", "m"), ("n", "o1"), ("m", "o2")]
+    found = place(integers(nets, nets.graph(nodes, edges)), cores={"n": [2], "m": [2]})
+    rows = {(u.node, u.resource): u.used for u in found.usage}
+    # the six axons of the Input serve both
+    assert (rows["n", "in_axons"], rows["m", "in_axons"]) == (6, 0) or (
+        rows["n", "in_axons"],
+        rows["m", "in_axons"],
+    ) == (0, 6)
+    assert rows["n", "neurons"] + rows["m", "neurons"] == 7
+    assert rows["n", "threshold_configs"] + rows["m", "threshold_configs"] in (1, 2)
