@@ -155,14 +155,25 @@ class Ladder:
         """
         from nirdeploy.comparison.report import Section, write_report
 
+        first = self.rungs[0].accuracy
         sections = [
-            Section(f"{i}. {rung.name}: {rung.change}", rung.cost, rung.cost.reference, rung.cost.chip)
+            Section(
+                f"{i}. {rung.name}",
+                rung.cost,
+                rung.cost.reference,
+                rung.cost.chip,
+                accuracy=rung.accuracy,
+                reference_accuracy=first,
+                notes=(f"What is different from the rung before: {rung.change}.",),
+            )
             for i, rung in enumerate(self.rungs)
             if rung.cost is not None
         ]
         if not sections:
             raise ComparisonError("no rung but the reference ran, there is nothing to show")
-        write_report(path, sections, title=f"{self.target}: the ladder. {self.verdict()}")
+        missing = {f"not run: {rung.name}": rung.reason for rung in self.rungs if rung.trajectory is None}
+        title = f"{self.target}: what each step from the reference to the chip costs"
+        write_report(path, sections, title=title, lead=self.verdict(), facts=missing)
 
 
 def ladder(

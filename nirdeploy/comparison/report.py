@@ -72,6 +72,7 @@ def write_report(
     sections: Sequence[Section],
     *,
     title: str = "From simulation to chip",
+    lead: str = "",
     facts: Mapping[str, str] | None = None,
 ) -> None:
     """Write one HTML file that needs nothing from outside: no network, script or font.
@@ -80,6 +81,7 @@ def write_report(
         path: the file; replaced only when the new one is complete.
         sections: one a target, in the order to show them.
         title: heading of the page.
+        lead: a sentence below it.
         facts: name -> value, shown beside the versions under 'Provenance', e.g. the data set.
 
     Raises:
@@ -90,6 +92,7 @@ def write_report(
         raise ComparisonError("a report needs at least one section", remedy="Compare at least one target.")
     page = _template().render(
         title=title,
+        lead=lead,
         sections=[_section(section, f"target-{i}") for i, section in enumerate(sections, 1)],
         facts={**_versions(), **(facts or {})},
     )

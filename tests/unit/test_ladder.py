@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,9 @@ def test_json_and_page_hold_every_rung(climbed, tmp_path):
     climbed.to_html(tmp_path / "ladder.html")
     page = (tmp_path / "ladder.html").read_text(encoding="utf-8")
     for r in climbed.rungs:
-        assert (f"{r.name}: {r.change}" in page) == (r.cost is not None)
+        assert (f"rung before: {r.change}." in page) == (r.cost is not None)
+        assert (f"not run: {r.name}" in page) == bool(r.reason)
+    assert climbed.verdict() in unescape(page)
 
 
 def changed(deployment, node, **values):
