@@ -342,10 +342,12 @@ def _check_layers(graph: nir.NIRGraph, layers: Mapping[str, QuantizedWeight | Qu
                 if isinstance(value, np.ndarray) and value.shape != shapes[name].output:
                     raise FileError(f"{field} of shape {value.shape}, expected {shapes[name].output}", node=name)
             continue
-        own = np.asarray(node.weight).shape if node is not None and hasattr(node, "weight") else None
-        if node is not None and hasattr(node, "kernel_size"):  # a pool alone is a kernel of its own
-            own = (shapes[name].input[0], 1, *graphs.pair(node.kernel_size))
+        # a name of a path is that of a node whose weights several connections have, each with integers of its own
+        possible = [_own_shape(n, graph.nodes[n], shapes) for n in (graph.nodes if node is None else (name,))]
+        own = possible[0] if len(possible) == 1 else None
         shape = layer.weight.shape
+        if shape in possible:
+            own = shape
         constant = node is None and len(shape) == 2 and shape[0] in sizes  # always-on axons of a population
         if shape != own and not constant and not (len(shape) == 2 and shape[0] in sizes and shape[1] in sizes):
             raise FileError(f"integers of shape {shape}, the graph has {own}", node=name)
@@ -353,6 +355,15 @@ def _check_layers(graph: nir.NIRGraph, layers: Mapping[str, QuantizedWeight | Qu
     for name, node in graph.nodes.items():
         if graphs.is_neuron(node) and not isinstance(layers.get(name), QuantizedNeuron):
             raise FileError("a population without integers", node=name)
+
+
+def _own_shape(name: str, node: nir.NIRNode, shapes: Mapping[str, graphs.Shapes]) -> tuple[int, ...] | None:
+    """Shape of a node's own weights; a pool alone is a kernel [channel, 1, y, x]."""
+    if hasattr(node, "weight"):
+        return tuple(np.asarray(node.weight).shape)
+    if hasattr(node, "kernel_size"):
+        return (shapes[name].input[0], 1, *graphs.pair(node.kernel_size))
+    return None
 
 
 def _check_bias(name: str, bias: Any, allowed: set[tuple[int, ...]]) -> None:

@@ -121,8 +121,9 @@ def _kept(graph: nir.NIRGraph, connection: Connection, kernel: Stage) -> Floats:
         if stage.kind != "scale":
             continue
         values = np.asarray(graph.nodes[stage.node].scale, dtype=np.float64)
-        # uniform for an output as a whole: lowering keeps the kernel only then
-        rows = values.reshape(-1) if values.size == 1 else values.reshape(len(weight), -1)[:, 0]
+        # one number for all, or one an output: lowering keeps the kernel only then
+        single = bool((values == values.flat[0]).all())
+        rows = values.reshape(-1)[:1] if single else values.reshape(len(weight), -1)[:, 0]
         weight = weight * rows.reshape(-1, *[1] * (weight.ndim - 1))
     return weight
 

@@ -179,7 +179,12 @@ def _connection(plan: _Plan, target: str, path: graphs.Path, delay: Any) -> Conn
     stages = tuple(stage_of(graph, name, plan.shapes[name]) for name in nodes)
     weights = [i for i, stage in enumerate(stages) if stage.kind in ("conv", "dense")]
     kernel = _kernel(plan, target, stages)
-    preferred = stages[weights[-1]].node if weights else (stages[-1].node if stages else f"{path.source}->{target}")
+    if kernel is not None:
+        preferred = kernel.node
+    elif weights:
+        preferred = stages[weights[-1]].node
+    else:
+        preferred = stages[-1].node if stages else f"{path.source}->{target}"
     return Connection(
         name=preferred,
         source=path.source,
