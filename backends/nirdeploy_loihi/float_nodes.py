@@ -27,7 +27,7 @@ def register_node(
         decay_u: of 4096; a number or one a neuron.
         decay_v: likewise.
         threshold: in units of a weight's integer; not read where `fires` is False.
-        leak: added to v each step, in the same units.
+        leak: added to v each step, in the same units; where v does not decay it would be lost in 32-bit floats.
         shape: of the population.
         dt: step in seconds.
         fires: False gives LI and CubaLI.

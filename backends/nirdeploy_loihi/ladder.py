@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import nir
 import numpy as np
+from numpy.typing import NDArray
 
 from nirdeploy import graph as graphs
 from nirdeploy.comparison.ladder import Step
@@ -77,8 +78,14 @@ def integer_graph(quantized: Quantized) -> tuple[nir.NIRGraph, Convention]:
         for connection in layer.connections:
             nodes[connection.name] = _weighted(quantized, connection, nodes)
         for constant in layer.constants:
-            _add_constant(quantized, layer, constant.name, nodes)
-        leak = 0.0 if neuron.bias is None else (neuron.bias << neuron.bias_exponent) / (1 << SYNAPSE_SHIFT)
+            if constant.start != layer.lag - 1:
+                raise UnsupportedError("a constant current starts later than the graph", node=layer.name)
+            currents = cast("QuantizedWeight", quantized[constant.name]).weight.sum(axis=1)
+            _add_currents(quantized.graph, layer, currents.astype(np.float64), nodes)
+        leak = np.zeros(1) if neuron.bias is None else (neuron.bias << neuron.bias_exponent) / (1 << SYNAPSE_SHIFT)
+        if leak.any() and np.any(np.asarray(neuron.decay_v) == 0):  # nothing leaks: it is a current
+            _add_currents(quantized.graph, layer, np.broadcast_to(leak, layer.shape).reshape(-1), nodes)
+            leak = np.zeros(1)
         threshold = np.asarray(neuron.threshold) / (1 << SYNAPSE_SHIFT)
         nodes[layer.name] = register_node(
             neuron.decay_u, neuron.decay_v, threshold, leak, layer.shape, dt, fires=neuron.fires
@@ -123,24 +130,36 @@ def _weighted(quantized: Quantized, connection: Connection, nodes: dict[str, nir
     return graphs.make_node(type(node), **values)
 
 
-def _add_constant(quantized: Quantized, layer: Layer, name: str, nodes: dict[str, nir.NIRNode]) -> None:
-    """Put the currents of always-on axons into the bias of the first weights that lead here."""
-    currents = cast("QuantizedWeight", quantized[name]).weight.sum(axis=1)
+def _add_currents(
+    graph: nir.NIRGraph, layer: Layer, currents: NDArray[np.float64], nodes: dict[str, nir.NIRNode]
+) -> None:
+    """Put constant currents, one a neuron, into the bias of weights that lead here without a delay behind them."""
     if not currents.any():
         return
     for connection in layer.connections:
-        kernel, node = connection.kernel, nodes[connection.name]
+        kernel = connection.kernel
         if kernel is None or connection.source == layer.name or kernel.kind == "pool":
             continue
         rows = currents.reshape(kernel.shape[0], -1)
-        if (rows != rows[:, :1]).any():
-            break
+        if (rows != rows[:, :1]).any() or not _direct(graph, kernel.node, layer.name):
+            continue
+        node = nodes[connection.name]
         bias = np.zeros(len(rows)) if isinstance(node, nir.Linear) else np.asarray(node.bias, dtype=np.float64)
         values = {**graphs.parameters(node), "bias": bias + rows[:, 0]}
         kind = nir.Affine if isinstance(node, nir.Linear) else type(node)
         nodes[connection.name] = graphs.make_node(kind, **values)
         return
     raise UnsupportedError("its constant currents are those of no node's bias", node=layer.name)
+
+
+def _direct(graph: nir.NIRGraph, name: str, target: str) -> bool:
+    """Whether a chain leads from a node to a population alone, without a Delay."""
+    after = graphs.successors(graph)
+    while name != target:
+        if len(after[name]) != 1 or graphs.type_name(graph.nodes[name]) == "Delay":
+            return False
+        name = after[name][0]
+    return True
 
 
 def _integers(quantized: Quantized, raster: Any) -> Trajectory:

@@ -77,3 +77,39 @@ def test_biases_behind_a_filter_are_those_of_the_axons_that_are_always_on(nets):
     found = nd.ladder(deployment, raster)
     assert rung(found, "integer states").cost.spikes.reference > 10
     assert rung(found, "integer states").differing <= 2  # rounding of u and v alone
+
+
+def test_a_bias_into_neurons_that_do_not_leak_is_a_current_of_the_float_rung(nets):
+    graph = nets.chain(input=nets.source(1), w=nets.affine([[0.5]], [0.3]), n=nets.if_(1), output=nets.output(1))
+    trained = Convention(dt=1e-3, reset="zero", if_gain="r", population_delay=1)
+    found = nd.ladder(nd.deploy(graph, "loihi2", convention=trained, quantizer="max"), np.zeros((20, 1), dtype=int))
+    assert rung(found, "quantised parameters").cost.spikes.chip >= 4
+    assert rung(found, "integer states").differing == 0
+
+
+def test_currents_behind_a_delay_are_not_put_before_it(nets):
+    ones = np.ones(1)
+    cuba = make_node(
+        nir.CubaLIF,
+        tau_syn=0.004 * ones,
+        tau_mem=0.02 * ones,
+        r=20 * ones,
+        v_leak=0 * ones,
+        v_threshold=ones,
+        w_in=4 * ones,
+        v_reset=0 * ones,
+    )
+    nodes = {
+        "input": nets.source(1),
+        "a": nets.linear([[0.4]]),
+        "late": make_node(nir.Delay, delay=np.array([0.003])),
+        "b": nets.affine([[0.2]], [0.5]),
+        "n": cuba,
+        "output": nets.output(1),
+    }
+    edges = [("input", "a"), ("a", "late"), ("late", "n"), ("input", "b"), ("b", "n"), ("n", "output")]
+    graph = nets.graph(nodes, edges)
+    deployment = nd.deploy(graph, "loihi2", convention=Convention(dt=1e-3, reset="zero"), quantizer="max")
+    changed, _ = integer_graph(deployment.quantized)
+    assert isinstance(changed.nodes["a"], nir.Linear)
+    assert changed.nodes["b"].bias.tolist() == [deployment.quantized["n.always_on"].weight.sum()]

@@ -10,6 +10,7 @@ from nirdeploy_loihi.linear import float_stage, float_weight
 from nirdeploy_loihi.lower_program import program_of
 from nirdeploy_loihi.lowering import lower
 
+import nirdeploy as nd
 from nirdeploy.errors import UnsupportedError
 from nirdeploy.graph import make_graph, make_node, shapes
 from nirdeploy.placement import Placement
@@ -167,3 +168,34 @@ def test_a_matrix_too_large_is_refused_by_name(nets, monkeypatch):
     graph = chain_of(nets, (2, 8, 8), nets.pool((2, 2)), nets.flatten(2, 4, 4), nets.linear(np.ones((9, 32))))
     with pytest.raises(UnsupportedError, match=r"node 'a': the path from 'input' takes a matrix of 1152 weights"):
         program_of(quantized(graph))
+
+
+def test_one_factor_for_all_before_a_kernel_is_inside_it(nets):
+    factor = make_node(nir.Scale, scale=np.full((2, 4, 4), 3.0))
+    graph = chain_of(nets, (2, 4, 4), factor, nets.conv(np.ones((1, 2, 2, 2)), size=(4, 4)))
+    (synapses,) = program_of(quantized(graph)).synapses
+    assert synapses.weight.tolist() == [[[[3, 3], [3, 3]]] * 2]
+
+
+def test_a_pool_is_called_by_its_own_name_whatever_reshapes_its_map(nets, tmp_path):
+    graph = chain_of(nets, (2, 4, 4), nets.pool((2, 2)), nets.flatten(2, 2, 2))
+    (connection,) = lower(graph, PLAIN).layers[0].connections
+    assert connection.name == "m0"
+    deployment = nd.deploy(graph, "loihi2", convention=PLAIN, quantizer="max")
+    deployment.save(tmp_path)
+    again = nd.load_deployment(tmp_path).quantized["m0"].weight
+    assert np.array_equal(again, deployment.quantized["m0"].weight)
+
+
+def test_a_kernel_that_two_populations_share_is_saved_once_for_each(nets, tmp_path):
+    nodes = {
+        "input": nets.source(1, 3, 3),
+        "c": nets.conv(np.ones((1, 1, 2, 2)), size=(3, 3)),
+        "a": nets.if_(1, 2, 2),
+        "b": nets.if_(1, 2, 2, threshold=3.0),
+        "o1": nets.output(1, 2, 2),
+        "o2": nets.output(1, 2, 2),
+    }
+    graph = make_graph(nodes, [("input", "c"), ("c", "a"), ("c", "b"), ("a", "o1"), ("b", "o2")])
+    nd.deploy(graph, "loihi2", convention=PLAIN, quantizer="max").save(tmp_path)
+    assert {"input->c->a", "input->c->b"} <= set(nd.load_deployment(tmp_path).quantized)
