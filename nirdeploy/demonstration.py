@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from nirdeploy import files, io
 from nirdeploy.comparison import Comparison, compare
+from nirdeploy.comparison.metrics import accuracy
 from nirdeploy.comparison.report import Section, write_report
 from nirdeploy.convert.trace import torch_to_nir
 from nirdeploy.errors import FileError, UnavailableError
@@ -186,11 +187,6 @@ def batches(data: Digits) -> int:
     return -(-len(data.train_labels) // 48)
 
 
-def accuracy(trajectory: Trajectory, labels: NDArray[Any]) -> float:
-    """Share of samples whose most active output is the label; ties go to the lower class."""
-    return float((trajectory.outputs.sum(axis=0).argmax(axis=-1) == labels).mean())
-
-
 @contextmanager
 def _progress(show: bool) -> Iterator[Progress]:
     if not show:
@@ -240,7 +236,7 @@ def demo(folder: str | Path = "out/demo", *, epochs: int = 16, show_progress: bo
             found[name] = _target(deployment, reference, data)
             found[name].trajectory.save(out / f"{name}.h5")
             steps()
-    right = accuracy(reference, data.test_labels)
+    right = accuracy(reference.outputs, data.test_labels)
     summary = _summary(data, right, found, time.perf_counter() - started)
     result = Demo(data, reference, right, found, summary, out)
     _report(result)
@@ -272,7 +268,7 @@ def _target(deployment: Deployment, reference: Trajectory, data: Digits) -> Targ
     trajectory = deployment.run(data.test)
     seconds = time.perf_counter() - started
     comparison = compare(reference, trajectory)
-    return Target(deployment, trajectory, comparison, accuracy(trajectory, data.test_labels), seconds)
+    return Target(deployment, trajectory, comparison, accuracy(trajectory.outputs, data.test_labels), seconds)
 
 
 def _summary(data: Digits, reference: float, found: dict[str, Target], seconds: float) -> dict[str, Any]:

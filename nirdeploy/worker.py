@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import queue
 import signal
@@ -13,11 +14,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from nirdeploy.errors import UnavailableError, VendorError
+from nirdeploy.errors import UnavailableError, UnsupportedError, VendorError
 from nirdeploy.files import UNFINISHED
 
-__all__ = ["call", "job_folder"]
+__all__ = ["call", "job_folder", "seconds"]
 
 _SHOWN, _KEPT = 12, 2000  # lines in the message, lines in the error's log
 _GRACE = 2.0  # seconds for output that children of an ended program still hold open
@@ -130,6 +132,17 @@ def _kill(process: subprocess.Popen[str]) -> None:
     if process.stdin is not None:
         with contextlib.suppress(OSError):
             process.stdin.close()
+
+
+def seconds(name: str, value: Any) -> float:
+    """An option that is a time.
+
+    Raises:
+        UnsupportedError: it is no positive, finite number.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise UnsupportedError(f"{name} is {value!r}, expected seconds")
+    return float(value)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import zlib
 
 import h5py
 import numpy as np
+from nirdeploy_loihi.lower_program import Lowered, lowered
 from nirdeploy_loihi.program import AlwaysOn, Compartments, Program, Shown, Synapses, Window
 
 STEPS = 80  # longer than the longest delay
@@ -58,9 +59,16 @@ def convolved(rng, source, out, kernel, low=-40, high=60, target="a", **options)
 def programs():
     """The programs by what they are about."""
     rng = np.random.default_rng(20241201)
-    even = lambda *shape: rng.integers(-50, 60, shape) * 2  # noqa: E731
-    odd = lambda *shape: rng.integers(-40, 64, shape) * 2 + 1  # noqa: E731
-    positive = lambda *shape: rng.integers(0, 128, shape) * 2 + 1  # noqa: E731
+
+    def even(*shape):
+        return rng.integers(-50, 60, shape) * 2
+
+    def odd(*shape):
+        return rng.integers(-40, 64, shape) * 2 + 1
+
+    def positive(*shape):
+        return rng.integers(0, 128, shape) * 2 + 1
+
     found = {
         "dense": program(
             (6,),
@@ -273,3 +281,17 @@ def read_mesh(stored):
         for k, (start, end) in enumerate(stored["wires"])
     ]
     return program((inputs,), populations, connections)
+
+
+def run_elsewhere(run, deployment, found, data, record, nodes=None, mode=None, options=None):
+    """A program through `simulator.run` or `lava_runner.run`, with the lags of its deployment."""
+    return run(
+        deployment.quantized,
+        deployment.placement,
+        data,
+        lowered=Lowered(found, lowered(deployment.quantized).lags),
+        mode=mode,
+        record=record,
+        nodes=nodes,
+        options=options or {},
+    )

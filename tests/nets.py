@@ -42,6 +42,21 @@ def vendor_folder(name: str, holds: str) -> Path:
     return path
 
 
+def stand_in(folder: Path, body: str) -> Path:
+    """A shell program that stands for a vendor's interpreter: its third argument is the job folder."""
+    path = folder / "python"
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return path
+
+
+def replace_values(file, name, change):
+    """Change an array of an HDF5 file, its type and shape, too."""
+    values = file[name][...]
+    del file[name]
+    file[name] = change(values)
+
+
 def f32(*values: float) -> np.ndarray:
     return np.asarray(values, dtype=np.float32)
 

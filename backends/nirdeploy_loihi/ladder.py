@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nirdeploy import graph as graphs
-from nirdeploy.comparison.ladder import Step
+from nirdeploy.comparison.ladder import Step, in_reference
 from nirdeploy.errors import UnsupportedError
 from nirdeploy.placement import Placement
 from nirdeploy.quantization import Quantized, QuantizedNeuron, QuantizedWeight
@@ -32,8 +32,9 @@ def ladder_steps(quantized: Quantized, placement: Placement) -> Sequence[Step]:
     def on(where: str, record: tuple[str, ...] = ("spikes", "v_mem")) -> Any:
         return lambda raster: BACKEND.run(quantized, placement, raster, on=where, mode=None, record=record, nodes=None)
 
+    converted = in_reference(quantized.graph, chip_convention(quantized))
     return (
-        Step("chip convention", "threshold strict, reset to v_reset or zero", lambda x: _converted(quantized, x)),
+        Step("chip convention", "threshold strict, reset to v_reset or zero", converted),
         Step("quantised parameters", "integer weights, thresholds, decays", lambda x: _integers(quantized, x)),
         Step("integer states", "rounding of u and v, biases from the chip's first step", on("emulator")),
         Step("lava", "Lava's own arithmetic", on("simulator")),
@@ -49,12 +50,6 @@ def chip_convention(quantized: Quantized) -> Convention:
         for key, fields in used.overrides.items()
     }
     return replace(used, crossing="strict", overrides=overrides)
-
-
-def _converted(quantized: Quantized, raster: Any) -> Trajectory:
-    from nirdeploy.reference.executor import run
-
-    return run(quantized.graph, raster, convention=chip_convention(quantized))
 
 
 # ---------------------------------------------------------------- integers as float parameters
@@ -163,10 +158,7 @@ def _direct(graph: nir.NIRGraph, name: str, target: str) -> bool:
 
 
 def _integers(quantized: Quantized, raster: Any) -> Trajectory:
-    from nirdeploy.reference.executor import run
-
-    graph, convention = integer_graph(quantized)
-    found = run(graph, raster, convention=convention)
+    found = in_reference(*integer_graph(quantized))(raster)
     shown = {name: path.source for name in found.output_names for path in [_feeding(quantized.graph, name)]}
     records = {
         key: _in_model_units(quantized, record, shown.get(record.node, record.node))

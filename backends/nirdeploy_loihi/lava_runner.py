@@ -14,10 +14,10 @@ from nirdeploy.quantization import Quantized
 from nirdeploy.raster import check_raster
 from nirdeploy.trajectory import REFRACTORY_VIEW, Trajectory
 from nirdeploy.version import __version__
-from nirdeploy.worker import call, job_folder
+from nirdeploy.worker import call, job_folder, seconds
 from nirdeploy_loihi.lava_job import Job, read, require_lava, write
 from nirdeploy_loihi.lower_program import Lowered
-from nirdeploy_loihi.simulator import free_shared_memory, kept, known_options, trajectory_of
+from nirdeploy_loihi.simulator import free_shared_memory, kept, trajectory_of
 
 __all__ = ["require_chip", "run"]
 
@@ -115,8 +115,7 @@ def _options(options: Mapping[str, Any]) -> tuple[int, float, dict[str, str]]:
     probes = options.get("probes", _PROBES)
     if isinstance(probes, bool) or not isinstance(probes, int) or probes < 1:
         raise UnsupportedError(f"probes is {probes!r}, expected a whole number from 1 on")
-    given = {name: options[name] for name in options if name == "timeout"}
-    timeout = known_options(given, "a run on a chip", {"timeout": _TIMEOUT})["timeout"]
+    timeout = seconds("timeout", options.get("timeout", _TIMEOUT))
     return probes, timeout, {_VARIABLES[name]: options[name] for name in _VARIABLES if name in options}
 
 

@@ -265,7 +265,7 @@ if __name__ == "__main__":
         threading.Thread(target=end_with_parent, daemon=True).start()
     try:
         code = main(Path(sys.argv[1]))
-    except Exception:
+    except Exception:  # whatever it is: its traceback is the last word, and the processes it started must go
         traceback.print_exc()
         code = 1
     end_group(code)

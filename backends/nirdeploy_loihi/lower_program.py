@@ -51,7 +51,7 @@ def lowered(quantized: Quantized, placement: Placement | None = None) -> Lowered
         network = lower(quantized.graph, quantized.convention)
         lags = {layer.name: layer.lag + layer.late for layer in network.layers}
         lags |= {readout.name: readout.lag for readout in network.readouts}
-        made[key] = Lowered(lower_program(network, quantized, placement), MappingProxyType(lags))
+        made[key] = Lowered(lower_program(network, quantized, dict(key)), MappingProxyType(lags))
     return made[key]
 
 
@@ -68,14 +68,15 @@ def program_of(quantized: Quantized, placement: Placement | None = None) -> Prog
     return lowered(quantized, placement).program
 
 
-def lower_program(network: Network, quantized: Quantized, placement: Placement | None = None) -> Program:
-    """As `program_of`, for a network lowered before."""
-    refractory = {} if placement is None else dict(placement.options.get("refractory") or {})
+def lower_program(
+    network: Network, quantized: Quantized, refractory: Mapping[str, int] = MappingProxyType({})
+) -> Program:
+    """As `program_of`, for a network lowered before; `refractory`: population -> steps, 1 where it is not named."""
     populations: list[Compartments] = []
     synapses: list[Synapses] = []
     always_on: list[AlwaysOn] = []
     for layer in network.layers:
-        populations.append(_compartments(layer, quantized[layer.name], int(refractory.get(layer.name, 1))))
+        populations.append(_compartments(layer, quantized[layer.name], refractory.get(layer.name, 1)))
         synapses.extend(_synapses(c, quantized[c.name].weight) for c in layer.connections)
         for constant in layer.constants:
             weight = cast("QuantizedWeight", quantized[constant.name]).weight

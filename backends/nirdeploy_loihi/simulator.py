@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,13 +16,13 @@ from nirdeploy.quantization import Quantized
 from nirdeploy.raster import check_raster
 from nirdeploy.trajectory import Trajectory
 from nirdeploy.version import __version__
-from nirdeploy.worker import call, job_folder
+from nirdeploy.worker import call, job_folder, seconds
 from nirdeploy_loihi.lava_job import Job, Traces, read, require_lava, write
 from nirdeploy_loihi.lower_program import Lowered
 from nirdeploy_loihi.program import Program
 from nirdeploy_loihi.results import trajectory
 
-__all__ = ["Job", "Simulated", "free_shared_memory", "kept", "known_options", "run", "simulate", "trajectory_of"]
+__all__ = ["Job", "Simulated", "free_shared_memory", "kept", "run", "simulate", "trajectory_of"]
 
 _WORKER = Path(__file__).parent / "lava_worker.py"
 _TIMEOUT = 3600.0
@@ -74,28 +73,18 @@ def run(
     """
     if mode is not None:
         raise UnsupportedError(f"Lava has no mode {mode!r}", remedy="Use mode=None.")
-    timeout = known_options(options, "a run in Lava", {"timeout": _TIMEOUT})["timeout"]
+    for name, value in options.items():
+        if name != "timeout":
+            raise UnsupportedError(
+                f"a run in Lava has no option {name!r} (given {value!r})", remedy="Possible: timeout."
+            )
+    timeout = seconds("timeout", options.get("timeout", _TIMEOUT))
     program = lowered.program
     data, batched = check_raster(raster, program.input_shape, integer=True, maximum=1)
     keep = kept(program, record, nodes)
     (found,) = simulate([Job(program, data, keep)], timeout=timeout)
     producer = f"nirdeploy {__version__} (lava-nc {found.version})"
     return trajectory_of(quantized, lowered, found.traces, record, nodes, batched, "simulator", producer)
-
-
-def known_options(options: Mapping[str, Any], what: str, known: Mapping[str, float]) -> dict[str, float]:
-    """Options in seconds, each as given or as known.
-
-    Raises:
-        UnsupportedError: an unknown option, or no number of seconds.
-    """
-    for name, value in options.items():
-        if name not in known:
-            problem = f"{what} has no option {name!r} (given {value!r})"
-            raise UnsupportedError(problem, remedy=f"Possible: {', '.join(known)}.")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise UnsupportedError(f"{name} is {value!r}, expected seconds")
-    return {name: float(options.get(name, default)) for name, default in known.items()}
 
 
 def simulate(jobs: Sequence[Job], *, timeout: float = _TIMEOUT) -> tuple[Simulated, ...]:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import nir
 import numpy as np
 
 from nirdeploy import graph as graphs
-from nirdeploy.comparison.ladder import Step
+from nirdeploy.comparison.ladder import Step, in_reference
 from nirdeploy.errors import UnsupportedError
 from nirdeploy.placement import Placement
-from nirdeploy.quantization import Quantized, QuantizedNeuron
+from nirdeploy.quantization import Quantized, QuantizedNeuron, QuantizedWeight
 from nirdeploy.reference.convention import Convention
 from nirdeploy.trajectory import Trajectory
 
@@ -23,8 +23,7 @@ __all__ = ["chip_convention", "integer_graph", "ladder_steps"]
 def ladder_steps(quantized: Quantized, placement: Placement) -> Sequence[Step]:
     """Convention, integers, registers, order of events, sinabs and the chip, each on top of the one before.
 
-    Sinabs and the chip come after the emulator's event mode: sinabs works in steps, so what it changes against event
-    mode is taken back, and it must equal 'integer states'.
+    Sinabs stands before the order of events: it works in steps, as 'integer states' does, and must equal it.
     """
     from nirdeploy_speck import emulator, samna_runner, simulator
 
@@ -33,8 +32,9 @@ def ladder_steps(quantized: Quantized, placement: Placement) -> Sequence[Step]:
     def emulated(mode: str) -> Any:
         return lambda raster: emulator.run(quantized, placement, raster, on="emulator", mode=mode, **plain)
 
+    converted = in_reference(quantized.graph, chip_convention(quantized))
     return (
-        Step("chip convention", "threshold inclusive, v bounded below", lambda x: _converted(quantized, x)),
+        Step("chip convention", "threshold inclusive, v bounded below", converted),
         Step("quantised parameters", "integer weights, thresholds and bounds", lambda x: _integers(quantized, x)),
         Step("integer states", "16-bit v that saturates", emulated("step")),
         Step(
@@ -55,12 +55,6 @@ def chip_convention(quantized: Quantized) -> Convention:
         if isinstance(neuron, QuantizedNeuron) and neuron.v_min is not None:
             overrides.setdefault(name, {}).update(crossing="inclusive", v_min=neuron.v_min * neuron.scale)
     return replace(used, crossing="inclusive", overrides=overrides)
-
-
-def _converted(quantized: Quantized, raster: Any) -> Trajectory:
-    from nirdeploy.reference.executor import run
-
-    return run(quantized.graph, raster, convention=chip_convention(quantized))
 
 
 def integer_graph(quantized: Quantized) -> tuple[nir.NIRGraph, Convention]:
@@ -104,24 +98,21 @@ def integer_graph(quantized: Quantized) -> tuple[nir.NIRGraph, Convention]:
 
 
 def _weighted(quantized: Quantized, name: str, node: nir.NIRNode) -> nir.NIRNode:
-    integers = quantized.layers.get(name)
-    if integers is None or integers.weight.shape != np.asarray(node.weight).shape:  # type: ignore[union-attr]
+    integers = cast("QuantizedWeight | None", quantized.layers.get(name))
+    if integers is None or integers.weight.shape != np.asarray(node.weight).shape:
         raise UnsupportedError("its integers are not its own, so the reference cannot run them", node=name)
     values = dict(graphs.parameters(node))
-    values["weight"] = integers.weight.astype(np.float64)  # type: ignore[union-attr]
+    values["weight"] = integers.weight.astype(np.float64)
     own = integers.bias
     if own is not None and graphs.type_name(node) == "Linear":
         return graphs.make_node(nir.Affine, weight=values["weight"], bias=own.astype(np.float64))
     if graphs.type_name(node) != "Linear":
-        values["bias"] = np.zeros(len(integers.weight)) if own is None else own.astype(np.float64)  # type: ignore[union-attr]
+        values["bias"] = np.zeros(len(integers.weight)) if own is None else own.astype(np.float64)
     return graphs.make_node(type(node), **values)
 
 
 def _integers(quantized: Quantized, raster: Any) -> Trajectory:
-    from nirdeploy.reference.executor import run
-
-    graph, convention = integer_graph(quantized)
-    found = run(graph, raster, convention=convention)
+    found = in_reference(*integer_graph(quantized))(raster)
     records = {
         key: replace(record, scale=quantized[record.node].scale) if key[1] == "v_mem" else record
         for key, record in found.records.items()

@@ -21,7 +21,7 @@ from nirdeploy.quantization import Quantized
 from nirdeploy.raster import check_raster
 from nirdeploy.trajectory import Trajectory
 from nirdeploy.version import __version__
-from nirdeploy.worker import call, job_folder
+from nirdeploy.worker import call, job_folder, seconds
 from nirdeploy_speck.cores import ChipProgram, Destination, chip_program
 from nirdeploy_speck.network import lowered
 from nirdeploy_speck.options import unknown_option
@@ -118,10 +118,7 @@ def _timeout(options: Mapping[str, Any]) -> float:
     for name in options:
         if name not in _OPTIONS:
             raise unknown_option("a run in sinabs", name, options[name], _OPTIONS)
-    given = options.get("timeout", _TIMEOUT)
-    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given < math.inf:
-        raise UnsupportedError(f"timeout is {given!r}, expected seconds")
-    return float(given)
+    return seconds("timeout", options.get("timeout", _TIMEOUT))
 
 
 def simulate(jobs: Sequence[Job], *, timeout: float = _TIMEOUT) -> tuple[Simulated, ...]:

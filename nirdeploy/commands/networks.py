@@ -222,7 +222,7 @@ def run(
 
 def _accuracy(trajectory: Trajectory, labels: Any, raster: Path) -> float | None:
     """Share of samples whose most active output is the label; None where there is not one Output of classes."""
-    from nirdeploy.demonstration import accuracy
+    from nirdeploy.comparison.metrics import accuracy
 
     if len(trajectory.output_names) != 1:
         return None
@@ -231,4 +231,4 @@ def _accuracy(trajectory: Trajectory, labels: Any, raster: Path) -> float | None
         raise RasterError(f"{str(raster)!r} has {len(labels)} labels, and a raster without a batch axis")
     if len(labels) != record.data.shape[1]:
         raise RasterError(f"{str(raster)!r} has {len(labels)} labels for {record.data.shape[1]} samples")
-    return accuracy(trajectory, labels) if len(record.neuron_axes) == 1 else None
+    return accuracy(trajectory.outputs, labels) if len(record.neuron_axes) == 1 else None

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from nirdeploy.comparison.views import through_views
 from nirdeploy.errors import ComparisonError
 from nirdeploy.names import suggest
 from nirdeploy.trajectory import Record, Trajectory
 
-__all__ = ["Aligned", "Alignment", "Side", "Unaligned", "align", "check_lag", "labels"]
+__all__ = ["Aligned", "Alignment", "Side", "Unaligned", "align", "labels"]
 
 _BLOCK = 1 << 17  # entries compared at once: 1 MiB in float64, so both sides stay in cache
 Key = tuple[str, str]
@@ -202,10 +203,12 @@ class Alignment:
     Attributes:
         pairs: (node, variable) -> both sides.
         unaligned: what is not compared, whole records or parts of them.
+        notes: entries that are left out because a read-out hides them.
     """
 
     pairs: Mapping[Key, Aligned]
     unaligned: tuple[Unaligned, ...]
+    notes: tuple[str, ...] = ()
 
 
 def labels(a: Trajectory, b: Trajectory) -> tuple[str, str]:
@@ -227,8 +230,9 @@ def align(a: Trajectory, b: Trajectory, lag: int | Mapping[str, int] | None = No
     Raises:
         ComparisonError: `lag` is not whole or names an unknown node.
     """
-    ours, theirs = _by_source(a), _by_source(b)
-    check_lag(a, b, lag)
+    _check_lag(lag, {record.source for trajectory in (a, b) for record in trajectory.records.values()})
+    seen_a, seen_b, notes = through_views(a, b, lag)
+    ours, theirs = _by_source(seen_a), _by_source(seen_b)
     name_a, name_b = labels(a, b)
     pairs: dict[Key, Aligned] = {}
     unaligned: list[Unaligned] = []
@@ -251,7 +255,7 @@ def align(a: Trajectory, b: Trajectory, lag: int | Mapping[str, int] | None = No
             reason = known if source in sources else f"its source {source!r} is not recorded by {name_a}"
             unaligned.extend(Unaligned(record.node, variable, reason) for record in records)
     kept, dropped = _one_clock(pairs)
-    return Alignment(kept, (*unaligned, *dropped))
+    return Alignment(kept, (*unaligned, *dropped), notes)
 
 
 def _one_clock(pairs: Mapping[Key, Aligned]) -> tuple[dict[Key, Aligned], list[Unaligned]]:
@@ -277,13 +281,7 @@ def _by_source(trajectory: Trajectory) -> dict[Key, list[Record]]:
     return found
 
 
-def check_lag(a: Trajectory, b: Trajectory, lag: int | Mapping[str, int] | None) -> None:
-    """Refuse a lag that is not whole or names an unknown node.
-
-    Raises:
-        ComparisonError: naming it.
-    """
-    known = {record.source for trajectory in (a, b) for record in trajectory.records.values()}
+def _check_lag(lag: int | Mapping[str, int] | None, known: set[str]) -> None:
     given: Mapping[str, object] = lag if isinstance(lag, Mapping) else {} if lag is None else {"": lag}
     for node, value in given.items():
         if isinstance(value, bool) or not isinstance(value, int | np.integer):

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+import nir
 import numpy as np
-from numpy.typing import NDArray
 
 from nirdeploy.comparison.measure import compare
+from nirdeploy.comparison.metrics import accuracy
 from nirdeploy.comparison.result import Comparison
 from nirdeploy.comparison.text import number, percent, shown, table
 from nirdeploy.errors import (
@@ -34,7 +35,7 @@ from nirdeploy.trajectory import Trajectory
 if TYPE_CHECKING:
     from nirdeploy.pipeline import Deployment
 
-__all__ = ["Ladder", "LadderBackend", "Rung", "Step", "ladder"]
+__all__ = ["Ladder", "LadderBackend", "Rung", "Step", "in_reference", "ladder"]
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,13 @@ class Ladder:
         write_report(path, sections, title=title, lead=self.verdict(), facts=missing)
 
 
+def in_reference(graph: nir.NIRGraph, convention: Convention) -> Callable[[Any], Trajectory]:
+    """A rung's run: the reference executor on a graph in a convention."""
+    from nirdeploy.reference.executor import run
+
+    return lambda raster: run(graph, raster, convention=convention)
+
+
 def ladder(
     deployment: Deployment,
     raster: Any,
@@ -200,13 +208,10 @@ def ladder(
         RasterError: a raster or labels of the wrong shape.
         ComparisonError: no rung but the reference can run.
     """
-    from nirdeploy.reference.executor import run
-
     if convention is not None and not isinstance(convention, Convention):
         raise ConventionError(f"convention is {convention!r}, expected a Convention")
     used = convention or deployment.convention
-    graph = deployment.graph
-    steps = [Step("reference", "", lambda x: run(graph, x, convention=used)), *_steps(deployment)]
+    steps = [Step("reference", "", in_reference(deployment.graph, used)), *_steps(deployment)]
     rungs: list[Rung] = []
     before: Trajectory | None = None
     first: Trajectory | None = None
@@ -253,13 +258,12 @@ def _accuracy(trajectory: Trajectory, labels: Any) -> float | None:
     if isinstance(outputs, dict):
         raise RasterError(f"labels need one Output, the graph has {sorted(outputs)}")
     wanted = np.asarray(labels).reshape(-1)
-    totals: NDArray[Any] = np.asarray(outputs).sum(axis=0, dtype=np.float64)
-    totals = totals.reshape(len(wanted), -1) if totals.size % max(1, len(wanted)) == 0 else totals
     batched = next(iter(trajectory.records.values())).batched
-    samples = outputs.shape[1] if batched else 1
+    classes = np.asarray(outputs).reshape(len(outputs), outputs.shape[1] if batched else 1, -1)
+    samples = classes.shape[1]
     if wanted.dtype.kind not in "iu" or len(wanted) != samples:
         raise RasterError(f"labels are {wanted.dtype} of shape {wanted.shape}, expected {samples} whole numbers")
-    return float((totals.reshape(samples, -1).argmax(1) == wanted).mean())
+    return accuracy(classes, wanted)
 
 
 def _row(rung: Rung, labelled: bool) -> list[str]:

@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nirdeploy.comparison.align import Aligned, Alignment, align, check_lag, labels
+from nirdeploy.comparison.align import Aligned, Alignment, align, labels
 from nirdeploy.comparison.cause import Earlier, explain
 from nirdeploy.comparison.metrics import ErrorSums, SpikeSums, error_sums, first_difference, spike_sums
 from nirdeploy.comparison.result import Comparison, Difference, Divergence, NodeComparison, Unit
-from nirdeploy.comparison.views import through_views
 from nirdeploy.errors import ComparisonError
 from nirdeploy.trajectory import Trajectory
 
@@ -45,8 +44,6 @@ def compare(a: Trajectory, b: Trajectory, *, lag: int | Mapping[str, int] | None
                 f"compare takes two trajectories, got {type(value).__name__}",
                 remedy="Pass what nd.run(...) and Deployment.run(...) return.",
             )
-    check_lag(a, b, lag)
-    a, b, left_out = through_views(a, b, lag)
     alignment = align(a, b, lag)
     if not alignment.pairs:
         raise ComparisonError(_nothing(a, b, alignment), remedy="Record the same nodes and variables on both sides.")
@@ -57,7 +54,7 @@ def compare(a: Trajectory, b: Trajectory, *, lag: int | Mapping[str, int] | None
         chip=b,
         per_node={node: _node(node, alignment.pairs, spikes, b) for node in nodes},
         unaligned=alignment.unaligned,
-        notes=(*_notes(a, b), *left_out),
+        notes=(*_notes(a, b), *alignment.notes),
         pairs=alignment.pairs,
     )
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 __all__ = [
     "ErrorSums",
     "SpikeSums",
+    "accuracy",
     "agreement",
     "error_sums",
     "first_difference",
@@ -86,6 +87,16 @@ class ErrorSums:
     def rmse(self) -> float:
         """sqrt(squares / entries); 0 where there are no entries."""
         return math.sqrt(self.squares / self.entries) if self.entries else 0.0
+
+
+def accuracy(outputs: NDArray[Any], labels: NDArray[Any]) -> float:
+    """Share of samples whose most active output is the label; ties go to the lower class.
+
+    Args:
+        outputs: counts or values, [step, batch, class].
+        labels: class of each sample, [batch].
+    """
+    return float((outputs.sum(axis=0).argmax(axis=-1) == labels).mean())
 
 
 def agreement(shared: int, reference: int, chip: int) -> float:

@@ -33,11 +33,9 @@ def through_views(
     ours, theirs = dict(a.records), dict(b.records)
     for key, record in a.records.items():
         other = theirs.get(key)
-        if (
-            key[1] != "v_mem"
-            or other is None
-            or (record.view == other.view or REFRACTORY_VIEW not in _views(record, other))
-        ):
+        if key[1] != "v_mem" or other is None or record.view == other.view:
+            continue
+        if REFRACTORY_VIEW not in (record.view, other.view):
             continue
         given = lag.get(key[0]) if isinstance(lag, Mapping) else lag
         shift = other.lag - record.lag if given is None else int(given)
@@ -52,10 +50,6 @@ def through_views(
     if not notes:
         return a, b, ()
     return replace(a, records=ours), replace(b, records=theirs), tuple(notes)
-
-
-def _views(*records: Record) -> tuple[str | None, ...]:
-    return tuple(record.view for record in records)
 
 
 def _alike(shown: Record, plain: Record, spikes: Record) -> bool:

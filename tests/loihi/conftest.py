@@ -35,6 +35,21 @@ def lif(*shape, tau=0.02, r=1.0, leak=0.0, threshold=1.0):
     )
 
 
+def cuba(*shape, tau_syn=0.004, tau_mem=0.02, r=20.0, w_in=4.0, threshold=1.0):
+    """With dt = 1 ms the usual r and w_in make both input gains 1."""
+    ones = np.ones(shape)
+    return make_node(
+        nir.CubaLIF,
+        tau_syn=tau_syn * ones,
+        tau_mem=tau_mem * ones,
+        r=r * ones,
+        v_leak=0 * ones,
+        v_threshold=threshold * ones,
+        w_in=w_in * ones,
+        v_reset=0 * ones,
+    )
+
+
 def linear(weight):
     return make_node(nir.Linear, weight=np.asarray(weight, dtype=float))
 
@@ -81,6 +96,7 @@ def nets():
         output=output,
         if_=if_,
         lif=lif,
+        cuba=cuba,
         linear=linear,
         affine=affine,
         conv=conv,

@@ -1,11 +1,7 @@
 """Whole networks on a Loihi predict what the reference predicts, with as many spikes within 2 %."""
 
-import os
-from pathlib import Path
-
 import numpy as np
-import pytest
-from nets import ROOT
+from nets import ROOT, shared
 
 import nirdeploy as nd
 
@@ -36,9 +32,7 @@ def test_digits():
 
 
 def test_braille():
-    folder = Path(os.environ.get("NIRDEPLOY_SHARED", ROOT.parent / "shared")) / "reference" / "braille"
-    if not folder.is_dir():
-        pytest.skip("the published Braille network is not here; set NIRDEPLOY_SHARED to the folder that holds it")
+    folder = shared("reference", "braille")
     graph = nd.read(folder / "braille_noDelay_bias_zero.nir")
     raster = np.load(folder / "braille_input0.npz")["spikes"].astype(np.int64)
     convention = nd.convention("snntorch", dt=1e-4, reset="zero", reset_time="same_step")

@@ -7,10 +7,9 @@ import nirdeploy_loihi
 import numpy as np
 import pytest
 import slow_lava
-from lava_programs import programs, raster, read_net
+from lava_programs import programs, raster, read_net, run_elsewhere
 from nets import vendor_python
 from nirdeploy_loihi.lava_runner import require_chip, run
-from nirdeploy_loihi.lower_program import Lowered, lowered
 
 from nirdeploy.errors import RasterError, UnavailableError, UnsupportedError, VendorError
 
@@ -42,16 +41,7 @@ def deployed(request, golden):
 
 
 def on_chip(deployment, program, data, record=("spikes",), nodes=None, mode=None, **options):
-    return run(
-        deployment.quantized,
-        deployment.placement,
-        data,
-        lowered=Lowered(program, lowered(deployment.quantized).lags),
-        mode=mode,
-        record=record,
-        nodes=nodes,
-        options={**BOARD, **options},
-    )
+    return run_elsewhere(run, deployment, program, data, record, nodes, mode, {**BOARD, **options})
 
 
 def test_a_run_on_the_chip_is_the_emulators_whatever_the_adapters_take(log, deployed):

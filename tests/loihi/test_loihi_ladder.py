@@ -60,18 +60,9 @@ def test_integers_of_a_composed_chain_are_no_nodes_and_said_to_be(nets):
 
 
 def test_biases_behind_a_filter_are_those_of_the_axons_that_are_always_on(nets):
-    ones = np.ones(2)
-    cuba = make_node(
-        nir.CubaLIF,
-        tau_syn=0.004 * ones,
-        tau_mem=0.02 * ones,
-        r=20 * ones,
-        v_leak=0 * ones,
-        v_threshold=ones,
-        w_in=4 * ones,
-        v_reset=0 * ones,
+    graph = nets.chain(
+        input=nets.source(2), w=nets.affine(np.eye(2), [0.3, 0.1]), n=nets.cuba(2), output=nets.output(2)
     )
-    graph = nets.chain(input=nets.source(2), w=nets.affine(np.eye(2), [0.3, 0.1]), n=cuba, output=nets.output(2))
     deployment = nd.deploy(graph, "loihi2", convention=Convention(dt=1e-3, reset="zero"), quantizer="max")
     raster = (np.random.default_rng(0).random((60, 2)) < 0.4).astype(np.int64)
     found = nd.ladder(deployment, raster)
@@ -88,23 +79,12 @@ def test_a_bias_into_neurons_that_do_not_leak_is_a_current_of_the_float_rung(net
 
 
 def test_currents_behind_a_delay_are_not_put_before_it(nets):
-    ones = np.ones(1)
-    cuba = make_node(
-        nir.CubaLIF,
-        tau_syn=0.004 * ones,
-        tau_mem=0.02 * ones,
-        r=20 * ones,
-        v_leak=0 * ones,
-        v_threshold=ones,
-        w_in=4 * ones,
-        v_reset=0 * ones,
-    )
     nodes = {
         "input": nets.source(1),
         "a": nets.linear([[0.4]]),
         "late": make_node(nir.Delay, delay=np.array([0.003])),
         "b": nets.affine([[0.2]], [0.5]),
-        "n": cuba,
+        "n": nets.cuba(1),
         "output": nets.output(1),
     }
     edges = [("input", "a"), ("a", "late"), ("late", "n"), ("input", "b"), ("b", "n"), ("n", "output")]

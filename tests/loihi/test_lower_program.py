@@ -136,23 +136,12 @@ def test_registers_that_differ_are_arrays_and_equal_ones_are_one(nets):
 
 
 def test_a_bias_behind_a_synaptic_filter_becomes_an_axon_that_is_always_on(nets):
-    ones = np.ones(2)
-    cuba = make_node(
-        nir.CubaLIF,
-        tau_syn=0.004 * ones,
-        tau_mem=0.02 * ones,
-        r=ones,
-        v_leak=0 * ones,
-        v_threshold=ones,
-        w_in=ones,
-        v_reset=0 * ones,
-    )
     graph = nets.chain(
         input=nets.source(2),
         w0=nets.linear(np.eye(2)),
         a=nets.if_(2),
         w=nets.affine(np.eye(2), [3, -4]),
-        b=cuba,
+        b=nets.cuba(2, r=1.0, w_in=1.0),
         output=nets.output(2),
     )
     program = program_of(quantized(graph))

@@ -14,20 +14,6 @@ from nirdeploy.reference.convention import Convention
 DT = 1e-3
 
 
-def cuba(*shape, tau_syn=0.004, tau_mem=0.02, threshold=0.3):
-    ones = np.ones(shape)
-    return make_node(
-        nir.CubaLIF,
-        tau_syn=tau_syn * ones,
-        tau_mem=tau_mem * ones,
-        r=20 * ones,
-        v_leak=0 * ones,
-        v_threshold=threshold * ones,
-        w_in=4 * ones,
-        v_reset=0 * ones,
-    )
-
-
 def delay(*steps):
     return make_node(nir.Delay, delay=DT * np.array(steps, dtype=float))
 
@@ -155,10 +141,10 @@ def recurrent(nets, rng, bias=0.0, middle=None):
     nodes = {
         "input": nets.source(3),
         "w": nets.affine(random_weights(rng, 4, 3), rng.normal(0, bias, 4)),
-        "a": cuba(4),
+        "a": nets.cuba(4, threshold=0.3),
         "rec": nets.affine(random_weights(rng, 4, 4) * 0.5, rng.normal(0, bias, 4)),
         "w2": nets.affine(random_weights(rng, 2, 4), rng.normal(0, bias, 2)),
-        "b": cuba(2),
+        "b": nets.cuba(2, threshold=0.3),
         "output": nets.output(2),
     }
     edges = [("input", "w"), ("w", "a"), ("a", "rec"), ("rec", "a"), ("a", "w2"), ("w2", "b"), ("b", "output")]

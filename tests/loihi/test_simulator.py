@@ -13,10 +13,9 @@ import nirdeploy_loihi
 import numpy as np
 import pytest
 import slow_lava
-from lava_programs import population, program, programs, raster, read_mesh, read_net, synapses, window
-from nets import vendor_python
+from lava_programs import population, program, programs, raster, read_mesh, read_net, run_elsewhere, synapses, window
+from nets import replace_values, stand_in, vendor_python
 from nirdeploy_loihi.lava_job import write
-from nirdeploy_loihi.lower_program import Lowered, lowered
 from nirdeploy_loihi.simulator import Job, free_shared_memory, run, simulate
 
 from nirdeploy.errors import RasterError, UnavailableError, UnsupportedError, VendorError
@@ -117,16 +116,7 @@ def deployed(request, golden):
 
 
 def run_on_lava(deployment, program, data, record=VARIABLES, nodes=None, mode=None, **options):
-    return run(
-        deployment.quantized,
-        deployment.placement,
-        data,
-        lowered=Lowered(program, lowered(deployment.quantized).lags),
-        mode=mode,
-        record=record,
-        nodes=nodes,
-        options=options,
-    )
+    return run_elsewhere(run, deployment, program, data, record, nodes, mode, options)
 
 
 def test_a_run_in_lava_is_the_emulators_trajectory(lava, deployed):
@@ -229,14 +219,6 @@ def test_integers_that_lava_would_change_are_refused_before_it_starts(monkeypatc
 # ---------------------------------------------------------------- what may go wrong
 
 
-def fake(folder, body):
-    """A program that stands for the interpreter: its third argument is the job folder."""
-    path = folder / "python"
-    path.write_text(f"#!/bin/sh\n{body}\n")
-    path.chmod(0o755)
-    return path
-
-
 @pytest.mark.parametrize(
     ("body", "words"),
     [
@@ -247,16 +229,13 @@ def fake(folder, body):
     ],
 )
 def test_a_worker_that_fails_is_told_with_its_last_lines(monkeypatch, tmp_path, body, words):
-    monkeypatch.setenv("NIRDEPLOY_PYTHON_LOIHI", str(fake(tmp_path, body)))
+    monkeypatch.setenv("NIRDEPLOY_PYTHON_LOIHI", str(stand_in(tmp_path, body)))
     with pytest.raises(VendorError, match=words):
         simulate([everything("dense", PROGRAMS["dense"])])
 
 
 def other(out, change, variable="spikes"):
-    name = f"networks/0/populations/0/{variable}"
-    values = out[name][...]
-    del out[name]
-    out[name] = change(values)
+    replace_values(out, f"networks/0/populations/0/{variable}", change)
 
 
 @pytest.mark.parametrize(
@@ -281,7 +260,7 @@ def test_an_answer_other_than_agreed_is_refused(monkeypatch, tmp_path, change, w
         for k, found in enumerate(job.program.populations):
             for variable in VARIABLES:
                 out[f"networks/0/populations/{k}/{variable}"] = own[found.name, variable]
-    monkeypatch.setenv("NIRDEPLOY_PYTHON_LOIHI", str(fake(tmp_path, f'cp "{answer}" "$3/trajectory.h5"')))
+    monkeypatch.setenv("NIRDEPLOY_PYTHON_LOIHI", str(stand_in(tmp_path, f'cp "{answer}" "$3/trajectory.h5"')))
     assert np.array_equal(simulate([job])[0].traces["a", "v_mem"], own["a", "v_mem"])
     with h5py.File(answer, "a") as out:
         change(out)

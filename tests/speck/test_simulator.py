@@ -10,7 +10,7 @@ import h5py
 import nirdeploy_speck
 import numpy as np
 import pytest
-from nets import chain, conv_net, if_node, linear_node, raster, vendor_python
+from nets import chain, conv_net, if_node, linear_node, raster, replace_values, stand_in, vendor_python
 from nirdeploy_speck.cores import Destination, chip_program
 from nirdeploy_speck.network import lowered
 from nirdeploy_speck.simulator import Job, simulate
@@ -228,14 +228,6 @@ def test_without_its_environment_the_simulator_names_what_builds_it(small, monke
         small.run(raster((1, 6, 6)), on="simulator")
 
 
-def fake(folder, body):
-    """A program that stands for the interpreter: its third argument is the job folder."""
-    path = folder / "python"
-    path.write_text(f"#!/bin/sh\n{body}\n")
-    path.chmod(0o755)
-    return path
-
-
 @pytest.mark.parametrize(
     ("body", "words"),
     [
@@ -246,16 +238,13 @@ def fake(folder, body):
     ],
 )
 def test_a_worker_that_fails_is_told_with_its_last_lines(small, monkeypatch, tmp_path, body, words):
-    monkeypatch.setenv("NIRDEPLOY_PYTHON_SPECK", str(fake(tmp_path, body)))
+    monkeypatch.setenv("NIRDEPLOY_PYTHON_SPECK", str(stand_in(tmp_path, body)))
     with pytest.raises(VendorError, match=words):
         small.run(raster((1, 6, 6)), on="simulator", timeout=1.5)
 
 
 def other(out, change, variable="spikes"):
-    name = f"networks/0/cores/0/{variable}"
-    values = out[name][...]
-    del out[name]
-    out[name] = change(values)
+    replace_values(out, f"networks/0/cores/0/{variable}", change)
 
 
 @pytest.mark.parametrize(
@@ -280,7 +269,7 @@ def test_an_answer_other_than_agreed_is_refused(small, monkeypatch, tmp_path, ch
                 values = small.run(data)[core.layer, variable].data
                 values = values.reshape(*data.shape[:2], *core.output_shape).astype(np.int32)
                 out[f"networks/0/cores/{k}/{variable}"] = values
-    monkeypatch.setenv("NIRDEPLOY_PYTHON_SPECK", str(fake(tmp_path, f'cp "{answer}" "$3/trajectory.h5"')))
+    monkeypatch.setenv("NIRDEPLOY_PYTHON_SPECK", str(stand_in(tmp_path, f'cp "{answer}" "$3/trajectory.h5"')))
     assert small.run(data, on="simulator").records == small.run(data).records
     with h5py.File(answer, "a") as out:
         change(out)

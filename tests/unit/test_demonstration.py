@@ -5,7 +5,8 @@ import pytest
 
 import nirdeploy as nd
 from nirdeploy import demonstration
-from nirdeploy.demonstration import SILENT_STEPS, accuracy, demo, digits, encode
+from nirdeploy.comparison.metrics import accuracy
+from nirdeploy.demonstration import SILENT_STEPS, demo, digits, encode
 
 
 def test_encoding_spreads_each_pixel_evenly():
@@ -48,7 +49,7 @@ def test_summary_has_the_promised_form(result):
         assert all(0 < value <= 1 for value in target["spike_agreement"].values())
         first = target["first_divergence"]
         assert first is None or set(first) == {"node", "neuron", "step"}
-    assert accuracy(result.reference, result.data.test_labels) == summary["reference"]["accuracy"]
+    assert accuracy(result.reference.outputs, result.data.test_labels) == summary["reference"]["accuracy"]
 
 
 def test_page_stands_alone_and_files_read_back(result):
