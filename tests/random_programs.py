@@ -1,5 +1,7 @@
 """Programs of the Loihi at random, with loops, delays, convolutions and constants."""
 
+from dataclasses import replace
+
 import numpy as np
 from lava_programs import population, program, synapses
 from nirdeploy_loihi.program import AlwaysOn, Shown, Window
@@ -62,7 +64,7 @@ def random_program(seed, large=False):
     def dense(source, target, targets, sources):
         return synapses(f"{source}>{target}", source, target, weight(targets, sources), _delay(rng, targets, sources))
 
-    return program(
+    found = program(
         window.source_shape,
         [_registers(rng, "a", window.target_shape), _registers(rng, "b", (n_b,)), _registers(rng, "c", (2, 3))],
         [
@@ -77,6 +79,17 @@ def random_program(seed, large=False):
         [AlwaysOn("on", 2, int(rng.integers(0, 5)))],
         [Shown("output", "c", (3, 2))],
     )
+    return _within_32_bits(found)
+
+
+def _within_32_bits(found):
+    """The same with smaller weights where u could pass 32 bits, which the emulator refuses.
+
+    Lava folds u once a step: sums below 2**18 stay within 24 bits, larger ones pile up to 4096 / decay_u times 64.
+    """
+    most = {p.name: max(1 << 18, ((1 << 25) - (1 << 18)) * int(p.decay_u.min()) // 4096) for p in found.populations}
+    smaller = {name: 1 + sum(s.largest_sum for s in found.into(name)) // limit for name, limit in most.items()}
+    return replace(found, synapses=tuple(replace(s, weight=s.weight // smaller[s.target]) for s in found.synapses))
 
 
 def random_raster(seed, shape, steps=70, batch=2, density=0.15):
