@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from nirdeploy.errors import UnsupportedError, VendorError
 from nirdeploy.files import attribute, member, numbers, open_hdf5
-from nirdeploy_loihi.program import SYNAPSE_SHIFT, Compartments, Program, Synapses
+from nirdeploy_loihi.program import LONGEST_DELAY, SYNAPSE_SHIFT, Compartments, Program, Synapses
 from nirdeploy_loihi.weights import sign_mode
 
 __all__ = ["Job", "Traces", "expanded", "read", "require_lava", "write"]
@@ -67,7 +67,7 @@ def require_lava(program: Program) -> None:
     """
     for population in program.populations:
         _require_registers(population)
-        sums = sum(_largest_sum(synapses) for synapses in program.into(population.name))
+        sums = sum(synapses.largest_sum for synapses in program.into(population.name))
         if sums > _SUM:
             problem = f"its synapses can add up to {sums} in one step, more than {_SUM}, which Lava folds but once"
             raise UnsupportedError(problem, node=population.name, remedy=_EMULATOR)
@@ -94,11 +94,6 @@ def _require_registers(population: Compartments) -> None:
         raise UnsupportedError(problem, node=population.name, remedy=_EMULATOR)
 
 
-def _largest_sum(synapses: Synapses) -> int:
-    """Most that one neuron's synapses can add in one step."""
-    return int(np.abs(synapses.weight).reshape(len(synapses.weight), -1).sum(axis=1).max(initial=0))
-
-
 def _as_given(synapses: Synapses) -> tuple[Synapses, int]:
     """Synapses as Lava gets them and the bits their weights are stored up; a kernel with delays is written out."""
     if synapses.window is not None:
@@ -113,9 +108,9 @@ def _as_given(synapses: Synapses) -> tuple[Synapses, int]:
 
 def _require_cells(synapses: Synapses) -> None:
     delays = int(synapses.delay.max()) + 1
-    if not 0 <= int(synapses.delay.min()) < delays <= 63:
+    if not 0 <= int(synapses.delay.min()) < delays <= LONGEST_DELAY + 1:
         bounds = f"{int(synapses.delay.min())} to {delays - 1}"
-        problem = f"synapses {synapses.name!r} have delays of {bounds} steps, possible are 0 to 62"
+        problem = f"synapses {synapses.name!r} have delays of {bounds} steps, possible are 0 to {LONGEST_DELAY}"
         raise UnsupportedError(problem, node=synapses.target, remedy=_EMULATOR)
     cells = synapses.n_sources * synapses.n_targets * delays
     if cells > _CELLS:

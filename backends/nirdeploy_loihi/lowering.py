@@ -24,12 +24,12 @@ from nirdeploy_loihi.network import (
     Readout,
     Stage,
 )
+from nirdeploy_loihi.program import LONGEST_DELAY
 from nirdeploy_loihi.rest import Rest, at_rest
 from nirdeploy_loihi.timing import Route, lags, route
 
-__all__ = ["LONGEST_DELAY", "lower"]
+__all__ = ["lower"]
 
-LONGEST_DELAY = 62  # extra steps of a synapse; facts of Lava's DelayDense and of lava-dl's export
 _WEIGHTS = {"Affine": "dense", "Linear": "dense", "Conv1d": "conv", "Conv2d": "conv"}
 _GAINS = ("tau", "tau_mem", "tau_syn", "r", "w_in")  # what scales the weights of a neuron
 _FILTERED = ("CubaLI", "CubaLIF")  # with a synaptic filter, behind which the bias register stands

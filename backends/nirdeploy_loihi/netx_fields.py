@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nirdeploy.errors import FileError, QuantizationError, UnsupportedError
+from nirdeploy_loihi.program import LONGEST_DELAY
 
 __all__ = [
     "BIAS",
     "DECAY",
     "LAYER_FIELDS",
-    "LONGEST_DELAY",
     "NEURON_FIELDS",
     "THRESHOLD",
     "Layer",
@@ -37,7 +37,6 @@ Layer = Mapping[str, Any]
 Shape = tuple[int, ...]
 # Lava's lif/models.py: vth unsigned 17 bit, bias_mant signed 13 bit, decays 12 bit with 4096 for "forget"
 THRESHOLD, BIAS, DECAY = (0, 131071), (-4096, 4095), (0, 4096)
-LONGEST_DELAY = 62  # steps beyond the one of every connection; netx hdf5.py clips to it
 _EXACT = 2.0**53  # whole numbers up to here are floats, too
 _NEURONS = ("CUBA", "LOIHI")
 _DENSE = frozenset({"type", "shape", "weight", "weight_rec", "bias", "delay", "neuron", "inFeatures", "outFeatures"})

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from nirdeploy import files
 from nirdeploy.errors import UnsupportedError
 from nirdeploy.version import __version__
-from nirdeploy_loihi.netx_fields import BIAS, DECAY, LONGEST_DELAY, THRESHOLD
+from nirdeploy_loihi.netx_fields import BIAS, DECAY, THRESHOLD
 from nirdeploy_loihi.netx_sequence import Link, sequence
 from nirdeploy_loihi.netx_weights import kept_by_conv
-from nirdeploy_loihi.program import SYNAPSE_SHIFT, Compartments, Program, Synapses, Window
+from nirdeploy_loihi.program import LONGEST_DELAY, SYNAPSE_SHIFT, Compartments, Program, Synapses, Window
 from nirdeploy_loihi.weights import kept_by_lava
 
 __all__ = ["layers_of", "store", "write_program"]

@@ -14,14 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nirdeploy.errors import GraphError, QuantizationError
-from nirdeploy_loihi.program import AlwaysOn, Compartments, Program, Synapses
+from nirdeploy_loihi.program import LONGEST_DELAY, AlwaysOn, Compartments, Program, Synapses
 from nirdeploy_loihi.registers import registers_of
 from nirdeploy_loihi.run_kernels import ALWAYS, GIVEN, POPULATION, Tables
 from nirdeploy_loihi.synapse_kernels import BY_SOURCE, BY_TARGET, EACH, UNIFORM
 
-__all__ = ["CONNECTION", "LONGEST_DELAY", "POPULATIONS", "Packed", "pack"]
+__all__ = ["CONNECTION", "POPULATIONS", "Packed", "pack"]
 
-LONGEST_DELAY = 62  # 6 bits, of which the last value is not used (Lava, dense/process.py and netx)
 _WRAPPED = 1 << 23  # sums of a convolution below this need no wrapping
 
 _POPULATION_FIELDS = ("first", "size", "room", "slots", "sums_at", "refractory", "ordered")
@@ -247,20 +246,15 @@ def _delays(row: np.void, s: Synapses, order: Integers | None) -> Integers:
 
 def _wraps(s: Synapses) -> bool:
     """Whether sums of a convolution without delays may pass the signed 24 bits that Lava's Conv has."""
-    return s.window is not None and not s.delay.any() and _largest(s) >= _WRAPPED
+    return s.window is not None and not s.delay.any() and s.largest_sum >= _WRAPPED
 
 
 def _apart(s: Synapses) -> bool:
     return _kind(_uniform(s.delay)) == BY_TARGET or _wraps(s)
 
 
-def _largest(s: Synapses) -> int:
-    """Largest sum that a connection can bring a neuron in a step."""
-    return int(np.abs(s.weight).reshape(len(s.weight), -1).sum(1).max(initial=0))
-
-
 def _largest_sum(populations: tuple[Compartments, ...], synapses: list[Synapses]) -> int:
-    return max((sum(_largest(s) for s in synapses if s.target == p.name) for p in populations), default=0)
+    return max((sum(s.largest_sum for s in synapses if s.target == p.name) for p in populations), default=0)
 
 
 def _joined(parts: list[Integers], kind: type[np.generic] = np.int32) -> Array:

@@ -15,10 +15,11 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SYNAPSE_SHIFT", "AlwaysOn", "Compartments", "Program", "Shown", "Synapses", "Window"]
+__all__ = ["LONGEST_DELAY", "SYNAPSE_SHIFT", "AlwaysOn", "Compartments", "Program", "Shown", "Synapses", "Window"]
 
 Integers = NDArray[np.int64]
 Shape = tuple[int, ...]
+LONGEST_DELAY = 62  # extra steps: 6 bits, of which the last value is not used (Lava, dense/process.py and netx)
 SYNAPSE_SHIFT = 6  # weights and thresholds stand 6 bits above the last bit of u and v (Lava lif/models.py)
 
 
@@ -72,6 +73,11 @@ class Synapses:
     def n_targets(self) -> int:
         """Target neurons."""
         return math.prod(self.window.target_shape) if self.window else int(self.weight.shape[0])
+
+    @property
+    def largest_sum(self) -> int:
+        """Most that one neuron's synapses can add in a step, of either sign."""
+        return int(np.abs(self.weight).reshape(len(self.weight), -1).sum(axis=1).max(initial=0))
 
 
 @dataclass(frozen=True, eq=False)
