@@ -22,15 +22,16 @@ from nirdeploy.errors import (
     UnsupportedError,
 )
 from nirdeploy.names import suggest
+from nirdeploy.outline import Outline
 from nirdeploy.placement import Placement
 from nirdeploy.quantization import Quantized, require_calibration
 from nirdeploy.raster import check_raster
 from nirdeploy.reference.convention import Convention
 from nirdeploy.rules import Finding, Report
 from nirdeploy.target import Target
-from nirdeploy.trajectory import Trajectory
+from nirdeploy.trajectory import Record, Trajectory
 
-__all__ = ["Deployment", "check", "deploy", "place", "quantize"]
+__all__ = ["Deployment", "check", "deploy", "on_cores", "place", "quantize"]
 
 
 def check(graph: nir.NIRGraph, target: str | Target, *, convention: Convention | None = None) -> Report:
@@ -58,6 +59,19 @@ def check(graph: nir.NIRGraph, target: str | Target, *, convention: Convention |
         found.extend(unused_fields(graph, used))
         found.extend(backend_of(chip.backend).check(graph, chip, used))
     return _report(graph, chip, found)
+
+
+def on_cores(trajectory: Trajectory, graph: nir.NIRGraph, placement: Placement) -> Trajectory:
+    """A placed network's run with its graph, and in every record of a population the cores of its neurons."""
+
+    def located(record: Record) -> Record:
+        if record.index_map is not None or record.neurons is not None or record.cores is not None:
+            return record
+        cores = placement.core_of(record.source, record.neuron_axes)
+        return record if cores is None else replace(record, cores=cores)
+
+    records = {key: located(record) for key, record in trajectory.records.items()}
+    return replace(trajectory, records=records, graph=graph, outline=trajectory.outline or Outline.of(graph))
 
 
 def unused_fields(graph: nir.NIRGraph, convention: Convention) -> Iterator[Finding]:
@@ -282,7 +296,7 @@ class Deployment:
         for name, value in (("on", on), ("mode", mode)):
             if not isinstance(value, str | (type(None) if name == "mode" else str)):
                 raise UnsupportedError(f"{name} is {value!r}, expected text")
-        return backend.run(
+        found = backend.run(
             self.quantized,
             self.placement,
             raster,
@@ -292,6 +306,7 @@ class Deployment:
             nodes=None if nodes is None else _names(nodes, "nodes", "Pass node names, or None for all."),
             **options,
         )
+        return on_cores(found, self.graph, self.placement)
 
     def utilization(self) -> list[dict[str, Any]]:
         """Rows of core, node, resource, used, limit and share."""

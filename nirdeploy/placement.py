@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from nirdeploy.errors import PlacementError
 
 __all__ = ["Placement", "Usage", "core_number", "core_numbers", "require_options"]
@@ -124,6 +127,21 @@ class Placement:
             n: tuple(tuple((int(a), int(b)) for a, b in tile) for tile in found) for n, found in self.tiles.items()
         }
         object.__setattr__(self, "tiles", MappingProxyType(tiles))
+
+    def core_of(self, node: str, shape: tuple[int, ...]) -> int | NDArray[np.int64] | None:
+        """The core of each neuron of a population of this shape: one number where there is one core.
+
+        None where the population is not placed, or the placement does not tell which neurons are on which core.
+        """
+        cores = self.cores.get(node, ())
+        if len(cores) < 2:
+            return cores[0] if cores else None
+        found = np.full(shape, -1, dtype=np.int64)
+        for core, tile in zip(cores, self.tiles.get(node, ()), strict=False):
+            found[tuple(slice(first, last) for first, last in tile)] = core
+        for core, (first, last) in zip(cores, self.slices.get(node, ()), strict=False):
+            found.reshape(-1)[first:last] = core
+        return None if (found < 0).any() else found
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data; `from_dict` is its inverse."""

@@ -9,11 +9,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
+import nir
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nirdeploy.bits import PackedSpikes
 from nirdeploy.names import suggest
+from nirdeploy.outline import Outline
 from nirdeploy.reference.convention import Convention
 
 __all__ = ["REFRACTORY_VIEW", "VARIABLES", "Record", "Storage", "Trajectory", "load_trajectory"]
@@ -76,6 +78,7 @@ class Record:
         neurons: where only some neurons are recorded, their flat indices in the node's shape, in the order of
             `data` [step, batch, k]; None: all.
         offset: model units where `data` is 0, a number or one a neuron (a chip whose v is shifted by v_reset).
+        cores: core that holds each neuron, a number or one a neuron; None: not on a core, or not known.
 
     Raises:
         ValueError: an unknown variable, or steps or neurons that do not fit the data.
@@ -95,6 +98,7 @@ class Record:
     steps: range | None
     neurons: NDArray[np.int64] | None
     offset: float | NDArray[np.float64]
+    cores: int | NDArray[np.int64] | None
 
     def __init__(
         self,
@@ -112,6 +116,7 @@ class Record:
         steps: range | None = None,
         neurons: NDArray[np.int64] | None = None,
         offset: float | NDArray[np.float64] = 0.0,
+        cores: int | NDArray[np.int64] | None = None,
         *,
         storage: ArrayLike | PackedSpikes | Storage | None = None,
     ) -> None:
@@ -136,6 +141,7 @@ class Record:
             "steps": steps,
             "neurons": None if neurons is None else _neurons(neurons, stored.shape[2 if batched else 1 :]),
             "offset": _offset(offset, stored.shape[2 if batched else 1 :]),
+            "cores": None if cores is None else _cores(cores, stored.shape[2 if batched else 1 :]),
         }
         if steps is not None:
             _check_steps(steps, stored.shape[0])
@@ -245,7 +251,10 @@ class Record:
         names = ("node", "variable", "scale", "units", "source", "lag", "view", "batched", "steps", "shape", "dtype")
         return (
             all(getattr(self, name) == getattr(other, name) for name in names)
-            and all(_same(getattr(self, n), getattr(other, n)) for n in ("index_map", "threshold", "neurons", "offset"))
+            and all(
+                _same(getattr(self, n), getattr(other, n))
+                for n in ("index_map", "threshold", "neurons", "offset", "cores")
+            )
             and (
                 self.storage is other.storage or all(_same(self.read(a, b), other.read(a, b)) for a, b in self.blocks())
             )
@@ -272,6 +281,20 @@ def _offset(offset: Any, axes: tuple[int, ...]) -> float | NDArray[np.float64]:
         raise ValueError(f"offset has {found.size} values, the data has shape {axes} a sample and step")
     found.setflags(write=False)
     return found.reshape(axes)
+
+
+def _cores(cores: Any, axes: tuple[int, ...]) -> int | NDArray[np.int64]:
+    """One core for all neurons, or one a neuron in the shape of a sample."""
+    found = np.asarray(cores)
+    if found.dtype.kind not in "iu" or (found.size and found.min() < 0):
+        raise ValueError(f"cores are {found.dtype}, expected whole numbers from 0 on")
+    if found.ndim == 0:
+        return int(found)
+    if found.size != math.prod(axes):
+        raise ValueError(f"cores are {found.size}, the data has shape {axes} a sample and step")
+    found = found.astype(np.int64).reshape(axes)
+    found.setflags(write=False)
+    return found
 
 
 def _check_steps(steps: range, count: int) -> None:
@@ -320,6 +343,8 @@ class Trajectory:
         complete: whether the run went to its end; False: it was cut off, and `reason` says why.
         reason: why it is not complete, e.g. 'No space left on device'; '' where it is.
         state_at_end: gives the state a reference run ended in; see `state`.
+        outline: nodes and edges of the graph, where known.
+        graph: the graph itself, where the run was made here; a file holds its outline alone.
     """
 
     records: Mapping[tuple[str, str], Record]
@@ -333,6 +358,8 @@ class Trajectory:
     complete: bool = True
     reason: str = ""
     state_at_end: Callable[[], Mapping[str, Any]] | None = field(default=None, compare=False, repr=False)
+    outline: Outline | None = field(default=None, repr=False)
+    graph: nir.NIRGraph | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "records", MappingProxyType(dict(self.records)))

@@ -26,6 +26,7 @@ from nirdeploy import files
 from nirdeploy.bits import PackedSpikes, n_bytes
 from nirdeploy.errors import FileError, RasterError
 from nirdeploy.names import escape, suggest, unescape, unstorable
+from nirdeploy.outline import Outline
 from nirdeploy.reference.convention import Convention
 from nirdeploy.trajectory import Record, Trajectory
 
@@ -148,6 +149,7 @@ class TrajectoryWriter:
         graph_sha256: str = "",
         producer: str = "",
         outputs: Sequence[str] = (),
+        outline: Outline | None = None,
     ) -> None:
         self.counters: dict[str, Mapping[str, int]] = {}
         self._path = Path(path)
@@ -161,6 +163,7 @@ class TrajectoryWriter:
             "graph_sha256": graph_sha256,
             "outputs": json.dumps(list(outputs)),
             "counters": "{}",
+            "outline": outline.to_json() if outline else "",
             "order": "[]",
             "complete": 0,
             "n_steps": 0,
@@ -249,6 +252,7 @@ class TrajectoryWriter:
         steps: range | None = None,
         neurons: NDArray[np.int64] | None = None,
         offset: float | NDArray[np.float64] = 0.0,
+        cores: int | NDArray[np.int64] | None = None,
     ) -> None:
         """Announce a record, before the first `append` to it; the metadata are those of `Record`.
 
@@ -269,6 +273,7 @@ class TrajectoryWriter:
             steps: the steps of the run that will be appended; None: all, from step 0.
             neurons: as in `Record`.
             offset: likewise.
+            cores: likewise.
 
         Raises:
             FileError: declared before, or a name, type, shape or map that a file cannot hold.
@@ -291,6 +296,7 @@ class TrajectoryWriter:
                 batched=batch is not None,
                 neurons=neurons,
                 offset=offset,
+                cores=cores,
             )
         except (TypeError, ValueError) as error:
             raise FileError(str(error), node=node) from error
@@ -681,6 +687,7 @@ def write(path: str | Path, trajectory: Trajectory) -> None:
         graph_sha256=trajectory.graph_sha256,
         producer=trajectory.producer,
         outputs=trajectory.output_names,
+        outline=trajectory.outline,
     )
     for name in trajectory.output_names:
         if (name, "output") not in trajectory.records:
@@ -838,7 +845,13 @@ def _load(file: Any, version: int, reader: _Reader) -> Trajectory:
         producer=files.attribute(file, "producer", str),
         complete=version < 2 or bool(files.attribute(file, "complete", int)),
         reason="" if version < 2 else files.attribute(file, "reason", str),
+        outline=_outline(file),
     )
+
+
+def _outline(file: Any) -> Outline | None:
+    text = files.attribute(file, "outline", str) if "outline" in file.attrs else ""
+    return Outline.from_json(text) if text else None
 
 
 def _counters(values: Any) -> dict[str, dict[str, int]]:
@@ -857,6 +870,7 @@ def _arrays(record: Record) -> dict[str, Any]:
         "threshold": record.threshold,
         "neurons": record.neurons,
         "offset": offset,
+        "cores": record.cores,
     }
 
 
@@ -889,7 +903,15 @@ def _load_record(group: Any, node: str, variable: str, version: int, reader: _Re
         steps=_steps(dataset) if "steps" in dataset.attrs else None,
         neurons=_indices(group, dataset, "neurons", math.prod(data.shape[rank:]), reader),
         offset=0.0 if offset is None else offset,
+        cores=_cores(group, dataset, data.shape[rank:], reader),
     )
+
+
+def _cores(group: Any, dataset: Any, shape: tuple[int, ...], reader: _Reader) -> int | NDArray[np.int64] | None:
+    if "cores" in dataset.attrs:
+        return files.attribute(dataset, "cores", int)
+    found = _indices(group, dataset, "cores", math.prod(shape), reader)
+    return None if found is None else found.reshape(shape)
 
 
 def _steps(dataset: Any) -> range:

@@ -210,6 +210,8 @@ def ladder(
     """
     if convention is not None and not isinstance(convention, Convention):
         raise ConventionError(f"convention is {convention!r}, expected a Convention")
+    from nirdeploy.pipeline import on_cores
+
     used = convention or deployment.convention
     steps = [Step("reference", "", in_reference(deployment.graph, used)), *_steps(deployment)]
     rungs: list[Rung] = []
@@ -220,6 +222,8 @@ def ladder(
             progress(step.name)
         try:
             found = step.run(raster)
+            if found.executor != "reference":
+                found = on_cores(found, deployment.graph, deployment.placement)
         except (UnavailableError, UnsupportedError, VendorError) as error:
             if first is None:
                 raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from nirdeploy.convert.trace import torch_to_nir
 from nirdeploy.errors import ConventionError, ConversionError, GraphError, RasterError, UnsupportedError
 from nirdeploy.events import Events
 from nirdeploy.names import suggest
+from nirdeploy.outline import Outline
 from nirdeploy.reference.convention import Convention
 from nirdeploy.reference.engine import Engine
 from nirdeploy.reference.input import Source, sources_of
@@ -113,6 +115,7 @@ def run(
                     graph_sha256=_digest(graph_or_module, program),
                     producer=f"nirdeploy {__version__}",
                     outputs=tuple(module.output_names),
+                    outline=_outline(graph_or_module, program),
                 )
             )
         ended: Callable[[], dict[str, Any]]
@@ -145,7 +148,8 @@ def run(
         return ended() if batched else _unbatched(module, ended())
 
     if output is not None:
-        return load_trajectory(output, lazy=True).ending(state_at_end)
+        streamed = load_trajectory(output, lazy=True).ending(state_at_end)
+        return replace(streamed, graph=_graph(graph_or_module, program))
     return Trajectory(
         recorder.records(),
         output_names=tuple(module.output_names),
@@ -153,6 +157,8 @@ def run(
         graph_sha256=_digest(graph_or_module, program),
         producer=f"nirdeploy {__version__}",
         state_at_end=state_at_end,
+        outline=_outline(graph_or_module, program),
+        graph=_graph(graph_or_module, program),
     )
 
 
@@ -213,12 +219,34 @@ def _digest(given: Any, program: Program) -> str:
         return graphs.sha256(given)
 
     def make() -> str:
-        try:
-            return graphs.sha256(torch_to_nir(program.module))
-        except (ConversionError, GraphError):  # the latter of what the installed nir is too old for
-            return ""
+        graph = _graph(given, program)
+        return "" if graph is None else graphs.sha256(graph)
 
     found: str = program.made("sha256", make)
+    return found
+
+
+def _graph(given: Any, program: Program) -> nir.NIRGraph | None:
+    """The graph that was run; None where modules of the user's own have no way back to NIR."""
+    if isinstance(given, nir.NIRGraph):
+        return given
+
+    def make() -> nir.NIRGraph | None:
+        try:
+            return torch_to_nir(program.module)
+        except (ConversionError, GraphError):  # the latter of what the installed nir is too old for
+            return None
+
+    found: nir.NIRGraph | None = program.made("graph", make)
+    return found
+
+
+def _outline(given: Any, program: Program) -> Outline | None:
+    def make() -> Outline | None:
+        graph = _graph(given, program)
+        return None if graph is None else Outline.of(graph)
+
+    found: Outline | None = program.made("outline", make)
     return found
 
 
