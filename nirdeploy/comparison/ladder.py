@@ -174,7 +174,7 @@ class Ladder:
             raise ComparisonError("no rung but the reference ran, there is nothing to show")
         missing = {f"not run: {rung.name}": rung.reason for rung in self.rungs if rung.trajectory is None}
         title = f"{self.target}: what each step from the reference to the chip costs"
-        write_report(path, sections, title=title, lead=self.verdict(), facts=missing)
+        write_report(path, sections, title=title, lead=self.verdict(), facts=missing, ladder=self)
 
 
 def in_reference(graph: nir.NIRGraph, convention: Convention) -> Callable[[Any], Trajectory]:
