@@ -140,10 +140,11 @@ class Browser:
 
     def place(self, selector: str) -> tuple[float, float]:
         """Middle of an element in the window, after scrolling to it."""
-        box = self.value(
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
-            " e.scrollIntoView({block: 'center'}); const b = e.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]; })()"
-        )
+        box = self.value(f"""(() => {{
+            const element = document.querySelector({json.dumps(selector)});
+            element.scrollIntoView({{block: "center"}});
+            const box = element.getBoundingClientRect();
+            return [box.x + box.width / 2, box.y + box.height / 2]; }})()""")
         return box[0], box[1]
 
     def mouse(self, kind: str, x: float, y: float, **more: Any) -> None:

@@ -93,10 +93,10 @@ def _value(node: NodeComparison | None) -> str:
 
 def _lines(box: dict[str, Any], width: float, height: float) -> list[tuple[str, str, float]]:
     """(text, class, height of its base line in the box), cut to the box's width."""
-    letters = int((width - 12) / 6.9)
+    bold, plain = int((width - 10) / 7.4), int((width - 8) / 6.3)  # letters that fit
     kind = " ".join(text for text in (box["kind"], box["shape"]) if text)
-    lines = [(shorten(shown(box["name"]), letters), "name"), (shorten(kind, int((width - 12) / 6.1)), "kind")]
-    lines.append((box["value"], "value"))
+    kind = kind if len(kind) <= plain else shorten(box["kind"], plain)
+    lines = [(shorten(shown(box["name"]), bold), "name"), (kind, "kind"), (box["value"], "value")]
     if height < 50:  # small boxes have room for two
         lines = [lines[0], lines[2] if box["value"] else lines[1]]
     shown_lines = [line for line in lines if line[0]]

@@ -65,7 +65,7 @@
 
   function stroke(c, path, style, width, dash = []) {
     c.save();
-    c.beginPath(); path(); c.strokeStyle = style; c.lineWidth = width; c.setLineDash(dash); c.stroke();
+    c.beginPath(); path(); c.strokeStyle = style; c.lineWidth = width; c.lineJoin = "round"; c.setLineDash(dash); c.stroke();
     c.restore();
   }
 
@@ -204,6 +204,16 @@
       for (const canvas of [this.raster, this.line]) this.wireCanvas(canvas);
       new ResizeObserver(() => this.draw()).observe(this.raster.parentElement);
       this.select(this.data.first);
+      this.scrollToChosen();
+    }
+
+    /** Brings the chosen box into view inside its drawing; the page itself stays where it is. */
+    scrollToChosen() {
+      const box = this.boxes.find((b) => b.classList.contains("chosen")), frame = box && box.closest(".network");
+      if (!frame) return;
+      const a = box.getBoundingClientRect(), b = frame.getBoundingClientRect();
+      frame.scrollTop += a.top + a.height / 2 - b.top - b.height / 2;
+      frame.scrollLeft += a.left + a.width / 2 - b.left - b.width / 2;
     }
 
     wireNetwork() {

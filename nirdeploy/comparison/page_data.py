@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["as_json", "payload", "shape_text"]
 
-_PAGE = 1_800_000  # bytes of excerpts on the whole page
+_PAGE = 2_200_000  # bytes of excerpts on the whole page
 _EXCERPT = 120_000  # most bytes of one, so that it opens at once
 _EXCERPTS = 120  # most on the whole page
 _NEURONS, _TRACES, _STEPS = 1024, 6, 4000

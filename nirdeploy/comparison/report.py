@@ -193,6 +193,7 @@ def _section(section: Section, anchor: str, n_sections: int) -> dict[str, Any]:
         "anchor": anchor,
         "name": section.name,
         "verdict": verdict(section),
+        "remark": verdict(section).removeprefix(shown(section.name)).lstrip(": "),
         "state": _state(comparison),
         "comparison": comparison,
         "nodes": list(comparison.per_node.values()),
@@ -230,10 +231,10 @@ def _unfolded(sections: Sequence[Section], ladder: Ladder | None) -> int:
 
 
 def _pictures(comparison: Comparison) -> list[tuple[str, Picture]]:
-    """Raster and trace of the nodes that differ first, else of the first nodes, as (caption, picture)."""
+    """Raster and trace of the nodes that differ first, else of the first node, as (caption, picture)."""
     nodes = list(comparison.per_node.values())
     differing = [(n.first_divergence.step, n) for n in nodes if n.first_divergence is not None]
-    chosen = [n for _, n in sorted(differing, key=lambda entry: entry[0])] or nodes
+    chosen = [n for _, n in sorted(differing, key=lambda entry: entry[0])] or nodes[:1]
     found = []
     for node in chosen[:_ON_PAPER]:
         sample = node.first_divergence.sample if node.first_divergence else 0

@@ -286,7 +286,7 @@ def test_equal_runs_say_so_and_still_show_pictures(tmp_path: Path) -> None:
     equal = section(flips=0.0)
     _, parsed = written(tmp_path, equal)
     assert verdict(equal) == "speck2f agrees in every spike"
-    assert len([a for a in parsed.named("svg") if a.get("class") == "still"]) == 3
+    assert len([a for a in parsed.named("svg") if a.get("class") == "still"]) == 1
     (data,) = [json.loads(t) for t in parsed.code["script"] if t.startswith("{")]
     assert {view["title"] for node in data["nodes"] for view in node["views"]} == {"0, no spike differs"}
 
