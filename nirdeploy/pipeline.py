@@ -306,7 +306,7 @@ class Deployment:
             nodes=None if nodes is None else _names(nodes, "nodes", "Pass node names, or None for all."),
             **options,
         )
-        return on_cores(found, self.graph, self.placement)
+        return on_cores(replace(found, raster=raster), self.graph, self.placement)
 
     def utilization(self) -> list[dict[str, Any]]:
         """Rows of core, node, resource, used, limit and share."""

@@ -426,7 +426,7 @@ def test_lists_what_is_recorded_on_one_side_only() -> None:
         ([spikes("a", zeros() - 1.0)], "not whole counts"),
         ([spikes("a", zeros(), index_map=np.array([0, 1]))], "index map .* has 2 entries for 3 neurons"),
         ([spikes("a", zeros(), index_map=np.array([0, 1, 9]))], "reaches neuron 9, reference has 3"),
-        ([spikes("a", zeros(), index_map=np.array([0, 1, -1]))], "negative index -1"),
+        ([spikes("a", zeros(), index_map=np.array([0, 1, -2]))], "negative index -2"),
         ([spikes("a", zeros(), index_map=np.array([0, 2, 2]))], "overlap: neuron 2"),
         (
             [spikes(n, zeros(), source="a", index_map=np.arange(3)) for n in "pq"],
