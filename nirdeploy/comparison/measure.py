@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -10,12 +10,14 @@ import nir
 import numpy as np
 from numpy.typing import NDArray
 
-from nirdeploy.comparison.align import Aligned, Alignment, align, labels
+from nirdeploy.comparison.align import Aligned, Alignment, Lags, align, labels
 from nirdeploy.comparison.arrivals import arrivals
+from nirdeploy.comparison.bands import align_trials, node_bands
 from nirdeploy.comparison.cause import Earlier, explain
 from nirdeploy.comparison.lags import find_lags
 from nirdeploy.comparison.metrics import ErrorSums, SpikeSums, error_sums, first_difference, spike_sums
 from nirdeploy.comparison.result import Comparison, Difference, Divergence, NodeComparison, Unit
+from nirdeploy.comparison.text import several
 from nirdeploy.errors import ComparisonError
 from nirdeploy.trajectory import Trajectory
 
@@ -23,8 +25,8 @@ __all__ = ["compare"]
 
 
 def compare(
-    a: Trajectory,
-    b: Trajectory,
+    a: Trajectory | Sequence[Trajectory],
+    b: Trajectory | Sequence[Trajectory],
     *,
     lag: int | Mapping[str, int] | Literal["find"] | None = None,
     graph: nir.NIRGraph | None = None,
@@ -38,8 +40,8 @@ def compare(
     probes hide in refractory steps alone, the other steps are compared.
 
     Args:
-        a: the reference.
-        b: the chip's run.
+        a: the reference; several trials of it make bands (`bands.Banded`), inside which nothing counts as a difference.
+        b: the chip's run, or several trials of it.
         lag: steps by which `b` is later, for all nodes or by node; None: what the records say; 'find': for each node
             the one at which it agrees best (`lags.find_lags`), told in the notes.
         graph: the network, for the weights of what arrived at the first difference; None: the one `a` or `b` ran.
@@ -51,13 +53,9 @@ def compare(
     Raises:
         ComparisonError: nothing at all aligns, or `lag` is not whole or names an unknown node.
     """
-    for value in (a, b):
-        if not isinstance(value, Trajectory):
-            raise ComparisonError(
-                f"compare takes two trajectories, got {type(value).__name__}",
-                remedy="Pass what nd.run(...) and Deployment.run(...) return.",
-            )
-    alignment = _aligned(a, b, lag)
+    ours, theirs = _trials(a), _trials(b)
+    alignment = _aligned(ours, theirs, lag)
+    a, b = ours[0], theirs[0]
     if not alignment.pairs:
         raise ComparisonError(_nothing(a, b, alignment), remedy="Record the same nodes and variables on both sides.")
     spikes = {node: _measure_spikes(p) for (node, variable), p in alignment.pairs.items() if variable == "spikes"}
@@ -69,19 +67,39 @@ def compare(
         unaligned=alignment.unaligned,
         notes=(*_notes(a, b), *alignment.notes),
         pairs=alignment.pairs,
+        bands=node_bands(alignment.pairs),
     )
     return _with_inputs(found, graph, raster)
 
 
-def _aligned(a: Trajectory, b: Trajectory, lag: int | Mapping[str, int] | str | None) -> Alignment:
-    if not isinstance(lag, str):
-        return align(a, b, lag)
-    if lag != "find":
-        raise ComparisonError(f"lag is {lag!r}, expected a whole number of steps or 'find'")
-    found = find_lags(align(a, b), labels(a, b))
-    alignment = align(a, b, {node: one.lag for node, one in found.items()})
-    notes = (*alignment.notes, *(one.note for one in found.values() if one.note))
-    return Alignment(alignment.pairs, alignment.unaligned, notes)
+def _trials(given: Any) -> tuple[Trajectory, ...]:
+    trials = tuple(given) if isinstance(given, list | tuple) else (given,)
+    for one in trials:
+        if not isinstance(one, Trajectory):
+            raise ComparisonError(
+                f"compare takes two trajectories, got {type(one).__name__}",
+                remedy="Pass what nd.run(...) and Deployment.run(...) return, or lists of such trials.",
+            )
+    if not trials:
+        raise ComparisonError("no trial is given", remedy="Pass one trajectory at least for each side.")
+    return trials
+
+
+def _aligned(a: Sequence[Trajectory], b: Sequence[Trajectory], lag: Lags | str) -> Alignment:
+    notes: tuple[str, ...] = ()
+    if isinstance(lag, str):
+        if lag != "find":
+            raise ComparisonError(f"lag is {lag!r}, expected a whole number of steps or 'find'")
+        found = find_lags(align(a[0], b[0]), labels(a[0], b[0]))
+        lag = {node: one.lag for node, one in found.items()}
+        notes = tuple(one.note for one in found.values() if one.note)
+    if len(a) == len(b) == 1:
+        alignment = align(a[0], b[0], lag)
+    else:
+        alignment = align_trials(a, b, lag)
+        counts = f"{several(len(a), 'trial')} of the reference, {len(b)} of the chip"
+        notes = (*notes, f"{counts}: what lies inside their bands counts as equal")
+    return Alignment(alignment.pairs, alignment.unaligned, (*alignment.notes, *notes))
 
 
 def _with_inputs(found: Comparison, graph: nir.NIRGraph | None, raster: Any) -> Comparison:

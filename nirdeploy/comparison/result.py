@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from nirdeploy.comparison.align import Aligned, Unaligned, labels
 from nirdeploy.comparison.arrivals import Arrival
+from nirdeploy.comparison.bands import NodeBand
 from nirdeploy.comparison.metrics import ErrorSums, SpikeSums
 from nirdeploy.comparison.text import neuron_text, number, percent, several, shown, table
 from nirdeploy.errors import ComparisonError
@@ -231,6 +232,7 @@ class Comparison:
         unaligned: what was not compared, as (node, variable, reason).
         notes: differences between the two runs as such: other graph, other convention.
         pairs: (node, variable) -> both sides at the same neurons and steps.
+        bands: node -> its spikes over all trials, where there were several.
     """
 
     reference: Trajectory = field(repr=False)
@@ -239,10 +241,12 @@ class Comparison:
     unaligned: tuple[Unaligned, ...] = ()
     notes: tuple[str, ...] = ()
     pairs: Mapping[tuple[str, str], Aligned] = field(default_factory=dict, repr=False)
+    bands: Mapping[str, NodeBand] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "per_node", MappingProxyType(dict(self.per_node)))
         object.__setattr__(self, "pairs", MappingProxyType(dict(self.pairs)))
+        object.__setattr__(self, "bands", MappingProxyType(dict(self.bands)))
 
     @property
     def target(self) -> str:
@@ -335,6 +339,7 @@ class Comparison:
             "per_node": {name: node.to_dict() for name, node in self.per_node.items()},
             "unaligned": [entry._asdict() for entry in self.unaligned],
             "notes": list(self.notes),
+            "bands": {name: band.to_dict() for name, band in self.bands.items()},
         }
         plain: dict[str, Any] = _plain(values)
         return plain
@@ -359,6 +364,7 @@ class Comparison:
                 for name, found in node.variables.items()
                 if name != "v_mem"
             ]
+        lines += [str(band) for band in self.bands.values()]
         first = self.first_divergence
         if first:
             lines += [f"first difference: {first}", f"  {first.cause}"]
