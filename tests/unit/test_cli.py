@@ -207,7 +207,7 @@ def test_placement_options_that_cannot_be_used_are_one_line(call, work, text):
 
 
 def test_unexpected_errors_are_one_line_too(call, monkeypatch):
-    def broken(*_):
+    def broken(*_, **__):
         raise RuntimeError("boom")
 
     monkeypatch.setattr("nirdeploy.io.read", broken)
