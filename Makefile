@@ -54,4 +54,4 @@ browser:
 	|| echo "no Chromium here: the tests of the page in a browser are skipped"
 
 clean:
-	rm -rf .venv .venv-lava .venv-lava-dl .venv-sinabs out dist build
+	rm -rf .venv .venv-lava .venv-lava-dl .venv-nir104 .venv-sinabs .venv-with-* out dist build

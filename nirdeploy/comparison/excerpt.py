@@ -121,19 +121,16 @@ def excerpt(comparison: Comparison, node: str, sample: int, limits: Limits) -> E
     divergence = comparison.per_node[node].first_divergence
     if divergence is not None and divergence.sample != sample:
         divergence = None
-    compared = range(leading.start, leading.start + leading.steps)
+    compared = range(leading.when.start, leading.when[-1] + 1)
     centre = divergence.step if divergence else compared.start
-    length = max(1, min(limits.steps, _BLOCK // leading.count))
-    window = _around(compared, centre, length)
-    reference, chip = _cut(leading, sample, window, None)
+    wide = _around(compared, centre, max(1, min(limits.steps, _BLOCK // leading.count)))
+    reference, chip = _cut(leading, sample, wide)
     chosen = _neurons(reference, chip, limits.neurons) if spikes else np.arange(0)
     told = _told(leading, reference, chip, values, limits.traces, divergence)
     if spikes:
         chosen = np.union1d(chosen, [position for _, position in told]).astype(np.int64)
-    window = _affordable(window, centre, _weights(reference, chip, chosen, len(told)), limits.size)
-    inside = slice(window.start - leading.start, window.stop - leading.start)
-    offset = max(0, _around(compared, centre, length).start - leading.start)
-    inside = slice(inside.start - offset, inside.stop - offset)
+    window = _affordable(wide, centre, _weights(reference, chip, chosen, len(told)), limits.size)
+    inside = slice(window.start - wide.start, window.stop - wide.start)
     return Excerpt(
         node=node,
         sample=sample,
@@ -158,18 +155,23 @@ def _around(within: range, centre: int, length: int) -> range:
     return range(start, start + length)
 
 
-def _cut(
-    pair: Aligned, sample: int, window: range, positions: NDArray[np.int64] | None
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Both sides of one sample in a window [step, neuron], read a block at a time."""
-    ours, theirs = pair.columns
-    if positions is not None:
-        ours, theirs = (positions if c is None else c[positions] for c in pair.columns)
+def _cut(pair: Aligned, sample: int, window: range) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Both sides of one sample at every step of a window [step, neuron], read a block at a time.
+
+    Where a step is not compared there is no spike, or NaN.
+    """
+    when = pair.when
+    first, last = (
+        min(max(0, -((when.start - bound) // when.step)), len(when)) for bound in (window.start, window.stop)
+    )
+    shape = (2, len(window), pair.count)
+    found = np.zeros(shape, np.int64) if pair.variable == "spikes" else np.full(shape, np.nan)
     length = max(1, _BLOCK // (pair.reference.batch * pair.count))
-    bounds = [(a, min(a + length, window.stop)) for a in range(window.start, window.stop, length)]
-    reference = [pair.reference.sample(sample, a, b, ours) for a, b in bounds]
-    chip = [pair.chip.sample(sample, a + pair.lag, b + pair.lag, theirs) for a, b in bounds]
-    return np.concatenate(reference), np.concatenate(chip)
+    for a in range(first, last, length):
+        b = min(a + length, last)
+        rows = slice(when[a] - window.start, when[b - 1] - window.start + 1, when.step)
+        found[0, rows], found[1, rows] = pair.sample(sample, a, b)
+    return found[0], found[1]
 
 
 def _neurons(reference: NDArray[Any], chip: NDArray[Any], most: int) -> NDArray[np.int64]:
@@ -242,12 +244,8 @@ def _traces(
 ) -> tuple[Trace, ...]:
     if values is None or not told:
         return ()
-    positions = np.array([where for where, _ in told])
-    there = range(max(window.start, values.start), min(window.stop, values.start + values.steps))
-    sides = np.full((2, len(window), len(told)), np.nan)
-    if there:
-        inside = slice(there.start - window.start, there.stop - window.start)
-        sides[:, inside] = np.stack(_cut(values, sample, there, positions))
+    positions = [where for where, _ in told]
+    sides = [side[:, positions] for side in _cut(values, sample, window)]
     thresholds = values.thresholds() if values.variable == "v_mem" else (None, None)
     found = []
     for i, (where, position) in enumerate(told):
@@ -257,7 +255,7 @@ def _traces(
             Trace(
                 flat=values.flat(where),
                 neuron=values.neuron(where),
-                values=(sides[0, :, i], sides[1, :, i]),
+                values=(sides[0][:, i], sides[1][:, i]),
                 thresholds=(own, its),
                 differs=window.start + int(apart[0]) if apart.size else None,
             )

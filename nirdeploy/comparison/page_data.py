@@ -124,6 +124,10 @@ def _facts(section: Section, node: str, outline: Outline | None) -> list[tuple[s
         found.append(
             (f"{name} error, RMS / largest", f"{number(difference.rmse)} / {number(difference.max_error)} {unit}")
         )
+    band = section.comparison.bands.get(node)
+    if band is not None:
+        share = f"{percent(band.agreement.lowest)} to {percent(band.agreement.highest)}"
+        found.append(("agreement of all trials", share))
     if compared.lag:
         found.append(("lag of the chip", f"{compared.lag} steps"))
     return found

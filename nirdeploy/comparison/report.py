@@ -37,6 +37,7 @@ __all__ = ["Section", "verdict", "write_report"]
 
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f]")
 _ON_PAPER = 3  # nodes whose raster and trace stand on paper
+_SIDES = ("reference", "chip")
 _OPEN = 3  # with more sections, all but one are folded
 
 
@@ -184,7 +185,7 @@ def _versions() -> dict[str, str]:
 def _section(section: Section, anchor: str, n_sections: int) -> dict[str, Any]:
     from markupsafe import Markup
 
-    comparison = section.comparison
+    comparison, first = section.comparison, section.comparison.first_divergence
     target = section.target or _find_target(section.chip.target)
     outline = outline_of(comparison)
     drawn = network(comparison, outline)
@@ -197,7 +198,8 @@ def _section(section: Section, anchor: str, n_sections: int) -> dict[str, Any]:
         "state": _state(comparison),
         "comparison": comparison,
         "nodes": list(comparison.per_node.values()),
-        "first": comparison.first_divergence,
+        "first": first,
+        "drive": [sum(getattr(i, side) * i.weight for i in first.inputs) for side in _SIDES] if first else [],
         "accuracy": section.accuracy,
         "reference_accuracy": section.reference_accuracy,
         "seconds": section.seconds,
@@ -211,7 +213,7 @@ def _section(section: Section, anchor: str, n_sections: int) -> dict[str, Any]:
         "placement": section.placement,
         "counters": {node: dict(found) for node, found in section.chip.counters.items() if found},
         "report": section.report,
-        "notes": (*comparison.notes, *section.notes),
+        "notes": (*comparison.notes, *map(str, comparison.bands.values()), *section.notes),
         "ladder": _ladder(section.ladder, {}) if section.ladder is not None else None,
         "estimate": section.estimate,
         "provenance": _provenance(section, target),
