@@ -142,7 +142,7 @@ class Browser:
         """Middle of an element in the window, after scrolling to it."""
         box = self.value(f"""(() => {{
             const element = document.querySelector({json.dumps(selector)});
-            element.scrollIntoView({{block: "center"}});
+            element.scrollIntoView({{block: "center", behavior: "instant"}});
             const box = element.getBoundingClientRect();
             return [box.x + box.width / 2, box.y + box.height / 2]; }})()""")
         return box[0], box[1]

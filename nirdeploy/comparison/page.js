@@ -36,6 +36,7 @@
 
   // --- drawing --------------------------------------------------------------------------------------------------
 
+  const MANY = 40; // nodes, from which on they can be chosen by name, too
   const LEFT = 80, RIGHT = 12, TOP = 8, BOTTOM = 36;
 
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
@@ -221,9 +222,12 @@
       for (const box of this.boxes) {
         box.setAttribute("role", "button");
         box.setAttribute("aria-controls", this.root.id);
-        const choose = (event) => { event.preventDefault(); this.select(Number(box.dataset.node)); };
+        const choose = (event) => { event.preventDefault(); this.choose(Number(box.dataset.node)); };
         box.addEventListener("click", choose);
         box.addEventListener("keydown", (event) => { if (event.key === " " || event.key === "Enter") choose(event); });
+      }
+      for (const link of document.querySelectorAll(`#${this.id} a.pick`)) {
+        link.addEventListener("click", (event) => { event.preventDefault(); this.choose(Number(link.dataset.node)); });
       }
       this.cells = [...document.querySelectorAll(`#${this.id}-cores a.cell`)];
       this.cards = new Map();
@@ -235,6 +239,10 @@
     }
 
     wireTools() {
+      this.names = this.find(".names select");
+      fill(this.names, this.data.nodes.map((node) => node.name));
+      this.find(".names").hidden = this.data.nodes.length < MANY;
+      this.names.addEventListener("change", () => { this.select(this.names.selectedIndex); this.scrollToChosen(); });
       this.views = this.find(".views select");
       this.neurons = this.find(".neurons select");
       this.views.addEventListener("change", () => this.show(this.views.selectedIndex));
@@ -246,6 +254,13 @@
       this.actions = actions;
     }
 
+    /** What a click does: the node is shown, and its charts are brought into the window where they are not. */
+    choose(index) {
+      this.select(index);
+      const { top, bottom } = this.root.getBoundingClientRect();
+      if (top > 0.75 * innerHeight || bottom < 0.25 * innerHeight) scrollBy(0, top - 0.3 * innerHeight);
+    }
+
     select(index) {
       const node = this.data.nodes[index];
       this.boxes.forEach((box, i) => {
@@ -253,6 +268,7 @@
         box.setAttribute("aria-pressed", String(i === index));
       });
       this.node = node;
+      this.names.selectedIndex = index;
       this.find("h4").textContent = node.name;
       const list = this.find("dl");
       list.replaceChildren(...[...node.facts, ...(node.cores.length ? [["cores", node.cores.join(", ")]] : [])].map(([name, value]) => {
@@ -448,7 +464,10 @@
       const rows = `neurons ${ends.map((row) => (view.neurons ? view.neurons[row] : row)).join(" to ")} of ${view.total}`;
       const on = `on this page: steps ${view.first} to ${view.first + view.steps - 1} of ${view.compared[0]} to ${view.compared[1] - 1}`;
       const kept = view.rows && view.rows < view.total ? `, ${view.rows} neurons, those that differ or spike most` : "";
-      this.find(".range").textContent = `In view: ${steps}${view.rows ? `, ${rows}` : ""}; ${on}${kept}.`;
+      const told = `In view: ${steps}${view.rows ? `, ${rows}` : ""}; ${on}${kept}.`;
+      this.find(".range").textContent = told;
+      this.raster.setAttribute("aria-label", `Spikes of ${this.node.name} on both sides. ${told}`);
+      this.line.setAttribute("aria-label", `${view.variable} of neuron ${trace ? trace.neuron : ""} on both sides. ${told}`);
     }
   }
 

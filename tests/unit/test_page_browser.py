@@ -129,6 +129,46 @@ def test_a_node_that_was_not_compared_says_why(tab: Browser, page: Path) -> None
     assert shown(tab, ".why") == "Not recorded on both sides, so not compared."
 
 
+def test_a_click_in_the_table_shows_the_node_and_brings_its_charts_into_the_window(tab: Browser, page: Path) -> None:
+    tab.open(page, height=500)
+    tab.value("document.documentElement.style.scrollBehavior = 'auto'")
+    tab.click("#target-1-row-3 a.pick")
+    assert shown(tab, "h4") == "if3"
+    assert 0 <= tab.value(f"{EXPLORER}.getBoundingClientRect().top") < 300
+
+
+def test_many_nodes_can_be_chosen_by_name(tab: Browser, tmp_path: Path) -> None:
+    names = [f"n{i}" for i in range(45)]
+    reference = run(dict.fromkeys(names, (3,)), 20, 0)
+    chip = run(dict.fromkeys(names, (3,)), 20, 0.01, target="x")
+    write_report(tmp_path / "names.html", [Section("x", compare(reference, chip), reference, chip)])
+    tab.open(tmp_path / "names.html")
+    select = f"{EXPLORER}.querySelector('.names select')"
+    tab.value(f"{select}.selectedIndex = 41; {select}.dispatchEvent(new Event('change'))")
+    assert shown(tab, "h4") == "n41"
+    assert tab.value("document.querySelector('#target-1-network .chosen').dataset.node") == "41"
+    assert tab.complaints == []
+
+
+def test_spikes_without_voltages_and_values_without_spikes_are_shown_alone(tab: Browser, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    data = (rng.random((20, 1, 6)) < 0.3).astype(int)
+    values = np.where(rng.random((20, 1, 2)) < 0.2, np.nan, rng.random((20, 1, 2)))
+    records = {("s", "spikes"): Record("s", "spikes", data), ("out", "output"): Record("out", "output", values)}
+    reference = Trajectory(records, output_names=("out",))
+    chip = replace(reference, target="x", records={**records, ("out", "output"): replace(
+        records["out", "output"], data=values + 0.1)})  # fmt: skip
+    write_report(tmp_path / "alone.html", [Section("x", compare(reference, chip), reference, chip)])
+    tab.open(tmp_path / "alone.html")
+    visible = f"['raster', 'trace'].map((c) => {EXPLORER}.querySelector('canvas.' + c).offsetHeight > 0)"
+    tab.click("#target-1-network a[data-node='0'] rect")
+    assert tab.value(visible) == [True, False]
+    tab.click("#target-1-network a[data-node='1'] rect")
+    assert tab.value(visible) == [False, True]
+    assert ink(tab, "canvas.trace", "both") > 20
+    assert tab.complaints == []
+
+
 @pytest.mark.parametrize(("key", "code"), [("Enter", 13), ("Space", 32)])
 def test_nodes_can_be_chosen_by_keyboard(tab: Browser, page: Path, key: str, code: int) -> None:
     tab.open(page)

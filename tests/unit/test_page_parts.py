@@ -148,6 +148,34 @@ def test_voltages_recorded_later_than_spikes_are_gaps_before() -> None:
     assert np.flatnonzero(np.isnan(part.traces[0].values[0])).tolist() == [0, 1]
 
 
+def test_of_steps_recorded_now_and_then_those_between_hold_no_spike_and_no_value() -> None:
+    a, b = two_runs(10, 2, (4, 0, 1))
+
+    def seldom(run: Trajectory) -> Trajectory:
+        kept = {key: replace(r, data=r.data[1::3], steps=range(1, 10, 3)) for key, r in run.records.items()}
+        return replace(run, records=kept)
+
+    part = cut(compare(seldom(a), seldom(b)), WIDE)
+    assert part.compared == part.steps == range(1, 8)
+    assert np.flatnonzero(part.reference[:, 0]).tolist() == [0, 3, 6]
+    assert part.traces[0].differs == 4
+    assert np.flatnonzero(~np.isnan(part.traces[0].values[0])).tolist() == [0, 3, 6]
+    narrow = cut(compare(seldom(a), seldom(b)), WIDE._replace(steps=2))
+    assert narrow.steps == range(4, 6)
+    assert narrow.chip[:, 1].tolist() == [1, 0]
+
+
+def test_of_several_trials_what_is_inside_the_bands_is_shown_as_equal() -> None:
+    a, b = two_runs(10, 4, (4, 0, 1), (6, 0, 2), batch=1)
+    _, other = two_runs(10, 4, (6, 0, 2), batch=1)  # the difference at step 4 is not in every trial
+    found = compare(a, [b, other])
+    part = cut(found, WIDE)
+    assert part.counts == (20, 0, 1)
+    assert part.traces[0].differs == 6
+    (node,) = payload(Section("x", found, a, b), ["a"], None, 1)["nodes"]
+    assert "agreement of all trials" in dict(node["facts"])
+
+
 # --- the script's data -------------------------------------------------------------------------------------------
 
 
