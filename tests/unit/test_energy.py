@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from nets import chain, if_node, linear_node
+from nets import ROOT, chain, if_node, linear_node
 
 import nirdeploy as nd
 from nirdeploy.energy import with_unit
@@ -180,6 +180,19 @@ def test_every_figure_of_every_target_has_a_source_and_every_target_says_what_is
         assert all(figure.value > 0 and figure.source for figure in figures), name
         assert target.energy.notes, name
         assert "energy" not in target.table
+
+
+def test_page_has_every_figure_and_its_source():
+    page = (ROOT / "docs" / "compare.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    for name, target in nd.targets().items():
+        mine = " ".join(row for row in rows if f"`{name}`" in row.split("|")[1])
+        units = [(figure, "J") for figure in target.energy.operations]
+        units += [(f, unit) for f, unit in ((target.energy.rest, "W"), (target.energy.step, "s")) if f]
+        assert mine, name
+        for figure, unit in units:
+            assert with_unit(figure.value, unit) in mine.replace("0.42 mW", "420 uW"), (name, figure)
+            assert figure.source.split(" et al.")[0] in mine, (name, figure)
 
 
 HEAD = '[target]\nname = "x"\ntitle = "X"\non_chip = ""\n[target.verified]\n'
