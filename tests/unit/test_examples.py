@@ -78,6 +78,7 @@ def test_real_speck_counts_against_emulator_and_conventions(tmp_path):
     text = printed("speck_counts", tmp_path, NIR_PAPER=str(tmp_path), NMNIST=str(tmp_path))
     assert "digit 0 1 2 4 6 7\nevents 5293 1665 4840 3150 4773 3330\n" in text
     assert "neurons that differ, of 4096: 166 0 164 33 121 80; by 2 at most\n" in text
+    assert "with two lanes: 7 1 29 32 26 34\n" in text
     assert re.findall(r"cosine to the chip (\S+)", text) == ["0.8418", "0.8503", "0.9980"]
     assert "speck2f" in page(tmp_path, "speck_counts.html")
 
