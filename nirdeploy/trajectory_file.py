@@ -898,7 +898,7 @@ def _load_record(group: Any, node: str, variable: str, version: int, reader: _Re
         lag=files.attribute(dataset, "lag", int),
         view=files.attribute(dataset, "view", str) or None,
         batched=batched,
-        index_map=_indices(group, dataset, "index_map", math.prod(data.shape[rank:]), reader),
+        index_map=_indices(group, dataset, "index_map", math.prod(data.shape[rank:]), reader, least=-1),
         threshold=_level(group, dataset, "threshold", data.shape[rank:], reader),
         steps=_steps(dataset) if "steps" in dataset.attrs else None,
         neurons=_indices(group, dataset, "neurons", math.prod(data.shape[rank:]), reader),
@@ -922,12 +922,14 @@ def _steps(dataset: Any) -> range:
     return range(*found)[: int(dataset.shape[0])]
 
 
-def _indices(group: Any, dataset: Any, what: str, count: int, reader: _Reader) -> NDArray[np.int64] | None:
+def _indices(
+    group: Any, dataset: Any, what: str, count: int, reader: _Reader, least: int = 0
+) -> NDArray[np.int64] | None:
     name = f"{dataset.name.rpartition('/')[2]}.{what}"
     if name not in group:
         return None
     found = reader.array(group[name], "iu")
-    if found.shape != (count,) or (found.size and not 0 <= found.min() <= found.max() < 1 << 31):
+    if found.shape != (count,) or (found.size and not least <= found.min() <= found.max() < 1 << 31):
         raise FileError(f"{group.name}/{name} does not fit {dataset.name}: shape {found.shape}")
     return found.astype(np.int64, copy=False)
 

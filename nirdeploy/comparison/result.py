@@ -11,6 +11,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from nirdeploy.comparison.align import Aligned, Unaligned, labels
+from nirdeploy.comparison.arrivals import Arrival
+from nirdeploy.comparison.bands import NodeBand
 from nirdeploy.comparison.metrics import ErrorSums, SpikeSums
 from nirdeploy.comparison.text import neuron_text, number, percent, several, shown, table
 from nirdeploy.errors import ComparisonError
@@ -42,6 +44,10 @@ class Divergence:
         threshold_reference: threshold of the reference in model units, where recorded.
         threshold_chip: threshold of the chip in model units, where recorded.
         cause: one sentence on what the records say about why; no more than they can tell.
+        core: the chip's core that holds the neuron, where known.
+        inputs: spikes that arrived at the neuron in that step on either side; of the first divergence of a comparison,
+            where the graph is known.
+        inputs_note: what is missing from `inputs`, or why there are none; '' where nothing is.
     """
 
     node: str
@@ -56,11 +62,15 @@ class Divergence:
     threshold_reference: float | None = None
     threshold_chip: float | None = None
     cause: str = ""
+    core: int | None = None
+    inputs: tuple[Arrival, ...] = ()
+    inputs_note: str = ""
 
     def __str__(self) -> str:
         lagged = f" (chip step {self.chip_step})" if self.chip_step != self.step else ""
+        core = "" if self.core is None else f" (core {self.core})"
         text = (
-            f"{shown(self.node)} neuron {neuron_text(self.neuron)}, sample {self.sample}, "
+            f"{shown(self.node)} neuron {neuron_text(self.neuron)}{core}, sample {self.sample}, "
             f"step {self.step}{lagged}: {several(self.expected, 'spike')} expected, {self.observed} observed"
         )
         if self.v_reference is not None and self.v_chip is not None:
@@ -68,6 +78,30 @@ class Divergence:
         if self.threshold_reference is not None and self.threshold_chip is not None:
             text += f"; threshold {number(self.threshold_reference)} against {number(self.threshold_chip)}"
         return text
+
+    def arrived(self, most: int = 6) -> str:
+        """One sentence on the spikes that arrived at the neuron in that step; '' where nothing is known of them."""
+        if not self.inputs:
+            return f"Spikes that arrived: {self.inputs_note}." if self.inputs_note else ""
+        drive = [sum(getattr(one, side) * one.weight for one in self.inputs) for side in ("reference", "chip")]
+        sums = (
+            number(drive[0])
+            if drive[0] == drive[1]
+            else f"{number(drive[0])} in the reference, {number(drive[1])} on the chip"
+        )
+        told = [_arrival_text(one) for one in self.inputs[:most]]
+        more = f", and {len(self.inputs) - most} more" if len(self.inputs) > most else ""
+        note = f" ({self.inputs_note})" if self.inputs_note else ""
+        listed = f"{', '.join(told)}{more}{note}"
+        return f"In that step {several(len(self.inputs), 'input')} arrived, together {sums}: {listed}."
+
+
+def _arrival_text(arrival: Arrival) -> str:
+    """'if1 (0, 3, 4) 0.41', with the counts where they are not one on both sides, and the delay."""
+    ours, theirs = arrival.reference, arrival.chip
+    counts = "" if ours == theirs == 1 else f" x {ours}" if ours == theirs else f" x {ours} against {theirs}"
+    late = f" after {several(arrival.delay, 'step')}" if arrival.delay else ""
+    return f"{shown(arrival.source)} {neuron_text(arrival.neuron)}{counts} weight {number(arrival.weight)}{late}"
 
 
 @dataclass(frozen=True)
@@ -114,6 +148,7 @@ class NodeComparison:
         variables: how far 'v_mem', 'i_syn' and 'output' are apart, those that are compared.
         lag: steps by which the chip is later.
         first_divergence: its first entry with different spike counts.
+        counters: what the chip's run counted at it, e.g. 'saturations' and 'clamps'.
     """
 
     node: str
@@ -121,9 +156,11 @@ class NodeComparison:
     variables: Mapping[str, Difference]
     lag: int = 0
     first_divergence: Divergence | None = None
+    counters: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "variables", MappingProxyType(dict(self.variables)))
+        object.__setattr__(self, "counters", MappingProxyType(dict(self.counters)))
 
     @property
     def spike_agreement(self) -> float | None:
@@ -143,6 +180,16 @@ class NodeComparison:
     def spikes_chip(self) -> int | None:
         """Spikes of the chip."""
         return self.spikes.chip if self.spikes else None
+
+    @property
+    def rate_reference(self) -> float | None:
+        """Spikes of the reference a neuron and step."""
+        return self.spikes.reference / self.spikes.entries if self.spikes else None
+
+    @property
+    def rate_chip(self) -> float | None:
+        """Spikes of the chip a neuron and step."""
+        return self.spikes.chip / self.spikes.entries if self.spikes else None
 
     @property
     def differing_entries(self) -> int | None:
@@ -176,6 +223,8 @@ class NodeComparison:
             "spike_agreement": self.spike_agreement,
             "spikes_reference": self.spikes_reference,
             "spikes_chip": self.spikes_chip,
+            "rate_reference": self.rate_reference,
+            "rate_chip": self.rate_chip,
             "differing_entries": self.differing_entries,
             "entries": self.entries,
             "v_mem_rmse": self.v_mem_rmse,
@@ -183,6 +232,7 @@ class NodeComparison:
             "v_unit": self.v_unit,
             "variables": {name: found.to_dict() for name, found in self.variables.items()},
             "lag": self.lag,
+            "counters": dict(self.counters),
             "first_divergence": asdict(self.first_divergence) if self.first_divergence else None,
         }
 
@@ -198,6 +248,7 @@ class Comparison:
         unaligned: what was not compared, as (node, variable, reason).
         notes: differences between the two runs as such: other graph, other convention.
         pairs: (node, variable) -> both sides at the same neurons and steps.
+        bands: node -> its spikes over all trials, where there were several.
     """
 
     reference: Trajectory = field(repr=False)
@@ -206,10 +257,12 @@ class Comparison:
     unaligned: tuple[Unaligned, ...] = ()
     notes: tuple[str, ...] = ()
     pairs: Mapping[tuple[str, str], Aligned] = field(default_factory=dict, repr=False)
+    bands: Mapping[str, NodeBand] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "per_node", MappingProxyType(dict(self.per_node)))
         object.__setattr__(self, "pairs", MappingProxyType(dict(self.pairs)))
+        object.__setattr__(self, "bands", MappingProxyType(dict(self.bands)))
 
     @property
     def target(self) -> str:
@@ -266,6 +319,15 @@ class Comparison:
 
         return {n: rate_cosine(pair) for (n, variable), pair in self.pairs.items() if variable == "spikes"}
 
+    def overall_match(self, window: int) -> WindowMatch | None:
+        """`window_match` of all spikes of all compared nodes together; None: no spikes compared.
+
+        Raises:
+            ComparisonError: as of `window_match`.
+        """
+        found = list(self.window_match(window).values())
+        return sum(found[1:], found[0]) if found else None
+
     def distances(self, *, cost: float, tau: float, nodes: Iterable[str] | None = None) -> dict[str, Distances]:
         """Victor-Purpura and van Rossum distances of each neuron and sample; see `trains.Distances`.
 
@@ -311,6 +373,7 @@ class Comparison:
             "per_node": {name: node.to_dict() for name, node in self.per_node.items()},
             "unaligned": [entry._asdict() for entry in self.unaligned],
             "notes": list(self.notes),
+            "bands": {name: band.to_dict() for name, band in self.bands.items()},
         }
         plain: dict[str, Any] = _plain(values)
         return plain
@@ -335,9 +398,14 @@ class Comparison:
                 for name, found in node.variables.items()
                 if name != "v_mem"
             ]
+        lines += [str(band) for band in self.bands.values()]
+        for node in self.per_node.values():
+            bounded = [f"{number(node.counters[n])} {n}" for n in _BOUNDED if node.counters.get(n)]
+            lines += [f"{shown(node.node)} on the chip: {', '.join(bounded)}"] if bounded else []
         first = self.first_divergence
         if first:
             lines += [f"first difference: {first}", f"  {first.cause}"]
+            lines += [f"  {first.arrived()}"] if first.arrived() else []
         elif agreement is not None:
             lines.append("no spike differs")
         lines += [f"note: {note}" for note in self.notes]
@@ -358,6 +426,7 @@ class Comparison:
         write_report(path, [section], title=f"{self.target}: comparison with the reference")
 
 
+_BOUNDED = ("saturations", "clamps", "wraps")
 _UNITS = {"threshold": "thresholds", "model": "model units"}
 _HEAD = (
     "node",

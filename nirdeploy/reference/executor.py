@@ -149,7 +149,7 @@ def run(
 
     if output is not None:
         streamed = load_trajectory(output, lazy=True).ending(state_at_end)
-        return replace(streamed, graph=_graph(graph_or_module, program))
+        return replace(streamed, graph=_graph(graph_or_module, program), raster=raster)
     return Trajectory(
         recorder.records(),
         output_names=tuple(module.output_names),
@@ -159,6 +159,7 @@ def run(
         state_at_end=state_at_end,
         outline=_outline(graph_or_module, program),
         graph=_graph(graph_or_module, program),
+        raster=raster,
     )
 
 
