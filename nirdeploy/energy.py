@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,9 +32,10 @@ class EnergyRow:
 
     Attributes:
         node: the population; '' for the chip.
-        quantity: 'synaptic_operations', 'spikes', 'neuron_updates' (neurons times steps), or 'rest'.
-        count: how many; for 'rest' the seconds of all samples together.
-        joules_each: of one of them, of 'rest' the watts; None: not published.
+        quantity: 'synaptic_operations', 'spikes', 'neuron_updates' (neurons times steps), or
+            'seconds_at_rest'.
+        count: how many; seconds where the quantity is one of time.
+        joules_each: of one of them; None: not published.
         joules: their product.
         source: where the figure stands; '' without one.
     """
@@ -71,7 +72,7 @@ class Estimate:
     @property
     def joules_per_sample(self) -> float | None:
         """`joules` divided by the number of samples."""
-        return None if self.joules is None else self.joules / self.samples
+        return None if self.joules is None or not self.samples else self.joules / self.samples
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
@@ -102,11 +103,16 @@ _HEAD = ("node", "quantity", "count", "each", "energy", "source")
 
 
 def _cells(row: EnergyRow, sources: list[str]) -> tuple[str, ...]:
-    unit = "W" if row.quantity == "rest" else "J"
     cited = f"[{sources.index(row.source) + 1}]" if row.source else "none published"
-    count = with_unit(row.count, "s") if row.quantity == "rest" else number(row.count)
     name = row.quantity.replace("_", " ")
-    return shown(row.node) or "-", name, count, with_unit(row.joules_each, unit), with_unit(row.joules, "J"), cited
+    return (
+        shown(row.node) or "-",
+        name,
+        number(row.count),
+        with_unit(row.joules_each, "J"),
+        with_unit(row.joules, "J"),
+        cited,
+    )
 
 
 def with_unit(value: float | None, unit: str) -> str:
@@ -140,7 +146,7 @@ def estimate(trajectory: Trajectory, *, seconds_per_step: float | None = None) -
     rows = list(_rows(trajectory, energy, missing) if found else ())
     seconds, timed = _seconds(trajectory, energy, seconds_per_step)
     if energy.rest and seconds_per_step is not None and seconds is not None:
-        rows.append(_row("", energy.rest, seconds * samples))
+        rows.append(_row("", replace(energy.rest, quantity="seconds_at_rest"), seconds * samples))
     priced = [row.joules for row in rows if row.joules is not None]
     whole = bool(rows) and len(priced) == len(rows) and not missing
     return Estimate(

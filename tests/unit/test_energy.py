@@ -68,7 +68,7 @@ def test_without_a_published_figure_there_are_counts_and_no_sum(target):
 
 def test_a_speck_at_rest_takes_power_for_as_long_as_the_run():
     found = nd.estimate(trajectory("speck2f", {"a": {"synaptic_operations": 5, "spikes": 1}}), seconds_per_step=1e-3)
-    rest = rows(found)["", "rest"]
+    rest = rows(found)["", "seconds_at_rest"]
     assert (rest.count, rest.joules_each) == (pytest.approx(0.02), 0.42e-3)  # 2 samples of 10 ms
     assert rest.joules == pytest.approx(8.4e-6, rel=1e-12)
     assert found.joules is None  # the operations still have no figure
