@@ -22,6 +22,7 @@ from nirdeploy.comparison.ladder import Ladder, ladder
 from nirdeploy.comparison.metrics import accuracy
 from nirdeploy.comparison.report import Section, write_report
 from nirdeploy.convert.trace import torch_to_nir
+from nirdeploy.energy import estimate
 from nirdeploy.errors import FileError, UnavailableError
 from nirdeploy.pipeline import Deployment, deploy
 from nirdeploy.reference.convention import Convention
@@ -321,6 +322,7 @@ def _report(result: Demo) -> None:
             seconds=target.seconds,
             notes=(*target.deployment.quantized.notes, f"the rungs were run on the first {LADDER_IMAGES} images"),
             ladder=target.ladder,
+            estimate=estimate(target.trajectory, seconds_per_step=CONVENTION.dt),
         )
         for name, target in result.targets.items()
     ]

@@ -19,7 +19,7 @@ from nirdeploy.comparison.excerpt import PAPER, excerpt
 from nirdeploy.comparison.network import network, outline_of
 from nirdeploy.comparison.page_data import as_json, payload
 from nirdeploy.comparison.picture import Picture, picture
-from nirdeploy.comparison.text import neuron_text, number, percent, several, shown, si
+from nirdeploy.comparison.text import neuron_text, number, percent, several, shown
 from nirdeploy.errors import ComparisonError, TargetError
 from nirdeploy.version import __version__
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from nirdeploy.comparison.ladder import Ladder, Rung
     from nirdeploy.comparison.result import Comparison
+    from nirdeploy.energy import Estimate
     from nirdeploy.placement import Placement
     from nirdeploy.rules import Report
     from nirdeploy.target import Target
@@ -59,7 +60,7 @@ class Section:
         notes: sentences to show, e.g. what the quantiser says.
         target: the chip; None: looked up by the trajectory's target name.
         ladder: what each step from the reference to this target costs.
-        estimate: energy and latency of the chip's run, an estimate.
+        estimate: energy and time of the chip's run, marked as an estimate.
     """
 
     name: str
@@ -75,7 +76,7 @@ class Section:
     notes: tuple[str, ...] = ()
     target: Target | None = None
     ladder: Ladder | None = None
-    estimate: Any | None = None
+    estimate: Estimate | None = None
 
 
 def write_report(
@@ -148,6 +149,8 @@ def verdict(section: Section) -> str:
 def _template() -> Any:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
+    from nirdeploy.energy import with_unit
+
     environment = Environment(
         loader=PackageLoader("nirdeploy.comparison", "."),
         autoescape=True,
@@ -155,7 +158,8 @@ def _template() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(shown=shown, percent=percent, number=number, neuron=neuron_text, several=several, si=si)
+    environment.filters.update(shown=shown, percent=percent, number=number, neuron=neuron_text, several=several)
+    environment.filters["with_unit"] = with_unit
     return environment.get_template("report.html.j2")
 
 

@@ -310,6 +310,15 @@ class Comparison:
 
         return {n: window_match(pair, window) for (n, variable), pair in self.pairs.items() if variable == "spikes"}
 
+    def rate_cosine(self) -> dict[str, float]:
+        """Cosine of the spike counts (an entry a neuron and sample, over all compared steps) of each node.
+
+        What publications report of platforms; blind to timing and to scale, so that no verdict rests on it.
+        """
+        from nirdeploy.comparison.trains import rate_cosine
+
+        return {n: rate_cosine(pair) for (n, variable), pair in self.pairs.items() if variable == "spikes"}
+
     def overall_match(self, window: int) -> WindowMatch | None:
         """`window_match` of all spikes of all compared nodes together; None: no spikes compared.
 

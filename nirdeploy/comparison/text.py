@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
-__all__ = ["neuron_text", "number", "percent", "several", "shorten", "shown", "si", "table"]
-
-_PREFIXES = ("f", "p", "n", "µ", "m", "", "k", "M")
+__all__ = ["neuron_text", "number", "percent", "several", "shorten", "shown", "table"]
 
 
 def shown(name: str) -> str:
@@ -61,13 +58,3 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
         cells = (c.ljust(w) if i in (0, last) else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
         lines.append("  ".join(cells).rstrip())
     return lines
-
-
-def si(value: float | None, unit: str) -> str:
-    """A quantity with an SI prefix and three significant digits, '23.4 nJ'; '-' for None."""
-    if value is None:
-        return "-"
-    if not value or not math.isfinite(value):
-        return f"{value:g} {unit}"
-    power = min(2, max(-5, math.floor(math.log10(abs(value) * (1 + 1e-12)) / 3)))
-    return f"{value / 1000.0**power:.3g} {_PREFIXES[power + 5]}{unit}"

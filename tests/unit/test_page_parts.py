@@ -21,7 +21,6 @@ from nirdeploy.comparison.network import grade
 from nirdeploy.comparison.page_data import as_json, payload
 from nirdeploy.comparison.picture import picture, ticks
 from nirdeploy.comparison.result import Comparison
-from nirdeploy.comparison.text import si
 from nirdeploy.trajectory import Record, Trajectory
 
 WIDE = Limits(neurons=1024, traces=6, steps=4000, size=1_000_000)
@@ -286,22 +285,6 @@ def test_a_picture_marks_every_spike_and_the_first_difference() -> None:
 )
 def test_ticks_are_round_and_inside(low: float, high: float, expected: list[float]) -> None:
     assert ticks(low, high, 4) == expected
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (23.6e-9, "23.6 nJ"),
-        (1e-3, "1 mJ"),
-        (0.0, "0 J"),
-        (4.2e-18, "0.0042 fJ"),
-        (1.5, "1.5 J"),
-        (None, "-"),
-        (2e9, "2e+03 MJ"),
-    ],
-)
-def test_quantities_have_their_prefix(value: float | None, text: str) -> None:
-    assert si(value, "J") == text
 
 
 # --- the drawing of the network -----------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ from nirdeploy.comparison import Section, compare, write_report
 from nirdeploy.comparison.ladder import Ladder, Rung
 from nirdeploy.comparison.report import verdict
 from nirdeploy.comparison.text import shown
+from nirdeploy.energy import EnergyRow, Estimate
 from nirdeploy.errors import ComparisonError, FileError
 from nirdeploy.outline import Outline, OutlineNode
 from nirdeploy.placement import Placement, Usage
@@ -410,30 +411,14 @@ def test_many_sections_are_folded_but_the_first(tmp_path: Path) -> None:
     assert ["open" in a for a in parsed.named("details")] == [True, False, False, False]
 
 
-class Row(NamedTuple):
-    node: str
-    quantity: str
-    count: int
-    joules_each: float
-    joules: float
-    source: str
-
-
-class Estimated(NamedTuple):
-    rows: tuple[Row, ...]
-    joules: float | None
-    seconds: float | None
-    notes: tuple[str, ...]
-
-
 def test_an_estimate_is_called_one_and_names_its_sources(tmp_path: Path) -> None:
-    row = Row("if1", "synaptic_operations", 1000, 23.6e-12, 23.6e-9, "Davies <2018>")
-    estimate: Any = Estimated((row,), 23.6e-9, 1.5e-3, ("Leakage is not counted.",))
+    row = EnergyRow("if1", "synaptic_operations", 1000, 23.6e-12, 23.6e-9, "Davies <2018>")
+    estimate = Estimate("loihi1", (row,), 23.6e-9, 1.5e-3, 2, ("Leakage is not counted.",))
     _, parsed = written(tmp_path, section(estimate=estimate))
     for expected in (
-        "Energy and latency, an estimate",
-        "23.6 nJ in 1.5 ms",
-        "not measured",
+        "Energy and time, an estimate",
+        "11.8 nJ a sample; 1.5 ms a sample",
+        "not a measurement; the table is of all 2 samples together",
         "synaptic operations",
         "23.6 pJ",
         "Davies <2018>",
