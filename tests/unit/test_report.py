@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from nirdeploy.comparison import Section, compare, write_report
+from nirdeploy.comparison.arrivals import Arrival
 from nirdeploy.comparison.ladder import Ladder, Rung
 from nirdeploy.comparison.report import verdict
 from nirdeploy.comparison.text import shown
@@ -373,6 +374,32 @@ def test_the_network_shows_kind_shape_agreement_and_the_first_difference(tmp_pat
     (data,) = [json.loads(t) for t in parsed.code["script"] if t.startswith("{")]
     assert data["nodes"][0]["why"] == "Not recorded on both sides, so not compared."
     assert data["first"] == ["input", *SHAPES].index(first.node)
+
+
+def test_the_first_difference_shows_its_core_and_what_arrived(tmp_path: Path) -> None:
+    found = section()
+    first = found.comparison.first_divergence
+    assert first is not None
+    told = replace(
+        first,
+        core=7,
+        chip_step=first.step + 2,
+        inputs=(Arrival("pre<i>", (1, 2), 1, 0, 0.5, 3), Arrival("pre<i>", (0, 1), 2, 2, -0.125)),
+        inputs_note="2 more are left out",
+    )
+    node = replace(found.comparison.per_node[first.node], first_divergence=told)
+    comparison = replace(found.comparison, per_node={**found.comparison.per_node, first.node: node})
+    _, parsed = written(tmp_path, replace(found, comparison=comparison))
+    for expected in (
+        "core 7",
+        f"step {first.step} (chip: {first.step + 2})",
+        "2 inputs arrived in this step, together 0.25 in the reference, -0.25 on the chip",
+        "pre<i> (1, 2) 1 0 0.5 3",
+        "pre<i> (0, 1) 2 2 -0.125 0",
+        "Spikes that arrived: 2 more are left out.",
+        first.cause,
+    ):
+        assert expected in parsed.text, expected
 
 
 def ladder_of(*found: Section) -> Ladder:
