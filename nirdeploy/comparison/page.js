@@ -37,6 +37,7 @@
   // --- drawing --------------------------------------------------------------------------------------------------
 
   const MANY = 40; // nodes, from which on they can be chosen by name, too
+  const LEAST = 5; // steps or neurons in view
   const LEFT = 80, RIGHT = 12, TOP = 8, BOTTOM = 36;
 
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
@@ -199,6 +200,7 @@
       this.raster = this.find("canvas.raster");
       this.line = this.find("canvas.trace");
       this.chart = null;
+      this.frame = 0;
       root.hidden = false;
       this.wireNetwork();
       this.wireTools();
@@ -271,7 +273,8 @@
       this.names.selectedIndex = index;
       this.find("h4").textContent = node.name;
       const list = this.find("dl");
-      list.replaceChildren(...[...node.facts, ...(node.cores.length ? [["cores", node.cores.join(", ")]] : [])].map(([name, value]) => {
+      const cores = node.cores.length ? [["cores", node.cores.join(", ")]] : [];
+      list.replaceChildren(...[...node.facts, ...cores].map(([name, value]) => {
         const entry = document.createElement("div"), term = document.createElement("dt"), told = document.createElement("dd");
         term.textContent = name; told.textContent = value;
         entry.append(term, told);
@@ -326,11 +329,10 @@
 
     /** The first look: everything where it fits, else a part around the first difference. */
     beginAround() {
-      const { view, window } = this.chart, at = this.difference(view);
+      const { view } = this.chart, at = this.difference(view);
       const step = at ? at.step : view.first, row = at && at.row >= 0 ? at.row : 0;
       if (view.steps > 120) this.centre("from", "to", step + 15, 90);
       if (view.rows > 60) this.centre("low", "high", row, 40);
-      return window;
     }
 
     toDifference() {
@@ -346,14 +348,17 @@
       this.clamp();
     }
 
-    zoom(factor, at = null, rows = false) {
+    /** Steps and neurons at once, about the middle. */
+    zoom(factor) {
       const w = this.chart.window;
-      const pairs = rows ? [["low", "high"]] : [["from", "to"]];
-      for (const [a, b] of pairs) {
-        const middle = at === null ? (w[a] + w[b]) / 2 : at, least = rows ? 4 : 5;
-        const scale = Math.max(factor, least / (w[b] - w[a]));
-        [w[a], w[b]] = [middle + (w[a] - middle) * scale, middle + (w[b] - middle) * scale];
-      }
+      this.stretch("from", "to", factor, (w.from + w.to) / 2);
+      this.stretch("low", "high", factor, (w.low + w.high) / 2);
+    }
+
+    /** One of the two ranges about a place that stays where it is. */
+    stretch(a, b, factor, at) {
+      const w = this.chart.window, scale = Math.max(factor, LEAST / (w[b] - w[a]));
+      [w[a], w[b]] = [at + (w[a] - at) * scale, at + (w[b] - at) * scale];
       this.clamp();
     }
 
@@ -410,7 +415,8 @@
         if (!(event.ctrlKey || event.metaKey || document.activeElement === canvas)) return;
         event.preventDefault();
         const { step, row } = place(event), delta = event.deltaY || event.deltaX;
-        if (event.shiftKey) this.zoom(1.0015 ** delta, row, true); else this.zoom(1.0015 ** delta, step);
+        if (event.shiftKey) this.stretch("low", "high", 1.0015 ** delta, row);
+        else this.stretch("from", "to", 1.0015 ** delta, step);
         this.draw();
       }, { passive: false });
       canvas.addEventListener("keydown", (event) => this.key(event));
@@ -454,11 +460,18 @@
       this.draw();
     }
 
+    paint() {
+      this.frame = 0;
+      if (!this.raster.parentElement.clientWidth) return;
+      if (this.chart.view.rows) drawRaster(this.raster, this.chart);
+      if (this.chart.trace) drawTrace(this.line, this.chart);
+    }
+
+    /** Tells what is in view, and paints it with the next frame. */
     draw() {
-      if (!this.chart || !this.raster.parentElement.clientWidth) return;
+      if (!this.chart) return;
+      if (!this.frame) this.frame = requestAnimationFrame(() => this.paint());
       const { view, window: w, trace } = this.chart;
-      if (view.rows) drawRaster(this.raster, this.chart);
-      if (trace) drawTrace(this.line, this.chart);
       const steps = `steps ${Math.max(view.first, Math.ceil(w.from))} to ${Math.min(view.first + view.steps - 1, Math.floor(w.to))}`;
       const ends = [Math.max(0, Math.ceil(w.low)), Math.min(view.rows - 1, Math.floor(w.high))];
       const rows = `neurons ${ends.map((row) => (view.neurons ? view.neurons[row] : row)).join(" to ")} of ${view.total}`;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from browser import Browser, browser, chromium
 
 from nirdeploy.comparison import Section, compare, write_report
+from nirdeploy.comparison.text import neuron_text
 from nirdeploy.outline import Outline, OutlineNode
 from nirdeploy.placement import Placement, Usage
 from nirdeploy.trajectory import Record, Trajectory
@@ -37,6 +39,7 @@ def run(names: dict[str, tuple[int, ...]], steps: int, flips: float, **fields: A
         v = rng.random(data.shape)
         if flips:
             data ^= other.random(data.shape) < flips
+            v += other.normal(0, 0.05, v.shape)
         records[name, "spikes"] = Record(name, "spikes", data)
         records[name, "v_mem"] = Record(name, "v_mem", v, threshold=1.0)
     return Trajectory(records, **fields)
@@ -69,9 +72,13 @@ def shown(tab: Browser, selector: str) -> str:
 def ink(tab: Browser, canvas: str, colour: str, explorer: str = EXPLORER) -> int:
     """Pixels of a canvas in the colour of a custom property."""
     return int(
-        tab.value(f"""(() => {{
-        const c = {explorer}.querySelector({canvas!r});
-        const d = c.getContext("2d").getImageData(0, 0, c.width, c.height).data;
+        tab.value(f"""(async () => {{
+        await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+        const seen = {explorer}.querySelector({canvas!r});
+        const copy = Object.assign(document.createElement("canvas"), {{ width: seen.width, height: seen.height }});
+        const c = copy.getContext("2d", {{ willReadFrequently: true }});  // the page's own stays as it is
+        c.drawImage(seen, 0, 0);
+        const d = c.getImageData(0, 0, copy.width, copy.height).data;
         const hex = getComputedStyle(document.documentElement).getPropertyValue("--{colour}").trim();
         const want = [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
         let n = 0;
@@ -106,13 +113,12 @@ def test_the_page_opens_within_a_second(tab: Browser, page: Path) -> None:
 
 def test_a_click_on_a_node_shows_its_traces(tab: Browser, page: Path) -> None:
     tab.open(page)
-    before = tab.value(f"{EXPLORER}.querySelector('canvas.trace').toDataURL()")
+    before = ink(tab, "canvas.trace", "chip")
     tab.click("#target-1-network a[data-node='3'] rect")
     assert shown(tab, "h4") == "if3"
     assert "IF" in shown(tab, "dl")
     assert tab.value("document.querySelector('#target-1-network .chosen').dataset.node") == "3"
-    assert tab.value(f"{EXPLORER}.querySelector('canvas.trace').toDataURL()") != before
-    assert ink(tab, "canvas.trace", "chip") > 20
+    assert 20 < ink(tab, "canvas.trace", "chip") != before
     assert shown(tab, ".neurons select").startswith(
         str(section().comparison.per_node["if3"].first_divergence.neuron[0])
     )
@@ -231,13 +237,26 @@ def test_the_wheel_scrolls_the_page_while_no_chart_is_chosen(tab: Browser, page:
     assert window(tab) == before
 
 
-def test_the_pointer_reads_step_neuron_and_spikes(tab: Browser, page: Path) -> None:
+@pytest.mark.parametrize("node", ["if1", "if3"])
+def test_the_pointer_reads_what_the_trajectories_hold(tab: Browser, page: Path, node: str) -> None:
     tab.open(page)
-    x, y = tab.place("#target-1-explorer canvas.trace")
-    tab.mouse("mouseMoved", x, y)
-    words = shown(tab, ".readout")
-    for expected in ("step ", "neuron ", "spikes: ", "v_mem: ", " reference, ", " chip"):
-        assert expected in words
+    found = section()
+    first = found.comparison.per_node[node].first_divergence
+    assert first is not None
+    tab.click(f"#target-1-network a[data-node='{1 + list(SHAPES).index(node)}'] rect")
+    tab.click("#target-1-explorer [data-do='all']")
+    for shift in (-300, -170, 60, 222):
+        x, y = tab.place("#target-1-explorer canvas.trace")
+        tab.mouse("mouseMoved", x + shift, y)
+        words = shown(tab, ".readout")
+        step = int(words.split(" ")[1])
+        assert words.startswith(f"step {step} · neuron {neuron_text(first.neuron)} · ")
+        at = (step, first.sample, *first.neuron)
+        spikes = [int(side[node, "spikes"].data[at]) for side in (found.reference, found.chip)]
+        v = [float(side[node, "v_mem"].data[at]) for side in (found.reference, found.chip)]
+        assert f"spikes: {spikes[0]} reference, {spikes[1]} chip" in words
+        told = re.findall(r"v_mem: (\S+) reference, (\S+) chip", words)
+        assert [float(value) for value in told[0]] == pytest.approx(v, rel=1e-3)
 
 
 def test_cores_of_the_chosen_node_are_marked_and_a_click_opens_one(tab: Browser, page: Path) -> None:
@@ -280,8 +299,7 @@ def test_folded_sections_draw_their_charts_once_opened(tab: Browser, tmp_path: P
     explorer = "document.querySelector('#target-3-explorer')"
     assert tab.value(f"{explorer}.closest('details').open") is False
     tab.click("details:nth-of-type(3) summary")
-    tab.value("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
     assert tab.value(f"{explorer}.closest('details').open") is True
-    assert tab.value(f"{explorer}.querySelector('canvas').width") > 300
     assert ink(tab, "canvas.raster", "both", explorer) > 20
+    assert tab.value(f"{explorer}.querySelector('canvas').width") > 300
     assert tab.complaints == []
