@@ -119,8 +119,9 @@
       c.fillStyle = colour("band");
       if (told >= 0) c.fillRect(LEFT, y(told - 0.5), width, Math.max(1.5, row));
       if (view.here) here(c, x, view.here.step, top, bottom);
-      const r = Math.max(1.2, Math.min(4.5, 0.36 * row, 0.36 * (x(1) - x(0))));
+      const size = Math.min(4.5, 0.36 * row, 0.36 * (x(1) - x(0)));
       MARKS.forEach(([name, mark], kind) => {
+        const r = Math.max(kind === BOTH ? 1.2 : 2.4, size); // in a crowd the differences are what one looks for
         c.beginPath();
         for (const [n, step, its] of chart.data.spikes) {
           if (its === kind && n >= low - 1 && n <= high + 1 && step >= from - 1 && step <= to + 1) mark(c, x(step), y(n), r);
