@@ -14,6 +14,7 @@ __all__ = ["Box", "Drawing", "Link", "Sizes", "layout"]
 
 Edge = tuple[str, str]
 _LANE = 7.0  # between two edges in a channel
+_LANES, _PIECES = 40, 60  # most lanes of a channel, and pieces of a lane
 _CORNER = 6.0
 
 
@@ -110,10 +111,11 @@ class _Canvas:
     def __init__(self, layers: Mapping[str, int], forward: list[Edge], back: list[Edge], sizes: Sizes) -> None:
         self.layers, self.forward, self.back, self.sizes = layers, forward, back, sizes
         self.columns = _columns(layers, forward)
+        self.ranks = {name: i for column in self.columns for i, name in enumerate(column)}
         self.n_rows = -(-len(self.columns) // sizes.columns)
         self.lanes: list[list[list[tuple[float, float]]]] = [[] for _ in range(self.n_rows + 1)]  # of each channel
         self.users: dict[tuple[int, int], int] = {}  # vertical pieces in each gap, (row, column before which it is)
-        self.gutters = 0  # edges that pass whole rows, left of all
+        self.gutters: list[list[tuple[float, float]]] = []  # rows passed by edges that run left of all
         self.leftmost = 0.0
 
     def drawing(self) -> Drawing:
@@ -151,7 +153,7 @@ class _Canvas:
         mates = self.columns[layer]
         taken = len(mates) * self.sizes.height + (len(mates) - 1) * self.sizes.between
         top = self.tops[row] + (self._row_height(row) - taken) / 2
-        y = top + mates.index(name) * (self.sizes.height + self.sizes.between)
+        y = top + self.ranks[name] * (self.sizes.height + self.sizes.between)
         return self.left + column * (self.sizes.width + self.sizes.gap), y
 
     def _row(self, name: str) -> int:
@@ -179,8 +181,7 @@ class _Canvas:
         if len(passed) == 1:
             self.leftmost = min(self.leftmost, end - 4)
             return _Route(behind, before, ((passed[0], self._lane(passed[0], start, end)),), None)
-        self.gutters += 1
-        out = -self.sizes.gap - _LANE * self.gutters
+        out = -self.sizes.gap - _LANE * (1 + _free(self.gutters, min(passed), max(passed)))
         self.leftmost = min(self.leftmost, out)
         lanes = tuple((channel, self._lane(channel, out, x)) for channel, x in zip(passed, (start, end), strict=True))
         return _Route(behind, before, lanes, out)
@@ -193,13 +194,7 @@ class _Canvas:
 
     def _lane(self, channel: int, a: float, b: float) -> int:
         """The first lane of a channel that is free between two places."""
-        low, high = min(a, b) - 4, max(a, b) + 4
-        for i, taken in enumerate(self.lanes[channel]):
-            if all(high < first or last < low for first, last in taken):
-                taken.append((low, high))
-                return i
-        self.lanes[channel].append([(low, high)])
-        return len(self.lanes[channel]) - 1
+        return _free(self.lanes[channel], min(a, b) - 4, max(a, b) + 4)
 
     def _lane_y(self, channel: int, lane: int) -> float:
         bottom = self.tops[channel] if channel < self.n_rows else self.height
@@ -235,6 +230,21 @@ class _Route(NamedTuple):
     before: float
     lanes: tuple[tuple[int, int], ...]
     gutter: float | None
+
+
+def _free(lanes: list[list[tuple[float, float]]], low: float, high: float) -> int:
+    """The first lane in which nothing lies between two places, now taken; a new one where there is none.
+
+    With all of `_LANES` taken or long, edges share them in turn: such a network cannot be followed by eye anyhow.
+    """
+    for i, taken in enumerate(lanes):
+        if len(taken) < _PIECES and all(high < first or last < low for first, last in taken):
+            taken.append((low, high))
+            return i
+    if len(lanes) < _LANES:
+        lanes.append([(low, high)])
+        return len(lanes) - 1
+    return int(low + high) % _LANES
 
 
 def _columns(layers: Mapping[str, int], forward: Sequence[Edge]) -> list[list[str]]:

@@ -358,6 +358,16 @@ def test_branches_stand_above_each_other() -> None:
     assert places["i"].y == places["o"].y == (places["a"].y + places["b"].y) / 2
 
 
+def test_very_many_edges_share_their_lanes() -> None:
+    names, edges = chain(200)
+    rng = np.random.default_rng(0)
+    far = [(f"n{a}", f"n{b}") for a, b in rng.integers(0, 200, (5000, 2))]
+    drawing = layout(names, [*edges, *far])
+    assert len(drawing.links) == len({*edges, *far})
+    assert drawing.width < 1400
+    assert drawing.height < 12_000
+
+
 def test_nodes_without_known_edges_follow_the_others() -> None:
     drawing = layout(["a", "b"], [("a", "b")], loose=["c", "a"])
     assert [(box.name, box.layer) for box in drawing.boxes] == [("a", 0), ("b", 1), ("c", 2)]
