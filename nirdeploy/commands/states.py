@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,6 +46,9 @@ def compare(
         list[str] | None,
         typer.Option(help="Steps the second is later, for all nodes or NODE=STEPS, or 'find'; default: what it says."),
     ] = None,
+    window: Annotated[
+        int | None, typer.Option(min=0, help="Also the spikes that find a partner at most so many steps away.")
+    ] = None,
     graph: Annotated[Path | None, typer.Option(help="The network, for the weights of what arrived.")] = None,
     raster: Annotated[Path | None, typer.Option(help="What came in, for the same.")] = None,
     min_agreement: MinAgreement = None,
@@ -62,10 +66,16 @@ def compare(
     comparison = compare_trajectories(ours, theirs, lag=_lag(lag), graph=network, raster=sent)
     if html is not None:
         comparison.to_html(html)
+    match = None if window is None else comparison.overall_match(window)
     if as_json:
-        print_json(comparison.to_dict())
+        within = (
+            {} if match is None else {"window": {**asdict(match), "precision": match.precision, "recall": match.recall}}
+        )
+        print_json({**comparison.to_dict(), **within})
     else:
         say(comparison.summary())
+        if match is not None:
+            say(f"within {match.window} steps: precision {match.precision:.4f}, recall {match.recall:.4f}")
     if failures := _failures(comparison, min_agreement, max_v_error):
         if not as_json and (min_agreement is not None or max_v_error is not None):
             say(f"beyond the limits: {'; '.join(failures)}")

@@ -219,6 +219,7 @@ def _node(
         spikes=found.sums if found else None,
         variables={v: _measure_values(pair) for v, pair in mine.items() if v != "spikes"},
         lag=leading.lag,
+        counters=_counters(leading, chip),
         first_divergence=_divergence(node, found, mine.get("v_mem"), spikes, chip) if found else None,
     )
 
@@ -250,7 +251,7 @@ def _divergence(
             steps=state.steps if state else range(0),
             thresholds=state.thresholds if state else (None, None),
             earlier=_earlier(node, entry, spikes),
-            saturations=_saturations(found.pair, chip),
+            saturations=_counters(found.pair, chip).get("saturations", 0),
         ),
     )
 
@@ -291,6 +292,10 @@ def _earlier(node: str, entry: _Entry, spikes: Mapping[str, _Spikes]) -> Earlier
     return Earlier(tuple(sorted(differing, key=lambda found: found[1])), compared)
 
 
-def _saturations(pair: Aligned, chip: Trajectory) -> int:
-    names = {record.node for record in pair.chip.parts} | {pair.node}
-    return sum(int(chip.counters.get(name, {}).get("saturations", 0)) for name in names)
+def _counters(pair: Aligned, chip: Trajectory) -> dict[str, int]:
+    """What the chip's run counted at a node, over the records it is made of."""
+    found: dict[str, int] = {}
+    for name in {record.node for record in pair.chip.parts} | {pair.node}:
+        for counter, value in chip.counters.get(name, {}).items():
+            found[counter] = found.get(counter, 0) + int(value)
+    return found

@@ -148,6 +148,7 @@ class NodeComparison:
         variables: how far 'v_mem', 'i_syn' and 'output' are apart, those that are compared.
         lag: steps by which the chip is later.
         first_divergence: its first entry with different spike counts.
+        counters: what the chip's run counted at it, e.g. 'saturations' and 'clamps'.
     """
 
     node: str
@@ -155,9 +156,11 @@ class NodeComparison:
     variables: Mapping[str, Difference]
     lag: int = 0
     first_divergence: Divergence | None = None
+    counters: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "variables", MappingProxyType(dict(self.variables)))
+        object.__setattr__(self, "counters", MappingProxyType(dict(self.counters)))
 
     @property
     def spike_agreement(self) -> float | None:
@@ -177,6 +180,16 @@ class NodeComparison:
     def spikes_chip(self) -> int | None:
         """Spikes of the chip."""
         return self.spikes.chip if self.spikes else None
+
+    @property
+    def rate_reference(self) -> float | None:
+        """Spikes of the reference a neuron and step."""
+        return self.spikes.reference / self.spikes.entries if self.spikes else None
+
+    @property
+    def rate_chip(self) -> float | None:
+        """Spikes of the chip a neuron and step."""
+        return self.spikes.chip / self.spikes.entries if self.spikes else None
 
     @property
     def differing_entries(self) -> int | None:
@@ -210,6 +223,8 @@ class NodeComparison:
             "spike_agreement": self.spike_agreement,
             "spikes_reference": self.spikes_reference,
             "spikes_chip": self.spikes_chip,
+            "rate_reference": self.rate_reference,
+            "rate_chip": self.rate_chip,
             "differing_entries": self.differing_entries,
             "entries": self.entries,
             "v_mem_rmse": self.v_mem_rmse,
@@ -217,6 +232,7 @@ class NodeComparison:
             "v_unit": self.v_unit,
             "variables": {name: found.to_dict() for name, found in self.variables.items()},
             "lag": self.lag,
+            "counters": dict(self.counters),
             "first_divergence": asdict(self.first_divergence) if self.first_divergence else None,
         }
 
@@ -294,6 +310,15 @@ class Comparison:
 
         return {n: window_match(pair, window) for (n, variable), pair in self.pairs.items() if variable == "spikes"}
 
+    def overall_match(self, window: int) -> WindowMatch | None:
+        """`window_match` of all spikes of all compared nodes together; None: no spikes compared.
+
+        Raises:
+            ComparisonError: as of `window_match`.
+        """
+        found = list(self.window_match(window).values())
+        return sum(found[1:], found[0]) if found else None
+
     def distances(self, *, cost: float, tau: float, nodes: Iterable[str] | None = None) -> dict[str, Distances]:
         """Victor-Purpura and van Rossum distances of each neuron and sample; see `trains.Distances`.
 
@@ -365,6 +390,9 @@ class Comparison:
                 if name != "v_mem"
             ]
         lines += [str(band) for band in self.bands.values()]
+        for node in self.per_node.values():
+            bounded = [f"{number(node.counters[n])} {n}" for n in _BOUNDED if node.counters.get(n)]
+            lines += [f"{shown(node.node)} on the chip: {', '.join(bounded)}"] if bounded else []
         first = self.first_divergence
         if first:
             lines += [f"first difference: {first}", f"  {first.cause}"]
@@ -389,6 +417,7 @@ class Comparison:
         write_report(path, [section], title=f"{self.target}: comparison with the reference")
 
 
+_BOUNDED = ("saturations", "clamps", "wraps")
 _UNITS = {"threshold": "thresholds", "model": "model units"}
 _HEAD = (
     "node",

@@ -37,6 +37,12 @@ class WindowMatch:
     reference: int
     chip: int
 
+    def __add__(self, other: WindowMatch) -> WindowMatch:
+        if other.window != self.window:
+            raise ValueError(f"windows of {self.window} and {other.window} steps")
+        sums = (getattr(self, n) + getattr(other, n) for n in ("matched", "reference", "chip"))
+        return WindowMatch(self.window, *sums)
+
     @property
     def precision(self) -> float:
         """Share of the chip's spikes that have a partner; 1 where it has none."""

@@ -30,7 +30,7 @@ from nirdeploy.shapes import own_input_shape
 __all__ = ["ModuleMap", "Walk"]
 
 ModuleMap = Mapping[type, Callable[..., "nir.NIRNode | None"]]
-_TORCH = str(Path(torch.__file__).parent)
+_NOT_THE_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 _PREVIOUS = "\0previous "
 
@@ -217,7 +217,7 @@ class Walk:
     def _where(self, node: fx.Node) -> str:
         path = self._path(node)
         frames = re.findall(r'File "(.+?)", line (\d+)', node.stack_trace or "")
-        own = [f"{file}:{line}" for file, line in frames if not file.startswith(_TORCH)]
+        own = [f"{file}:{line}" for file, line in frames if not file.startswith(_NOT_THE_USERS)]
         return f"in module {path or type(self.root).__name__!r}, {own[-1] if own else 'unknown line'}"
 
     # ------------------------------------------------------------ ends

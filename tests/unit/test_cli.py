@@ -207,7 +207,7 @@ def test_placement_options_that_cannot_be_used_are_one_line(call, work, text):
 
 
 def test_unexpected_errors_are_one_line_too(call, monkeypatch):
-    def broken(*_):
+    def broken(*_, **__):
         raise RuntimeError("boom")
 
     monkeypatch.setattr("nirdeploy.io.read", broken)
@@ -385,6 +385,10 @@ def test_compare_takes_trials_lags_and_what_came_in(built, call):
     code, said, _ = call("compare", reference, chip, "--graph", graph, "--raster", built / "some.npz", "--lag", "find")
     assert code == 1
     assert "In that step " in said
+    code, said, _ = call("compare", reference, chip, "--window", "1", "--json")
+    within = json.loads(said)["window"]
+    assert within["precision"] == within["matched"] / within["chip"] > json.loads(said)["spike_agreement"]
+    assert "within 1 steps: precision " in call("compare", reference, chip, "--window", "1")[1]
     code, said, _ = call("compare", reference, chip, chip, "--lag", "if1=1", "--lag", "if2=0", "--json")
     found = json.loads(said)
     assert {name: node["lag"] for name, node in found["per_node"].items()}["if1"] == 1

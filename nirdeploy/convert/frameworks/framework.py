@@ -5,22 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 import nir
 from torch import nn
 
 from nirdeploy.convert.primitives import BYPASSED, TraceContext
-from nirdeploy.errors import ConversionError
+from nirdeploy.errors import ConfigurationError, ConversionError
+from nirdeploy.names import suggest
+from nirdeploy.reference.convention import Convention
 
 __all__ = [
     "STEP",
     "Fields",
     "Framework",
     "LayerRow",
+    "Repair",
     "axes_inside",
     "check_layer",
     "check_mode",
+    "framework",
     "framework_of",
     "leading_axes",
     "row_of",
@@ -41,6 +45,18 @@ _TABLES = {
 
 def _no_fields(_module: nn.Module) -> Fields:
     return {}
+
+
+class Repair(NamedTuple):
+    """What was changed in a file that a library's exporter wrote.
+
+    Attributes:
+        node: its node; '' where it is the graph.
+        text: one sentence: what the exporter did, and what it was changed to.
+    """
+
+    node: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -82,6 +98,10 @@ class Framework:
             paths; None: as it is.
         lifts: container -> whether it applies what it holds to each step of a sequence, so that layers inside take one
             step though the container takes all.
+        repair: graph of a file that the library's exporter wrote, as stored -> what it stands for, and what was
+            changed. UnsupportedError, naming the node, for what the file has lost.
+        adapt: graph, its convention -> what the library's importer needs to make the same network of it.
+            UnsupportedError, naming the node, for what it would make something else of.
     """
 
     name: str
@@ -91,6 +111,20 @@ class Framework:
     step: Callable[[Any], float | None] = lambda module: None
     traceable: Callable[[nn.Module], nn.Module | None] = lambda module: None
     lifts: Callable[[nn.Module], bool] = lambda module: False
+    repair: Callable[[nir.NIRGraph], tuple[nir.NIRGraph, tuple[Repair, ...]]] = lambda graph: (graph, ())
+    adapt: Callable[[nir.NIRGraph, Convention | None], nir.NIRGraph] = lambda graph, convention: graph
+
+
+def framework(package: str) -> Framework:
+    """The table of a library by what it is imported as.
+
+    Raises:
+        ConfigurationError: none of the known ones.
+    """
+    if package not in _TABLES:
+        raise ConfigurationError(f"unknown library {package!r}", remedy=suggest(package, _TABLES))
+    found: Framework = import_module(_TABLES[package]).FRAMEWORK
+    return found
 
 
 def framework_of(module: nn.Module) -> Framework | None:
@@ -98,19 +132,18 @@ def framework_of(module: nn.Module) -> Framework | None:
     for kind in type(module).__mro__:
         package = kind.__module__.partition(".")[0]
         if package in _TABLES:
-            found: Framework = import_module(_TABLES[package]).FRAMEWORK
-            return found
+            return framework(package)
     return None
 
 
 def row_of(module: nn.Module) -> LayerRow | None:
     """The row of a library's layer; None for everything else, containers and functions of a library included."""
-    framework = framework_of(module)
-    if framework is None:
+    library = framework_of(module)
+    if library is None:
         return None
     names = [f"{kind.__module__}.{kind.__qualname__}" for kind in type(module).__mro__]
     for name in names:
-        for row in framework.rows:
+        for row in library.rows:
             if name in row.classes:
                 return row
     return None
@@ -200,6 +233,6 @@ def axes_inside(root: nn.Module, path: str) -> int:
 
 def traceable(root: nn.Module) -> nn.Module:
     """The module to trace instead of a library's container; the module itself where it is none."""
-    framework = framework_of(root)
-    found = None if framework is None else framework.traceable(root)
+    library = framework_of(root)
+    found = None if library is None else library.traceable(root)
     return root if found is None else found

@@ -97,12 +97,14 @@ def _synaptic(kind: str, p: Any, dt: float, shape: tuple[int, ...] | None, path:
     return make_node(getattr(nir, kind), **_spread(values, shape, path))
 
 
-def _neuron(kind: str, parameters: Callable[[Any], Any], *steps: str) -> Callable[[Any, TraceContext], nir.NIRNode]:
+def _neuron(
+    kind: str, parameters: Callable[[Any, str], Any], *steps: str
+) -> Callable[[Any, TraceContext], nir.NIRNode]:
     """Conversion of a layer that is one node of this kind, whose step is one of these functions."""
 
     def to_nir(module: Any, context: TraceContext) -> nir.NIRNode:
         check_steps(module, steps, context.path)
-        shape, p = context.known_shape(type(module).__name__), parameters(module)
+        shape, p = context.known_shape(type(module).__name__), parameters(module, context.path)
         if kind.startswith("Cuba"):
             return _synaptic(kind, p, module.dt, shape, context.path)
         values = {} if kind == "LI" else _firing(p)
@@ -114,7 +116,9 @@ def _neuron(kind: str, parameters: Callable[[Any], Any], *steps: str) -> Callabl
     return to_nir
 
 
-def _recurrent(kind: str, parameters: Callable[[Any], Any], *steps: str) -> Callable[[Any, TraceContext], nir.NIRGraph]:
+def _recurrent(
+    kind: str, parameters: Callable[[Any, str], Any], *steps: str
+) -> Callable[[Any, TraceContext], nir.NIRGraph]:
     """Conversion of a layer with weights of its own: j = (1 - dt tau_syn_inv) j + W x + W_rec z of the step before."""
 
     def to_nir(module: Any, context: TraceContext) -> nir.NIRGraph:
@@ -130,7 +134,7 @@ def _recurrent(kind: str, parameters: Callable[[Any], Any], *steps: str) -> Call
         nodes: dict[str, nir.NIRNode] = {
             "input": make_node(nir.Input, input_type={"input": np.array([inputs])}),
             "input_weights": make_node(nir.Linear, weight=_array(module.input_weights)),
-            "neuron": _synaptic(kind, parameters(module), module.dt, (hidden,), context.path),
+            "neuron": _synaptic(kind, parameters(module, context.path), module.dt, (hidden,), context.path),
             "output": make_node(nir.Output, output_type={"output": np.array([hidden])}),
         }
         edges = [("input", "input_weights"), ("input_weights", "neuron"), ("neuron", "output")]
@@ -142,11 +146,11 @@ def _recurrent(kind: str, parameters: Callable[[Any], Any], *steps: str) -> Call
     return to_nir
 
 
-def _p(module: Any) -> Any:
+def _p(module: Any, _path: str) -> Any:
     return module.p
 
 
-def _unrefractory(module: Any) -> Any:
+def _unrefractory(module: Any, path: str) -> Any:
     """Parameters of the LIF that a refractory layer is where its refractory time is 0.
 
     Raises:
@@ -157,6 +161,7 @@ def _unrefractory(module: Any) -> Any:
         raise ConversionError(
             f"{type(module).__name__} holds v for rho_reset={steps.max():g} steps after a spike, and NIR has no "
             "refractory neuron",
+            node=path,
             remedy="Train with LIFCell, LIF or LIFRecurrent, or set rho_reset to 0.",
         )
     return module.p.lif
@@ -208,7 +213,9 @@ def _row(
     return LayerRow(classes, to_nir, fields, returns_state=lambda module: True, axes=axes)
 
 
-def _row_with_weights(names: tuple[str, ...], kind: str, parameters: Callable[[Any], Any], *steps: str) -> LayerRow:
+def _row_with_weights(
+    names: tuple[str, ...], kind: str, parameters: Callable[[Any, str], Any], *steps: str
+) -> LayerRow:
     classes = tuple(f"{_MODULE}.{name}" for name in names)
     return LayerRow(
         classes,
