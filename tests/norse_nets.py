@@ -15,7 +15,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # Norse itself uses torch.jit.script
     import norse.torch as norse
 
-__all__ = ["CELLS", "SEQUENCES", "Drawn", "Layer", "forward", "layers", "networks", "norse"]
+__all__ = ["CELLS", "SEQUENCES", "WEIGHTED", "Drawn", "Layer", "forward", "layers", "networks", "norse"]
 
 CELLS = (
     "LIFCell",
