@@ -22,6 +22,8 @@ import numpy as np
 import torch
 
 from nirdeploy.convert.frameworks.framework import Fields, Framework, LayerRow
+from nirdeploy.convert.frameworks.norse_adapt import adapt
+from nirdeploy.convert.frameworks.norse_files import repair
 from nirdeploy.convert.frameworks.norse_refused import REFUSED
 from nirdeploy.convert.frameworks.norse_steps import Lifted, axes, check_steps, is_lift
 from nirdeploy.convert.primitives import TraceContext
@@ -271,4 +273,6 @@ FRAMEWORK = Framework(
     step=lambda module: float(module.dt) if isinstance(getattr(module, "dt", None), float | int) else None,
     traceable=lambda module: Lifted(module) if is_lift(module) else None,
     lifts=is_lift,
+    repair=repair,
+    adapt=adapt,
 )
