@@ -16,11 +16,12 @@ import torch
 from torch import fx, nn
 
 from nirdeploy.convert.draft import Draft, Key, Shape, Signal, StateOf, Value
-from nirdeploy.convert.frameworks.conventions import layer_conventions
-from nirdeploy.convert.frameworks.framework import LayerRow, check_layer, framework_of, row_of
+from nirdeploy.convert.frameworks.conventions import combined, layer_conventions
+from nirdeploy.convert.frameworks.framework import LayerRow, axes_inside, check_layer, framework_of, row_of
 from nirdeploy.convert.operations import HANDLERS, VIEWS, in_place, is_check
 from nirdeploy.convert.primitives import BYPASSED, MODULES, TraceContext, find
 from nirdeploy.errors import ConversionError, NirdeployError
+from nirdeploy.graph import with_metadata
 from nirdeploy.nodes import keeps_state, make_node
 from nirdeploy.reference.neurons import Stateful
 from nirdeploy.schedule import schedule
@@ -29,7 +30,7 @@ from nirdeploy.shapes import own_input_shape
 __all__ = ["ModuleMap", "Walk"]
 
 ModuleMap = Mapping[type, Callable[..., "nir.NIRNode | None"]]
-_TORCH = str(Path(torch.__file__).parent)
+_NOT_THE_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 _PREVIOUS = "\0previous "
 
@@ -116,6 +117,14 @@ class Walk:
             ) from error
         return converted
 
+    def alone(self, module: nn.Module, context: TraceContext) -> nir.NIRNode | None:
+        """The node of a module that is the whole network; where that is a graph, with its convention."""
+        node, framework, row = self.node_of(module, context), framework_of(module), self._foreign(module)
+        if not isinstance(node, nir.NIRGraph) or framework is None or row is None:
+            return node
+        found = combined(layer_conventions(module, framework, row, self.dt))
+        return node if found is None else with_metadata(node, convention=found.to_dict())
+
     # ------------------------------------------------------------ walk
 
     def run(self, traced: fx.Graph, constants: Mapping[str, torch.Tensor], states: list[str]) -> nir.NIRGraph:
@@ -194,11 +203,21 @@ class Walk:
     def _located(self, error: ConversionError, node: fx.Node) -> ConversionError:
         return ConversionError(f"{error} ({self._where(node)})", located=True)
 
-    def _where(self, node: fx.Node) -> str:
+    @staticmethod
+    def _path(node: fx.Node) -> str:
+        """The module whose forward an operation stands in."""
         stack = node.meta.get("nn_module_stack") or {}
-        path = next(reversed([str(entry[0]) for entry in stack.values()]), "") if stack else ""
+        return next(reversed([str(entry[0]) for entry in stack.values()]), "") if stack else ""
+
+    def axes_of(self, node: fx.Node) -> int:
+        """Axes in front of those of a sample where an operation or a module is called."""
+        path = str(node.target) if node.op == "call_module" else f"{self._path(node)}.".lstrip(".")
+        return 1 if self.default_map is not None else axes_inside(self.root, path)
+
+    def _where(self, node: fx.Node) -> str:
+        path = self._path(node)
         frames = re.findall(r'File "(.+?)", line (\d+)', node.stack_trace or "")
-        own = [f"{file}:{line}" for file, line in frames if not file.startswith(_TORCH)]
+        own = [f"{file}:{line}" for file, line in frames if not file.startswith(_NOT_THE_USERS)]
         return f"in module {path or type(self.root).__name__!r}, {own[-1] if own else 'unknown line'}"
 
     # ------------------------------------------------------------ ends
@@ -385,6 +404,8 @@ class Walk:
         if function is None and isinstance(module, BYPASSED):
             return signal
         if function is None and self.default_map is None and isinstance(module, _BATCH_NORMS):
+            if isinstance(module, nn.BatchNorm1d) and self.axes_of(node) > 1:
+                raise self.refuse(node, "would take the batch of [step, batch, channel] for its channels")
             return self._batch_norm(module, path, signal)
         if not self.is_mapped(module):
             kind = type(module).__name__
@@ -396,7 +417,7 @@ class Walk:
             )
         row = self._foreign(module) or (find(MODULES, type(module)) if function is None else None)
         signal = self.draft.learn(signal, row.input_shape(module) if row is not None else None)
-        created = self.node_of(module, TraceContext(path, signal.shape, dt=self.dt))
+        created = self.node_of(module, TraceContext(path, signal.shape, dt=self.dt, axes=self.axes_of(node)))
         if created is None:
             return signal
         if keeps_state(created) and path in self.called:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ __all__ = [
     "Framework",
     "LayerRow",
     "Repair",
+    "axes_inside",
     "check_layer",
     "check_mode",
     "framework",
@@ -70,7 +71,7 @@ class LayerRow:
             gives one node; without dt. What differs from the library's own `Framework.fields`.
         returns_state: layer -> whether its forward returns (output, state, ...).
         input_shape: layer -> shape of one sample that it takes, where the layer alone tells.
-        axes: layer -> axes in front of those of a sample and a step: 1 (batch), or 2 with time.
+        axes: layer -> axes in front of those of a sample and a step: 1 (batch), 2 with time, 0 where it takes either.
         allows_subclasses: whether a subclass that keeps this forward is the same layer.
     """
 
@@ -95,6 +96,8 @@ class Framework:
         step: layer -> seconds a step where the layer has a dt of its own; None: it counts steps.
         traceable: container of the library -> a module that forward can be traced through, with the same submodule
             paths; None: as it is.
+        lifts: container -> whether it applies what it holds to each step of a sequence, so that layers inside take one
+            step though the container takes all.
         repair: graph of a file that the library's exporter wrote, as stored -> what it stands for, and what was
             changed. UnsupportedError, naming the node, for what the file has lost.
         adapt: graph, its convention -> what the library's importer needs to make the same network of it.
@@ -107,6 +110,7 @@ class Framework:
     fields: Mapping[str, Any] = field(default_factory=dict)
     step: Callable[[Any], float | None] = lambda module: None
     traceable: Callable[[nn.Module], nn.Module | None] = lambda module: None
+    lifts: Callable[[nn.Module], bool] = lambda module: False
     repair: Callable[[nir.NIRGraph], tuple[nir.NIRGraph, tuple[Repair, ...]]] = lambda graph: (graph, ())
     adapt: Callable[[nir.NIRGraph, Convention | None], nir.NIRGraph] = lambda graph, convention: graph
 
@@ -187,6 +191,19 @@ def check_mode(root: nn.Module) -> None:
             )
 
 
+def _lifts(module: nn.Module) -> bool:
+    framework = framework_of(module)
+    return framework is not None and framework.lifts(module)
+
+
+def _outermost(root: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Modules by path, without what stands inside a container that lifts it."""
+    yield path, root
+    if not _lifts(root):
+        for name, child in root.named_children():
+            yield from _outermost(child, f"{path}.{name}".lstrip("."))
+
+
 def leading_axes(root: nn.Module) -> int:
     """Axes of a sample input in front of those of one sample in one step: 1 (batch), or 2 where layers take time.
 
@@ -194,16 +211,24 @@ def leading_axes(root: nn.Module) -> int:
         ConversionError: some layers take time and others do not.
     """
     found: dict[int, str] = {}
-    for path, module in root.named_modules():
+    for path, module in _outermost(root):
         row = row_of(module)
-        if row is not None:
-            found.setdefault(row.axes(module), path or type(module).__name__)
+        axes = 2 if _lifts(module) else 0 if row is None else row.axes(module)
+        if axes:
+            found.setdefault(axes, path or type(module).__name__)
     if len(found) > 1:
         raise ConversionError(
             f"{found[1]!r} takes one step at a time, {found[2]!r} all steps at once",
             remedy="Use one of the two in all layers.",
         )
     return next(iter(found), 1)
+
+
+def axes_inside(root: nn.Module, path: str) -> int:
+    """Axes in front of a sample's own where the module at `path` is called: as `leading_axes`, 1 if it is lifted."""
+    parts = path.split(".")
+    above = (root.get_submodule(".".join(parts[:depth])) for depth in range(len(parts)))
+    return 1 if path and any(_lifts(module) for module in above) else leading_axes(root)
 
 
 def traceable(root: nn.Module) -> nn.Module:
