@@ -402,6 +402,15 @@ def test_the_first_difference_shows_its_core_and_what_arrived(tmp_path: Path) ->
         assert expected in parsed.text, expected
 
 
+def test_hints_stand_with_the_first_difference(tmp_path: Path) -> None:
+    found = section()
+    object.__setattr__(found.comparison, "hints", ("the chip's spikes <b> come one step later",))
+    _, parsed = written(tmp_path, found)
+    text = parsed.text
+    assert text.index("First difference") < text.index("the chip's spikes <b> come one step later")
+    assert text.index("the chip's spikes <b> come one step later") < text.index("Network")
+
+
 def ladder_of(*found: Section) -> Ladder:
     rungs = [Rung("reference", "", found[0].reference)]
     rungs += [Rung(s.name, f"change <{i}>", s.chip, cost=s.comparison, total=s.comparison) for i, s in enumerate(found)]
