@@ -193,7 +193,8 @@ def _told(
         return []
     apart = reference != chip
     if leading is values:
-        gap = np.abs(np.nan_to_num(np.subtract(reference, chip, dtype=np.float64))).max(axis=0)
+        with np.errstate(invalid="ignore"):  # of two infinite values
+            gap = np.abs(np.nan_to_num(np.subtract(reference, chip, dtype=np.float64))).max(axis=0)
         order = np.argsort(-gap, kind="stable")
     else:
         first = np.where(apart.any(axis=0), apart.argmax(axis=0), len(apart))
