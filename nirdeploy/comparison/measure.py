@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from nirdeploy.comparison.align import Aligned, Alignment, align, labels
 from nirdeploy.comparison.cause import Earlier, explain
+from nirdeploy.comparison.hints import hints
 from nirdeploy.comparison.metrics import ErrorSums, SpikeSums, error_sums, first_difference, spike_sums
 from nirdeploy.comparison.result import Comparison, Difference, Divergence, NodeComparison, Unit
 from nirdeploy.errors import ComparisonError
@@ -49,7 +50,7 @@ def compare(a: Trajectory, b: Trajectory, *, lag: int | Mapping[str, int] | None
         raise ComparisonError(_nothing(a, b, alignment), remedy="Record the same nodes and variables on both sides.")
     spikes = {node: _measure_spikes(p) for (node, variable), p in alignment.pairs.items() if variable == "spikes"}
     nodes = list(dict.fromkeys(node for node, _ in alignment.pairs))
-    return Comparison(
+    found = Comparison(
         reference=a,
         chip=b,
         per_node={node: _node(node, alignment.pairs, spikes, b) for node in nodes},
@@ -57,6 +58,7 @@ def compare(a: Trajectory, b: Trajectory, *, lag: int | Mapping[str, int] | None
         notes=(*_notes(a, b), *alignment.notes),
         pairs=alignment.pairs,
     )
+    return replace(found, hints=hints(found.pairs, a.outline or b.outline, found.first_divergence, b.counters))
 
 
 def _nothing(a: Trajectory, b: Trajectory, alignment: Alignment) -> str:
