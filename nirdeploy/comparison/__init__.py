@@ -3,6 +3,7 @@
 align.py   same neurons, same steps, same units
 metrics.py spike agreement and voltage errors
 measure.py `compare`
+hints.py   what the records bear out of `hypotheses.py`: a shift, a turned map, another reset, ...
 cause.py   why a spike differs, as far as the records tell
 result.py  `Comparison` and its parts
 report.py  the page, with plots.py and report.html.j2
