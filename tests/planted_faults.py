@@ -16,41 +16,27 @@ from fault_nets import DT, LOIHI_NETS, SPECK_NETS, Net, deployed
 from nirdeploy_loihi.emulator import emulate
 from nirdeploy_loihi.lower_program import lowered
 from nirdeploy_speck.ladder import integer_graph
+from planting import (
+    CONVENTION,
+    ORDER,
+    PARAMETERS,
+    STATES,
+    Planted,
+    backend_steps,
+    on_speck,
+    reference,
+    spliced,
+    trained,
+    with_layers,
+    with_run,
+    with_weights,
+)
 
 import nirdeploy as nd
-from nirdeploy.comparison.ladder import Step, in_reference
+from nirdeploy.comparison.ladder import in_reference
 from nirdeploy.graph import make_graph, make_node
-from nirdeploy.pipeline import Deployment
 
-CONVENTION, PARAMETERS, STATES, ORDER = "chip convention", "quantised parameters", "integer states", "event order"
 CONV_NETS = (fault_nets.speck_conv, fault_nets.speck_sum, fault_nets.loihi_conv)
-
-
-@dataclass(frozen=True)
-class Planted:
-    """A fault in a network.
-
-    Attributes:
-        reference: the healthy run.
-        faulty: the other.
-        node: the population that must be named.
-        deployment: what the ladder is of.
-        raster: what it is run on.
-        convention: what the network was trained in; None: what the chip does.
-        steps: what becomes of the ladder's steps; None: nothing.
-        channels: first indices that a diverging neuron may have; None: all.
-        entry: weight node and index of the weight that is changed.
-    """
-
-    reference: nd.Trajectory
-    faulty: nd.Trajectory
-    node: str
-    deployment: Deployment
-    raster: np.ndarray
-    convention: nd.Convention | None = None
-    steps: Callable[[Sequence[Step]], Sequence[Step]] | None = None
-    channels: tuple[int, ...] | None = None
-    entry: tuple[str, tuple[int, ...]] | None = None
 
 
 @dataclass(frozen=True)
@@ -78,29 +64,7 @@ class Fault:
         return self.elsewhere.get(target, (self.rung, self.hints))
 
 
-def reference(net: Net, **changes: Any) -> nd.Trajectory:
-    return nd.run(net.graph, net.raster, convention=dataclasses.replace(net.convention, **changes))
-
-
-def on_speck(net: Net) -> bool:
-    return net.target.startswith("speck")
-
-
 # ---------------------------------------------------------------- parameters
-
-
-def with_layers(net: Net, layers: dict[str, Any], node: str, **told: Any) -> Planted:
-    """The healthy graph deployed with some other integers."""
-    healthy = deployed(net)
-    changed = dataclasses.replace(healthy.quantized, layers={**healthy.quantized.layers, **layers})
-    faulty = dataclasses.replace(healthy, quantized=changed)
-    return Planted(reference(net), faulty.run(net.raster), node, faulty, net.raster, **told)
-
-
-def with_weights(net: Net, names: Sequence[str], change: Callable[[np.ndarray], np.ndarray], node: str, **told: Any):
-    integers = deployed(net).quantized
-    layers = {name: dataclasses.replace(integers[name], weight=change(integers[name].weight)) for name in names}
-    return with_layers(net, layers, node, **told)
 
 
 def weight_bit(net: Net) -> Planted:
@@ -158,27 +122,7 @@ def dropped_edge(net: Net) -> Planted:
     )
 
 
-def backend_steps(deployment: Deployment) -> Sequence[Step]:
-    from nirdeploy.backend import backend_of
-
-    return backend_of(deployment.target.backend).ladder_steps(deployment.quantized, deployment.placement)
-
-
-def spliced(steps: Sequence[Step], others: Sequence[Step], rung: str) -> list[Step]:
-    """`steps`, from a rung on as in `others`."""
-    at = next(n for n, step in enumerate(steps) if step.name == rung)
-    return [*steps[:at], *(step for step in others if step.name in {s.name for s in steps[at:]})]
-
-
 # ---------------------------------------------------------------- conventions
-
-
-def trained(net: Net, node: str, **changes: Any) -> Planted:
-    """The reference in what the network was trained in, the chip in its own way."""
-    used = dataclasses.replace(net.convention, **changes)
-    healthy = deployed(net)
-    run = nd.run(net.graph, net.raster, convention=used)
-    return Planted(run, healthy.run(net.raster), node, healthy, net.raster, used)
 
 
 def dt_doubled(net: Net) -> Planted:
@@ -231,15 +175,6 @@ def one_step_lag(net: Net) -> Planted:
             return emulate(healthy.quantized, raster, record=("spikes", "v_mem"), nodes=None, found=late)
 
     return with_run(net, healthy, run, net.second)
-
-
-def with_run(net: Net, healthy: Any, run: Callable[[Any], nd.Trajectory], node: str) -> Planted:
-    """Another run in place of the emulator's, of its events too."""
-
-    def replaced(steps: Sequence[Step]) -> Sequence[Step]:
-        return spliced(steps, [dataclasses.replace(step, run=run) for step in steps], STATES)
-
-    return Planted(reference(net), run(net.raster), node, healthy, net.raster, steps=replaced)
 
 
 def transposed_map(net: Net) -> Planted:
