@@ -97,6 +97,12 @@ def transposed_kernel(net: Net) -> Planted:
     return with_weights(net, [name], lambda w: np.ascontiguousarray(np.swapaxes(w, -1, -2)), node)
 
 
+def flipped_kernel(net: Net) -> Planted:
+    """A convolution in place of a correlation."""
+    name, node = net.kernel
+    return with_weights(net, [name], lambda w: np.ascontiguousarray(w[..., ::-1, ::-1]), node)
+
+
 def swapped_channels(net: Net) -> Planted:
     def exchanged(weight: np.ndarray) -> np.ndarray:
         return weight[[2, 1, 0, *range(3, len(weight))]]
@@ -135,6 +141,10 @@ def wrong_reset(net: Net) -> Planted:
 
 def wrong_crossing(net: Net) -> Planted:
     return trained(net, net.second, overrides={net.second: {"crossing": "strict" if on_speck(net) else "inclusive"}})
+
+
+def spikes_per_step(net: Net) -> Planted:
+    return trained(net, net.second, overrides={net.second: {"spikes_per_step": "one" if on_speck(net) else "many"}})
 
 
 def v_min_missing(net: Net) -> Planted:
@@ -301,6 +311,7 @@ FAULTS = (
     Fault("weight bit", weight_bit, PARAMETERS, BOTH),
     Fault("threshold off by one", threshold_off_by_one, PARAMETERS, BOTH),
     Fault("transposed kernel", transposed_kernel, PARAMETERS, BOTH),
+    Fault("flipped kernel", flipped_kernel, PARAMETERS, CONV_NETS),
     Fault(
         "swapped channels",
         swapped_channels,
@@ -320,6 +331,14 @@ FAULTS = (
         {"speck2f": (CONVENTION, ("after a spike the reference's v_mem is always 0, the chip's",))},
     ),
     Fault("wrong crossing", wrong_crossing, CONVENTION, BOTH),
+    Fault(
+        "spikes per step",
+        spikes_per_step,
+        CONVENTION,
+        BOTH,
+        ("the chip never spikes more than once a step, the reference up to",),
+        {"speck2f": (CONVENTION, ("the reference never spikes more than once a step, the chip up to",))},
+    ),
     Fault(
         "v_min missing",
         v_min_missing,

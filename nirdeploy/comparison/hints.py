@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from nirdeploy.comparison.hypotheses import LEAST, Pair, Part, bound, factor, permuted, reset, shifted, turned
+from nirdeploy.comparison.hypotheses import LEAST, Pair, Part, bound, counted, factor, permuted, reset, shifted, turned
 from nirdeploy.comparison.text import number, shown
 from nirdeploy.outline import Outline
 
@@ -46,7 +46,7 @@ def hints(
         return ()
     part = _part(divergence, spikes, pairs.get((divergence.node, "v_mem")), outline)
     found: list[str] = []
-    for guess, seen in ((shifted, part.spikes), (turned, part.maps), (permuted, part.maps)):
+    for guess, seen in ((shifted, part.spikes), (counted, part.spikes), (turned, part.maps), (permuted, part.maps)):
         if min(float(side.sum()) for side in seen) >= LEAST:
             found += guess(part)
     if part.v_mem is not None:

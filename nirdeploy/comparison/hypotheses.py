@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from nirdeploy.comparison.text import number, percent, several, shown
 
-__all__ = ["LEAST", "Pair", "Part", "bound", "factor", "permuted", "reset", "shifted", "turned"]
+__all__ = ["LEAST", "Pair", "Part", "bound", "counted", "factor", "permuted", "reset", "shifted", "turned"]
 
 LEAST = 8  # spikes, or entries of v, below which nothing is told
 _IMAGES = 1 << 16  # entries of maps that are turned or reordered
@@ -173,6 +173,19 @@ def _order(moved: NDArray[np.int64], there: NDArray[np.int64]) -> str:
         return f"{moved[0]} and {moved[1]} exchanged"
     listed = [f"{i} at {there[i]}" for i in moved[:6]]
     return f"reordered ({', '.join(listed)}{', ...' if moved.size > 6 else ''})"
+
+
+def counted(part: Part) -> Iterator[str]:
+    """Several spikes of a neuron in a step on one side only; told where the other has one in 90 % of those entries."""
+    for side, other in ((0, 1), (1, 0)):
+        single, many = part.spikes[side], part.spikes[other]
+        several_there = many > 1
+        if single.max() != 1 or several_there.sum() < LEAST or np.mean(single[several_there] == 1) < 0.9:
+            continue
+        yield (
+            f"{_SIDES[side]} never spikes more than once a step, {_SIDES[other]} up to {int(many.max())} times: one "
+            "counts how often v holds the threshold, the other that it does"
+        )
 
 
 # ---------------------------------------------------------------- v_mem

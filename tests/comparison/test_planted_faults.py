@@ -1,13 +1,16 @@
 """Every planted fault is named: the node, where a hand can tell the neuron, the rung, and a hint where there is one."""
 
+import dataclasses
 import functools
 import re
 
 import fault_nets
 import numpy as np
 import planted_faults
+import planting
 import pytest
 from fault_nets import LOIHI_NETS, SPECK_NETS, deployed
+from nets import ROOT
 from planted_faults import FAULTS
 
 import nirdeploy as nd
@@ -190,6 +193,43 @@ def test_a_lag_that_is_told_leaves_the_node_equal(make):
     )
     assert told.per_node[found.node].differing_entries == 0
     assert told.per_node[found.node].v_mem_rmse == 0
+
+
+# ---------------------------------------------------------------- beside real losses
+
+
+@pytest.fixture(scope="module")
+def digits():
+    stored = np.load(ROOT / "configs" / "digits_calibration.npz")
+    graph = nd.read(ROOT / "configs" / "digits.nir")
+    return nd.deploy(graph, "speck2f", calibration=stored["raster"]), stored["raster"][:, :8]
+
+
+@pytest.mark.parametrize("node", ["if1", "if2", "if3"])
+def test_a_lag_is_named_by_its_own_rung_whatever_quantisation_costs_before(digits, climb, node):
+    deployment, raster = digits
+
+    def late(raster):
+        run = deployment.run(raster)
+        records = {
+            key: dataclasses.replace(r, data=np.roll(r.data, 1, axis=0)) if r.node == node else r
+            for key, r in run.records.items()
+        }
+        return dataclasses.replace(run, records=records)
+
+    climbed = climb(
+        deployment,
+        raster,
+        steps=lambda steps: planting.spliced(
+            steps, [dataclasses.replace(step, run=late) for step in steps], planting.STATES
+        )[:3],
+    )
+    costs = {r.name: r.cost for r in climbed.rungs}
+    assert costs["quantised parameters"].spikes.differing > 0
+    cost = costs[planting.STATES]
+    assert [n for n in cost.per_node if cost.per_node[n].differing_entries] == [node]
+    assert cost.first_divergence.node == node
+    assert any(hint.startswith("shifted by 1 step, 100.00 %") for hint in cost.hints)
 
 
 def test_at_least_a_dozen_kinds_are_planted_in_three_networks_each():

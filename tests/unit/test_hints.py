@@ -82,6 +82,16 @@ def test_few_spikes_tell_nothing():
     assert told(reference, np.roll(reference, 1, axis=0)) == ()
 
 
+def test_several_spikes_a_step_on_one_side_only_are_told():
+    many = np.random.default_rng(0).poisson(0.5, (60, 3, 20))
+    (hint,) = told(np.minimum(many, 1), many)
+    assert hint.startswith(f"the reference never spikes more than once a step, the chip up to {many.max()} times")
+    assert told(many, np.minimum(many, 1))[0].startswith("the chip never spikes more than once a step, the reference")
+    assert told(np.minimum(many, 2), many) == ()
+    other = np.random.default_rng(1).poisson(0.5, (60, 3, 20))
+    assert told(np.minimum(other, 1), many) == ()  # not where the one has no spike at all
+
+
 @pytest.mark.parametrize(
     ("turn", "words"),
     [
