@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from nirdeploy.comparison.hypotheses import LEAST, Pair, Part, bound, counted, factor, permuted, reset, shifted, turned
+from nirdeploy.comparison.hypotheses import (
+    LEAST,
+    Pair,
+    Part,
+    bound,
+    counted,
+    factor,
+    permuted,
+    reset,
+    shifted,
+    turned,
+)
 from nirdeploy.comparison.text import number, shown
 from nirdeploy.outline import Outline
 
@@ -46,7 +57,7 @@ def hints(
         return ()
     part = _part(divergence, spikes, pairs.get((divergence.node, "v_mem")), outline)
     found: list[str] = []
-    for guess, seen in ((shifted, part.spikes), (counted, part.spikes), (turned, part.maps), (permuted, part.maps)):
+    for guess, seen in ((shifted, part.trains), (counted, part.trains), (turned, part.maps), (permuted, part.maps)):
         if min(float(side.sum()) for side in seen) >= LEAST:
             found += guess(part)
     if part.v_mem is not None:
@@ -67,15 +78,23 @@ def _part(divergence: Divergence, spikes: Aligned, v_mem: Aligned | None, outlin
     if spikes.neurons is not None and not np.array_equal(spikes.neurons, np.arange(whole)):
         shape = (spikes.count,)
     some = _some_neurons(spikes, divergence)
-    window = _window(spikes, divergence, spikes.count if some is None else some.size)
+    steps, samples = _window(spikes, divergence, spikes.count if some is None else some.size, past=True)
     alike = v_mem is not None and _same_entries(spikes, v_mem)
-    seen = _counts(_read(spikes, *window, some))
+    seen = _counts(_read(spikes, steps, samples, some))
+    since = divergence.step - steps.start
+    trains = seen[0][since:], seen[1][since:]
+    if some is None:
+        maps = trains
+    else:
+        maps = _counts(_read(spikes, *_window(spikes, divergence, spikes.count, past=False), None))
     return Part(
         divergence.node,
+        divergence.step,
         seen,
-        seen if some is None else _counts(_read(spikes, *_window(spikes, divergence, spikes.count), None)),
+        trains,
+        maps,
         shape,
-        _read(v_mem, *window, some) if alike and v_mem is not None else None,
+        _read(v_mem, steps, samples, some) if alike and v_mem is not None else None,
         max((part.scale for part in v_mem.chip.parts if part.dtype.kind in "iu"), default=0.0) if v_mem else 0.0,
         tuple(outline.sources(divergence.node)) if outline and known else (),
     )
@@ -90,8 +109,8 @@ def _some_neurons(pair: Aligned, divergence: Divergence) -> NDArray[np.int64] | 
     return np.arange((pair.position(flat) or 0) % stride, pair.count, stride)
 
 
-def _window(pair: Aligned, divergence: Divergence, neurons: int) -> tuple[slice, slice]:
-    """Reference steps around the divergence, and samples, its own among them.
+def _window(pair: Aligned, divergence: Divergence, neurons: int, *, past: bool) -> tuple[slice, slice]:
+    """Reference steps around the divergence, or from it on, and samples, its own among them.
 
     Of records that are no arrays, whose steps are unpacked or read whole, fewer steps.
     """
@@ -101,7 +120,8 @@ def _window(pair: Aligned, divergence: Divergence, neurons: int) -> tuple[slice,
     kept = min(batch, max(1, _ENTRIES // (neurons * min(most, 128))))
     stride = -(-batch // kept)
     length = min(pair.steps, most, max(1, _ENTRIES // (neurons * kept)))
-    first = min(max(divergence.step - length // 2, pair.start), pair.start + pair.steps - length)
+    before = length // 2 if past else 0
+    first = min(max(divergence.step - before, pair.start), pair.start + pair.steps - length)
     return slice(first, first + length), slice(divergence.sample % stride, None, stride)
 
 

@@ -22,7 +22,7 @@ LEAST = 8  # spikes, or entries of v, below which nothing is told
 _IMAGES = 1 << 16  # entries of maps that are turned or reordered
 _PRODUCTS = 1 << 21  # multiplications spent on which channel is which
 _CHANNELS = 128  # more that are equal to none of the other side are not assigned
-_SHIFTS = (1, -1, 2, -2, 3, -3, 4, -4)
+_LONGEST = 4  # steps of a shift that is tried
 _SIDES = ("the reference", "the chip")
 
 Floats = NDArray[np.float32]
@@ -35,7 +35,9 @@ class Part:
 
     Attributes:
         node: its name.
+        step: of the divergence.
         spikes: of reference and chip, float32 [step, sample, neuron], of some neurons if there are many.
+        trains: likewise, since the divergence: before it nothing differs.
         maps: likewise, of all neurons in the order of `shape`, of a few steps if there are many.
         shape: the node's; (neurons,) where only some are compared.
         v_mem: of the entries of `spikes`, in model units; None: not compared at the same steps and neurons.
@@ -44,7 +46,9 @@ class Part:
     """
 
     node: str
+    step: int
     spikes: Pair
+    trains: Pair
     maps: Pair
     shape: tuple[int, ...]
     v_mem: Pair | None
@@ -67,15 +71,16 @@ def _explains(before: float, after: float) -> bool:
 
 
 def _agree(part: Part, before: float, after: float) -> str:
-    return f"{percent(after)} of {shown(part.node)}'s spikes agree ({percent(before)} as they are)"
+    since = f" from step {part.step} on" if len(part.spikes[0]) > len(part.trains[0]) else ""
+    return f"{percent(after)} of {shown(part.node)}'s spikes{since} agree ({percent(before)} as they are)"
 
 
 def shifted(part: Part) -> Iterator[str]:
     """The chip a few steps later or earlier than its lag says."""
-    reference, chip = part.spikes
+    reference, chip = part.trains
     best = (0.0, 0, 0.0)
-    for shift in _SHIFTS:
-        if len(reference) - abs(shift) < 2:
+    for shift in sorted(range(-_LONGEST, _LONGEST + 1), key=abs):
+        if not shift or len(reference) - abs(shift) < 2:
             continue
         rows = slice(max(0, -shift), len(reference) - max(0, shift))
         there = slice(rows.start + shift, rows.stop + shift)
@@ -178,13 +183,13 @@ def _order(moved: NDArray[np.int64], there: NDArray[np.int64]) -> str:
 def counted(part: Part) -> Iterator[str]:
     """Several spikes of a neuron in a step on one side only; told where the other has one in 90 % of those entries."""
     for side, other in ((0, 1), (1, 0)):
-        single, many = part.spikes[side], part.spikes[other]
+        single, many = part.trains[side], part.trains[other]
         several_there = many > 1
         if single.max() != 1 or several_there.sum() < LEAST or np.mean(single[several_there] == 1) < 0.9:
             continue
         yield (
-            f"{_SIDES[side]} never spikes more than once a step, {_SIDES[other]} up to {int(many.max())} times: one "
-            "counts how often v holds the threshold, the other that it does"
+            f"{_SIDES[side]} never spikes more than once a step, {_SIDES[other]} up to {int(many.max())} times: "
+            "for each threshold that v holds, or after each event"
         )
 
 

@@ -70,9 +70,17 @@ def test_a_shift_among_other_differences_is_told_where_it_leaves_few(noise, expe
     assert len(told(reference, flipped(np.roll(reference, 1, axis=0), noise))) == expected
 
 
-def test_a_shift_of_half_the_run_is_none_of_the_whole():
+def test_a_slip_in_the_middle_of_a_run_is_told_from_there_on():
     reference = trains(120, 3, 20)
-    late = np.concatenate([reference[:60], np.roll(reference, 1, axis=0)[60:]])
+    late = np.concatenate([reference[:60], reference[59:119]])
+    (hint,) = told(reference, late)
+    assert re.match(r"shifted by 1 step, 100\.00 % of n's spikes from step 60 on agree \(", hint)
+
+
+def test_a_shift_of_half_of_the_neurons_is_none_of_the_node():
+    reference = trains(120, 3, 20)
+    late = reference.copy()
+    late[:, :, ::2] = np.roll(late[:, :, ::2], 1, axis=0)
     assert told(reference, late) == ()
 
 
@@ -143,6 +151,15 @@ def test_channels_with_next_to_no_spikes_could_agree_by_chance_and_are_not_told(
     assert told(reference, trains(20, 1, 60, rate=0.03, seed=5)) == ()
 
 
+def test_single_spikes_can_always_be_reordered_and_are_not_told():
+    reference, chip = np.zeros((20, 1, 60), np.int8), np.zeros((20, 1, 60), np.int8)
+    reference[np.arange(60) % 20, 0, np.arange(60)] = 1
+    chip[np.random.default_rng(7).permutation(60) % 20, 0, np.arange(60)] = 1
+    assert told(reference, chip) == ()
+    thrice = [np.concatenate([side, side[::-1], side]) for side in (reference, chip)]
+    assert "with neurons reordered" in told(*thrice)[0]
+
+
 def test_unlike_trains_give_no_hint():
     for seed in range(20):
         assert told(trains(50, 2, 6, 5, 5, seed=seed), trains(50, 2, 6, 5, 5, seed=100 + seed)) == ()
@@ -204,8 +221,9 @@ def test_a_bound_on_one_side_is_found():
 
 def test_bounds_that_differ_by_rounding_or_stand_at_rest_are_none():
     assert told(integrated(DRIVE, low=-0.3), integrated(DRIVE, low=-0.297)) == ()
-    spikes, v_mem = integrated(DRIVE, low=0.0)
-    assert told((spikes, v_mem), integrated(DRIVE)) == ()
+    spikes = trains(60, 4, 16)
+    held_down = -np.abs(np.random.default_rng(7).normal(0.3, 0.1, spikes.shape))
+    assert told((spikes, np.zeros(spikes.shape)), (np.concatenate([spikes[:59], 1 - spikes[59:]]), held_down)) == ()
 
 
 def test_registers_that_overflow_are_told_from_the_counters():
@@ -248,6 +266,15 @@ def test_a_small_part_of_long_records_is_read(shape):
         for side, n in zip(sides, before, strict=True)
     )
     assert all(side.entries - n < 0.7 * reference.size for side, n in zip(sides, before, strict=True))
+
+
+def test_what_is_looked_at_lies_around_the_divergence():
+    reference = trains(20_000, 1, 100)
+    late = np.concatenate([reference[:15_000], reference[14_999:19_999]])
+    assert told(reference, late)[0].startswith("shifted by 1 step")
+    reference = np.zeros((60, 1000, 200), np.int8)
+    reference[:, 777] = trains(60, 200)
+    assert told(reference, np.roll(reference, 1, axis=0))[0].startswith("shifted by 1 step")
 
 
 def test_a_large_map_is_seen_turned_and_its_channels_exchanged():
