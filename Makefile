@@ -48,4 +48,4 @@ oracles: .venv/.test
 	$(BIN)/python tests/golden/environments.py
 
 clean:
-	rm -rf .venv .venv-lava .venv-lava-dl .venv-sinabs out dist build
+	rm -rf .venv .venv-lava .venv-lava-dl .venv-nir104 .venv-sinabs .venv-with-* out dist build

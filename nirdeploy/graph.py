@@ -135,7 +135,7 @@ def _plain_metadata(graph: nir.NIRGraph) -> dict[str, Any]:
 
 
 def metadata(graph: nir.NIRGraph) -> dict[str, Any]:
-    """What nirdeploy stored in the graph: keys 'convention' and 'torch_paths', each optional."""
+    """What nirdeploy stored in the graph: keys 'convention', 'torch_paths' and 'repairs', each optional."""
     text = _plain_metadata(graph).get(METADATA_KEY)
     if text is None:
         return {}

@@ -28,7 +28,11 @@ _SEPARATOR = "/"  # between the names of a subgraph and its node in `rename`
 
 
 def read(
-    path: str | Path, rename: Mapping[str, str] | None = None, *, max_bytes: int = files.MAX_BYTES
+    path: str | Path,
+    rename: Mapping[str, str] | None = None,
+    *,
+    max_bytes: int = files.MAX_BYTES,
+    exported_by: str | None = None,
 ) -> nir.NIRGraph:
     """Read a .nir file of any nir version from 1.0.4 on.
 
@@ -37,13 +41,16 @@ def read(
         rename: node names to replace in edges and nodes, old -> new, for files whose edges name nodes wrongly.
             A name inside a subgraph is written with its path: {"sub/old": "sub/new"}.
         max_bytes: most bytes that the file's arrays together may declare.
+        exported_by: 'snntorch', 'norse', 'sinabs' or 'spikingjelly', where that library's exporter wrote the file: what
+            it is known to write wrongly is repaired, and `check` lists each repair.
 
     Returns:
-        The graph exactly as stored: nothing is inferred or added.
+        The graph exactly as stored: nothing is inferred or added, but for those repairs.
 
     Raises:
         FileError: not HDF5, not NIR, damaged, too large, or linking out of the file.
         GraphError: nodes or edges that make no graph; the message names them.
+        UnsupportedError: what the exporter has lost; naming the node.
     """
     with files.open_hdf5(path, "a NIR graph", max_bytes=max_bytes) as file:
         root = file.get("node")
@@ -52,9 +59,18 @@ def read(
         if _text(root, "type") != "NIRGraph":
             raise FileError(f"{str(path)!r} holds a single node, not a NIRGraph")
         graph = load_graph(root, rename or {})
+    if exported_by is not None:
+        graph = _repaired(graph, exported_by)
     _validate(graph)
     _check_convention(graph, str(path))
     return graph
+
+
+def _repaired(graph: nir.NIRGraph, library: str) -> nir.NIRGraph:
+    from nirdeploy.convert.frameworks.framework import framework
+
+    found, repairs = framework(library).repair(graph)
+    return with_metadata(found, repairs=[list(repair) for repair in repairs] or None)
 
 
 def _validate(graph: nir.NIRGraph, prefix: str = "") -> None:
@@ -85,16 +101,21 @@ def _check_convention(graph: nir.NIRGraph, label: str) -> None:
         raise FileError(f"{label!r} carries a convention that is damaged: {error}") from error
 
 
-def write(path: str | Path, graph: nir.NIRGraph, convention: Convention | None = None) -> None:
+def write(
+    path: str | Path, graph: nir.NIRGraph, convention: Convention | None = None, *, for_library: str | None = None
+) -> None:
     """Write a .nir file that every nir from 1.0.4 on reads.
 
     Args:
         path: the file; written under a temporary name and renamed.
         graph: the graph; a convention it already carries stays.
         convention: stored in the graph's metadata, where `read`, `run`, `check` and `deploy` find it.
+        for_library: 'snntorch', 'norse', 'sinabs' or 'spikingjelly', whose importer is to read it: the graph is brought
+            to what that makes the same network of.
 
     Raises:
         FileError: the folder cannot be written.
+        UnsupportedError: something that importer would make something else of; naming the node.
         GraphError: the graph is not well formed, or holds a name or value that a file cannot.
     """
     validate_graph(graph)
@@ -105,6 +126,13 @@ def write(path: str | Path, graph: nir.NIRGraph, convention: Convention | None =
                 remedy="Pass nd.convention('nir', dt=...), or another preset.",
             )
         graph = with_metadata(graph, convention=convention.to_dict())
+    if for_library is not None:
+        from nirdeploy.convert.frameworks.framework import framework
+
+        stored = metadata(graph).get("convention")
+        used = Convention.from_dict(stored) if isinstance(stored, dict) else None
+        graph = framework(for_library).adapt(graph, used)
+        validate_graph(graph)
     with files.atomic(path) as temporary, h5py.File(temporary, "w") as file:
         file.create_dataset("version", data=nir.version, dtype=h5py.string_dtype())
         store_graph(file.create_group("node"), graph)

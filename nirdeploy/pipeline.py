@@ -53,12 +53,18 @@ def check(graph: nir.NIRGraph, target: str | Target, *, convention: Convention |
     chip = find_target(target)
     _require_convention(convention)
     graphs.validate(graph)
-    found: list[Finding] = []
+    found: list[Finding] = list(repaired(graph))
     used = _convention_or_finding(graph, convention, found)
     if used is not None:
         found.extend(unused_fields(graph, used))
         found.extend(backend_of(chip.backend).check(graph, chip, used))
     return _report(graph, chip, found)
+
+
+def repaired(graph: nir.NIRGraph) -> Iterator[Finding]:
+    """What `read(exported_by=)` changed in a file that a library's exporter wrote wrongly."""
+    for node, text in graphs.metadata(graph).get("repairs", ()):
+        yield Finding("repaired", str(node), str(text), "Look whether that is what was trained.", severity="warning")
 
 
 def on_cores(trajectory: Trajectory, graph: nir.NIRGraph, placement: Placement) -> Trajectory:
@@ -306,7 +312,7 @@ class Deployment:
             nodes=None if nodes is None else _names(nodes, "nodes", "Pass node names, or None for all."),
             **options,
         )
-        return on_cores(found, self.graph, self.placement)
+        return on_cores(replace(found, raster=raster), self.graph, self.placement)
 
     def utilization(self) -> list[dict[str, Any]]:
         """Rows of core, node, resource, used, limit and share."""

@@ -18,11 +18,13 @@ from nirdeploy.names import suggest
 from nirdeploy.outline import Outline
 from nirdeploy.reference.convention import Convention
 
-__all__ = ["REFRACTORY_VIEW", "VARIABLES", "Record", "Storage", "Trajectory", "load_trajectory"]
+__all__ = ["BEFORE_POOL_VIEW", "REFRACTORY_VIEW", "VARIABLES", "Record", "Storage", "Trajectory", "load_trajectory"]
 
 VARIABLES = ("spikes", "v_mem", "i_syn", "output")
 REFRACTORY_VIEW = "refractory_128"
 """View of v of a Loihi, which reads 128 times the refractory steps that are left where a neuron has fired."""
+BEFORE_POOL_VIEW = "before_pool"
+"""View of spikes that a chip shows of a pooling layer before they are pooled, as Speck's monitors do."""
 _BLOCK_BYTES = 16 << 20  # read at once where a whole record need not be in memory
 
 
@@ -69,9 +71,10 @@ class Record:
         scale: model units an integer of `data` stands for.
         units: unit of `values`: 'count', or 'model' for model units.
         source: name of the node in the original graph that this is a copy of; `node` unless it moved.
-        index_map: for each neuron of `data` in row-major order, the flat index in the source node; None: the same.
+        index_map: for each neuron of `data` in row-major order, the flat index in the source node, or -1 for one
+            that stands for none of it; None: the same.
         lag: steps by which this record is later than the source node in a run without delays.
-        view: what hides the state from comparison, e.g. 'before_pool'; None: nothing.
+        view: what hides the state from comparison, e.g. `BEFORE_POOL_VIEW`; None: nothing.
         threshold: firing threshold in the units of `data`, a number or one a neuron; None: no threshold.
         batched: whether axis 1 of `data` is the batch.
         steps: which steps of the run are recorded, one an entry of `data`'s first axis; None: all, from step 0.
@@ -345,6 +348,7 @@ class Trajectory:
         state_at_end: gives the state a reference run ended in; see `state`.
         outline: nodes and edges of the graph, where known.
         graph: the graph itself, where the run was made here; a file holds its outline alone.
+        raster: what came in, as it was given and not copied, where the run was made here.
     """
 
     records: Mapping[tuple[str, str], Record]
@@ -360,6 +364,7 @@ class Trajectory:
     state_at_end: Callable[[], Mapping[str, Any]] | None = field(default=None, compare=False, repr=False)
     outline: Outline | None = field(default=None, repr=False)
     graph: nir.NIRGraph | None = field(default=None, compare=False, repr=False)
+    raster: Any = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "records", MappingProxyType(dict(self.records)))
@@ -413,7 +418,7 @@ class Trajectory:
             FileError: the folder cannot be written, the disk is full, or a name, type or shape is there that a
                 file cannot hold; the old file, if any, stays.
         """
-        from nirdeploy.trajectory_file import write
+        from nirdeploy.trajectory_writer import write
 
         write(path, self)
 
@@ -436,6 +441,6 @@ def load_trajectory(path: str | Path, *, lazy: bool = False, max_bytes: int | No
         from nirdeploy.recordings import load_recording
 
         return load_recording(path)
-    from nirdeploy.trajectory_file import read
+    from nirdeploy.trajectory_reader import read
 
     return read(path, lazy=lazy, max_bytes=max_bytes)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nirdeploy.commands.shared import (
+    ExportedBy,
     Fields,
     Json,
     Preset,
@@ -41,6 +42,7 @@ def check(
     preset: Preset = None,
     dt: Step = None,
     fields: Fields = None,
+    exported_by: ExportedBy = None,
     as_json: Json = False,
 ) -> None:
     """Say everything a chip cannot hold or computes differently. Exit code 1 if there are errors."""
@@ -49,7 +51,7 @@ def check(
     from nirdeploy.convert.build import stored_convention
 
     chip = find_target(target)
-    network = io.read(graph)
+    network = io.read(graph, exported_by=exported_by)
     report = pipeline.check(network, chip, convention=asked_convention(preset, dt, fields, stored_convention(network)))
     if as_json:
         print_json(report.to_dict())
@@ -73,6 +75,7 @@ def deploy(
     preset: Preset = None,
     dt: Step = None,
     fields: Fields = None,
+    exported_by: ExportedBy = None,
     as_json: Json = False,
 ) -> None:
     """Check, quantise and place a graph for a chip; write the deployment. Options win over --config."""
@@ -88,7 +91,7 @@ def deploy(
     if source is None or chip is None or folder is None:
         missing = [n for n, v in (("GRAPH", source), ("--target", chip), ("--output", folder)) if v is None]
         raise ConfigurationError(f"{', '.join(missing)} missing", remedy="Give them, or --config FILE.")
-    network = io.read(source)
+    network = io.read(source, exported_by=exported_by)
     configured = given.convention.build() if given and given.convention else stored_convention(network)
     convention = asked_convention(preset, dt, fields, configured)
     chosen = quantizer or (given.quantization.quantizer if given else "calibrated")
@@ -153,6 +156,7 @@ def run(
     preset: Preset = None,
     dt: Step = None,
     fields: Fields = None,
+    exported_by: ExportedBy = None,
     as_json: Json = False,
 ) -> None:
     """Run a raster on the reference or on a deployment; write the trajectory, print spike counts."""
@@ -184,7 +188,7 @@ def run(
             raise ConfigurationError(
                 "--mode and --option are those of deployments", remedy="Leave them for .nir files."
             )
-        network = io.read(source)
+        network = io.read(source, exported_by=exported_by)
         convention = asked_convention(preset, dt, fields, stored_convention(network))
         counts, labels = counts_of(raster, step_us, convention)
         streamed = output is not None and labels is None  # labels are held against the run before a file is written

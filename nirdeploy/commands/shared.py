@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CTRL_C",
+    "ExportedBy",
     "Fields",
     "Json",
     "Preset",
@@ -60,6 +61,10 @@ Preset = Annotated[str | None, typer.Option(help="Convention preset, e.g. nir, n
 Step = Annotated[float | None, typer.Option("--dt", help="Step in seconds.")]
 Fields = Annotated[
     list[str] | None, typer.Option("--set", help="A convention field, e.g. --set reset=zero; repeatable.")
+]
+ExportedBy = Annotated[
+    str | None,
+    typer.Option(help="Library whose exporter wrote the file (snntorch, norse, sinabs, spikingjelly): repair it."),
 ]
 
 

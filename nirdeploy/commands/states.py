@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -39,28 +40,64 @@ MaxError = Annotated[
 @app.command(epilog="Example: `nirdeploy compare ref.h5 chip.h5 --html report.html --min-agreement 0.99`")
 def compare(
     reference: Annotated[Path, typer.Argument(help="Trajectory of the reference.")],
-    other: Annotated[Path, typer.Argument(help="Trajectory to hold against it.")],
+    other: Annotated[list[Path], typer.Argument(help="Trajectory to hold against it; several are trials of one run.")],
     html: Html = None,
-    lag: Annotated[int | None, typer.Option(help="Steps the second is later; default: what it says itself.")] = None,
+    lag: Annotated[
+        list[str] | None,
+        typer.Option(help="Steps the second is later, for all nodes or NODE=STEPS, or 'find'; default: what it says."),
+    ] = None,
+    node: Annotated[list[str] | None, typer.Option(help="Compare this node alone; repeatable.")] = None,
+    window: Annotated[
+        int | None, typer.Option(min=0, help="Also the spikes that find a partner at most so many steps away.")
+    ] = None,
+    graph: Annotated[Path | None, typer.Option(help="The network, for the weights of what arrived.")] = None,
+    raster: Annotated[Path | None, typer.Option(help="What came in, for the same.")] = None,
     min_agreement: MinAgreement = None,
     max_v_error: MaxError = None,
     as_json: Json = False,
 ) -> None:
     """Say which spike differs first, and why. Exit code 1 if one does, or beyond the limits given."""
     from nirdeploy.comparison import compare as compare_trajectories
+    from nirdeploy.io import read
     from nirdeploy.trajectory import load_trajectory
 
-    comparison = compare_trajectories(load_trajectory(reference), load_trajectory(other), lag=lag)
+    ours, theirs = load_trajectory(reference), [load_trajectory(path) for path in other]
+    network = None if graph is None else read(graph)
+    sent = None if raster is None else counts_of(raster, None, ours.convention)[0]
+    comparison = compare_trajectories(ours, theirs, lag=_lag(lag), nodes=node or None, graph=network, raster=sent)
     if html is not None:
         comparison.to_html(html)
+    match = None if window is None else comparison.overall_match(window)
     if as_json:
-        print_json(comparison.to_dict())
+        within = (
+            {} if match is None else {"window": {**asdict(match), "precision": match.precision, "recall": match.recall}}
+        )
+        print_json({**comparison.to_dict(), **within})
     else:
         say(comparison.summary())
+        if match is not None:
+            say(f"within {match.window} steps: precision {match.precision:.4f}, recall {match.recall:.4f}")
     if failures := _failures(comparison, min_agreement, max_v_error):
         if not as_json and (min_agreement is not None or max_v_error is not None):
             say(f"beyond the limits: {'; '.join(failures)}")
         raise typer.Exit(1)
+
+
+def _lag(given: list[str] | None) -> Any:
+    """None, 'find', steps for all nodes, or steps by node."""
+    if not given:
+        return None
+    if given == ["find"]:
+        return "find"
+    try:
+        if len(given) == 1 and "=" not in given[0]:
+            return int(given[0])
+        named = [entry.rpartition("=") for entry in given]
+        if all(node for node, _, _ in named):
+            return {node: int(steps) for node, _, steps in named}
+    except ValueError:
+        pass
+    raise ConfigurationError(f"--lag is {' '.join(given)!r}, expected steps, NODE=STEPS for each node, or 'find'")
 
 
 def _failures(comparison: Comparison, min_agreement: float | None, max_v_error: float | None) -> list[str]:

@@ -13,15 +13,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from nirdeploy.comparison.sides import NO_NEURON, Misfit, Side, check_whole, every, side_of, together
 from nirdeploy.comparison.views import through_views
 from nirdeploy.errors import ComparisonError
 from nirdeploy.names import suggest
 from nirdeploy.trajectory import Record, Trajectory
 
-__all__ = ["Aligned", "Alignment", "Side", "Unaligned", "align", "labels"]
+__all__ = ["Aligned", "Alignment", "Lags", "Side", "Unaligned", "align", "labels", "pair_up"]
 
 _BLOCK = 1 << 17  # entries compared at once: 1 MiB in float64, so both sides stay in cache
 Key = tuple[str, str]
+Lags = int | Mapping[str, int] | None
 
 
 class Unaligned(NamedTuple):
@@ -30,88 +32,6 @@ class Unaligned(NamedTuple):
     node: str
     variable: str
     reason: str
-
-
-class Clock(NamedTuple):
-    """Steps of the run at which something is recorded: the first, and the distance between two."""
-
-    start: int = 0
-    stride: int = 1
-
-    def __str__(self) -> str:
-        return (
-            f"every step from {self.start} on" if self.stride == 1 else f"{self.start}, {self.start + self.stride}, ..."
-        )
-
-
-class _Misfit(Exception):  # noqa: N818 - never leaves this module
-    """Two records cannot be aligned; the text is the reason."""
-
-
-@dataclass(frozen=True, eq=False)
-class Side:
-    """One variable of one source node in one trajectory, from one record or from the slices of a split layer.
-
-    Attributes:
-        parts: the records, side by side.
-        index: for each neuron of the parts in order, the flat index in the source node; None: the same.
-    """
-
-    parts: tuple[Record, ...]
-    index: NDArray[np.int64] | None
-
-    @property
-    def count(self) -> int:
-        """Number of neurons."""
-        return sum(_count(part) for part in self.parts)
-
-    @property
-    def batch(self) -> int:
-        """Number of samples; 1 for a run without a batch axis."""
-        return self.parts[0].n_samples
-
-    @property
-    def n_steps(self) -> int:
-        """Number of recorded steps."""
-        return self.parts[0].n_steps
-
-    @property
-    def clock(self) -> Clock:
-        """Which steps of the run are recorded: the first, and how many steps lie between two."""
-        steps = self.parts[0].steps
-        return Clock() if steps is None else Clock(steps.start, steps.step)
-
-    def block(self, steps: slice, samples: slice, columns: NDArray[np.int64] | None) -> NDArray[Any]:
-        """Part of the record in model units, [step, batch, neuron], neurons chosen by `columns`."""
-        pieces = [_scaled(part.read_batch(steps.start, steps.stop)[:, samples], part) for part in self.parts]
-        whole = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=2)
-        return whole if columns is None else whole.take(columns, axis=2)
-
-    def sample(self, sample: int, first: int, last: int, columns: NDArray[np.int64] | None) -> NDArray[Any]:
-        """Steps [first, last) of one sample in model units, [step, neuron]."""
-        return self.block(slice(first, last), slice(sample, sample + 1), columns)[:, 0]
-
-    def threshold(self, columns: NDArray[np.int64] | None) -> NDArray[np.float64] | None:
-        """Threshold in model units, one a neuron or a single one, shape [1]; None where a part has none."""
-        found = []
-        for part in self.parts:
-            if part.threshold is None:
-                return None
-            values = np.asarray(part.threshold, dtype=np.float64).reshape(-1) * part.scale
-            values = values + np.reshape(part.offset, -1)
-            found.append(np.broadcast_to(values, (_count(part),)) if len(self.parts) > 1 else values)
-        whole = np.concatenate(found)
-        return whole if columns is None or whole.size == 1 else whole.take(columns)
-
-
-def _count(record: Record) -> int:
-    return int(np.prod(record.neuron_axes, dtype=np.int64))
-
-
-def _scaled(data: NDArray[Any], record: Record) -> NDArray[Any]:
-    """Data [step, batch, neuron] of a record in model units."""
-    found = data if record.scale == 1.0 else data * record.scale
-    return found + np.reshape(record.offset, -1) if np.any(record.offset) else found
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,9 +46,8 @@ class Aligned:
         columns: for reference and chip, which neurons of the side to take; None: all in order.
         neurons: flat index in the node of each compared neuron; None: all in order.
         shape: the node's shape, for showing a neuron as a tuple.
-        lag: recorded steps by which the chip is later.
-        start: first compared step of the reference.
-        steps: number of compared steps.
+        lag: steps by which the chip is later.
+        when: the compared steps, as steps of the reference's run.
     """
 
     node: str
@@ -139,46 +58,86 @@ class Aligned:
     neurons: NDArray[np.int64] | None
     shape: tuple[int, ...]
     lag: int
-    start: int
-    steps: int
+    when: range
+
+    @property
+    def start(self) -> int:
+        """First compared step of the reference."""
+        return self.when.start
+
+    @property
+    def steps(self) -> int:
+        """Number of compared steps."""
+        return len(self.when)
 
     @property
     def count(self) -> int:
         """Number of compared neurons."""
         return self.reference.count if self.neurons is None else int(self.neurons.size)
 
-    def blocks(self) -> Iterator[tuple[int, int, NDArray[Any], NDArray[Any]]]:
+    def rows(self, first: int, last: int) -> tuple[slice, slice]:
+        """Rows of the reference's and of the chip's records for entries [first, last) of `when`."""
+
+        def of(side: Side, lag: int) -> slice:
+            steps, stride = side.steps, self.when.step // side.steps.step
+            start = steps.index(self.when.start + lag)
+            return slice(start + first * stride, start + (last - 1) * stride + 1, stride)
+
+        return of(self.reference, 0), of(self.chip, self.lag)
+
+    def blocks(self, most: int | None = None) -> Iterator[tuple[int, int, NDArray[Any], NDArray[Any]]]:
         """Both sides piece by piece, so that whole records are never copied.
 
+        Args:
+            most: samples, from the first on; None: all.
+
         Yields:
-            First reference step, first sample, reference and chip as [step, batch, neuron] in model units; in
-            order of steps, then samples: several steps of all samples, or some samples of one step.
+            Index into `when` of the first step, first sample, reference and chip as [step, batch, neuron] in model
+            units; in order of steps, then samples: several steps of all samples, or some samples of one step.
         """
-        batch, end = self.reference.batch, self.start + self.steps
+        batch = self.reference.batch if most is None else min(most, self.reference.batch)
         n_steps = max(1, _BLOCK // (batch * self.count))
         n_samples = batch if n_steps > 1 else max(1, _BLOCK // self.count)
-        for first in range(self.start, end, n_steps):
-            last = min(end, first + n_steps)
+        for first in range(0, self.steps, n_steps):
+            ours, theirs = self.rows(first, min(self.steps, first + n_steps))
             for sample in range(0, batch, n_samples):
-                samples = slice(sample, sample + n_samples)
+                samples = slice(sample, min(batch, sample + n_samples))
                 yield (
                     first,
                     sample,
-                    self.reference.block(slice(first, last), samples, self.columns[0]),
-                    self.chip.block(slice(first + self.lag, last + self.lag), samples, self.columns[1]),
+                    self.reference.block(ours, samples, self.columns[0]),
+                    self.chip.block(theirs, samples, self.columns[1]),
                 )
 
     def sample(self, sample: int) -> tuple[NDArray[Any], NDArray[Any]]:
         """All compared steps of one sample: reference and chip as [step, neuron] in model units."""
-        first, last = self.start, self.start + self.steps
+        ours, theirs = self.rows(0, self.steps)
+        chosen = slice(sample, sample + 1)
         return (
-            self.reference.sample(sample, first, last, self.columns[0]),
-            self.chip.sample(sample, first + self.lag, last + self.lag, self.columns[1]),
+            self.reference.block(ours, chosen, self.columns[0])[:, 0],
+            self.chip.block(theirs, chosen, self.columns[1])[:, 0],
+        )
+
+    def at(self, step: int, sample: int) -> tuple[NDArray[Any], NDArray[Any]] | None:
+        """One step of the reference of one sample: both sides as [neuron]; None where it is not compared."""
+        if step not in self.when:
+            return None
+        first = self.when.index(step)
+        ours, theirs = self.rows(first, first + 1)
+        chosen = slice(sample, sample + 1)
+        return (
+            self.reference.block(ours, chosen, self.columns[0])[0, 0],
+            self.chip.block(theirs, chosen, self.columns[1])[0, 0],
         )
 
     def thresholds(self) -> tuple[NDArray[np.float64] | None, NDArray[np.float64] | None]:
         """Thresholds of reference and chip in model units, one a compared neuron or shape [1]; None: none."""
         return self.reference.threshold(self.columns[0]), self.chip.threshold(self.columns[1])
+
+    def core(self, position: int) -> int | None:
+        """Core that holds the compared neuron at `position` on the chip; None: not known."""
+        columns = self.columns[1]
+        return self.chip.core(position if columns is None else int(columns[position]))
 
     def flat(self, position: int) -> int:
         """Flat index in the node of the compared neuron at `position`."""
@@ -203,7 +162,7 @@ class Alignment:
     Attributes:
         pairs: (node, variable) -> both sides.
         unaligned: what is not compared, whole records or parts of them.
-        notes: entries that are left out because a read-out hides them.
+        notes: entries that are left out because a read-out hides them, and steps that alone are recorded.
     """
 
     pairs: Mapping[Key, Aligned]
@@ -219,7 +178,7 @@ def labels(a: Trajectory, b: Trajectory) -> tuple[str, str]:
     return (f"first {first}", f"second {second}") if first == second else (first, second)
 
 
-def align(a: Trajectory, b: Trajectory, lag: int | Mapping[str, int] | None = None) -> Alignment:
+def align(a: Trajectory, b: Trajectory, lag: Lags = None) -> Alignment:
     """Pair every record of `b` with the same variable of its source in `a`.
 
     Args:
@@ -236,42 +195,27 @@ def align(a: Trajectory, b: Trajectory, lag: int | Mapping[str, int] | None = No
     name_a, name_b = labels(a, b)
     pairs: dict[Key, Aligned] = {}
     unaligned: list[Unaligned] = []
+    snapshots: list[str] = []
     for key, records in ours.items():
         node, variable = key
         if key not in theirs:
             unaligned.append(Unaligned(node, variable, f"not recorded by {name_b}"))
             continue
         try:
-            pair = _pair(key, _side(records, name_a), _side(theirs[key], name_b), lag, (name_a, name_b))
-        except _Misfit as misfit:
+            pair = pair_up(key, side_of(records, name_a), side_of(theirs[key], name_b), lag, (name_a, name_b))
+        except Misfit as misfit:
             unaligned.append(Unaligned(node, variable, str(misfit)))
             continue
         pairs[key] = pair
         unaligned.extend(Unaligned(node, variable, reason) for reason in _left_out(pair))
+        snapshots.extend(_snapshots(pair, (name_a, name_b)))
     sources = {node for node, _ in ours}
     for (source, variable), records in theirs.items():
         if (source, variable) not in ours:
             known = f"not recorded by {name_a}"
             reason = known if source in sources else f"its source {source!r} is not recorded by {name_a}"
             unaligned.extend(Unaligned(record.node, variable, reason) for record in records)
-    kept, dropped = _one_clock(pairs)
-    return Alignment(kept, (*unaligned, *dropped), notes)
-
-
-def _one_clock(pairs: Mapping[Key, Aligned]) -> tuple[dict[Key, Aligned], list[Unaligned]]:
-    """The pairs that are recorded at the same steps of the run, so that a row means one step, and the rest."""
-    clocks = {key: pair.reference.clock for key, pair in pairs.items()}
-    leading = Clock() if Clock() in clocks.values() else next(iter(clocks.values()), Clock())
-    kept = {key: pair for key, pair in pairs.items() if clocks[key] == leading}
-    dropped = [
-        Unaligned(*key, f"recorded at steps {clock}, others at {leading}")
-        for key, clock in clocks.items()
-        if clock != leading
-    ]
-    if leading != Clock():
-        counted = f"recorded at steps {leading} only; the comparison counts those, from 0"
-        dropped.extend(Unaligned(*key, counted) for key in kept)
-    return kept, dropped
+    return Alignment(pairs, tuple(unaligned), (*notes, *snapshots))
 
 
 def _by_source(trajectory: Trajectory) -> dict[Key, list[Record]]:
@@ -281,86 +225,48 @@ def _by_source(trajectory: Trajectory) -> dict[Key, list[Record]]:
     return found
 
 
-def _check_lag(lag: int | Mapping[str, int] | None, known: set[str]) -> None:
+def _check_lag(lag: Lags, known: set[str]) -> None:
     given: Mapping[str, object] = lag if isinstance(lag, Mapping) else {} if lag is None else {"": lag}
     for node, value in given.items():
         if isinstance(value, bool) or not isinstance(value, int | np.integer):
-            raise ComparisonError(f"lag is {value!r}, expected a whole number of steps", node=node or None)
+            raise ComparisonError(f"lag is {value!r}, expected a whole number of steps or 'find'", node=node or None)
         if isinstance(lag, Mapping) and node not in known:
             raise ComparisonError(f"lag names the unknown node {node!r}", remedy=suggest(str(node), known))
 
 
-def _side(records: list[Record], label: str) -> Side:
-    """One side from the records that name the same source.
+def pair_up(key: Key, a: Side, b: Side, lag: Lags, names: tuple[str, str]) -> Aligned:
+    """Both sides at the neurons and steps they have in common.
 
     Raises:
-        _Misfit: index maps of wrong length, overlapping or missing; slices that do not go together.
+        Misfit: there are none, or the sides differ in batch, shape or read-out, or spikes are no counts.
     """
-    indices = [_index(record, label) for record in records]
-    if len(records) == 1:
-        return Side((records[0],), indices[0])
-    known = [index for index in indices if index is not None]
-    if len(known) < len(records):
-        raise _Misfit(f"{len(records)} records of {label} name this source, not all with an index map")
-    for what, values in (
-        ("step counts", {record.n_steps for record in records}),
-        ("batch sizes", {record.n_samples for record in records}),
-        ("lags", {record.lag for record in records}),
-        ("views", {record.view for record in records}),
-        ("recorded steps", {record.steps for record in records}),
-    ):
-        if len(values) > 1:
-            raise _Misfit(f"the slices of {label} differ in {what}: {sorted(map(str, values))}")
-    return Side(tuple(records), _distinct(np.concatenate(known), label))
-
-
-def _index(record: Record, label: str) -> NDArray[np.int64] | None:
-    # without a map the node's own neurons are the source's
-    found = record.neurons if record.index_map is None else record.index_map
-    if found is None:
-        return None
-    index = np.asarray(found, dtype=np.int64).reshape(-1)
-    if index.size != _count(record):
-        raise _Misfit(f"the index map of {label} has {index.size} entries for {_count(record)} neurons")
-    if index.size and index.min() < 0:
-        raise _Misfit(f"the index map of {label} holds the negative index {int(index.min())}")
-    return _distinct(index, label)
-
-
-def _distinct(index: NDArray[np.int64], label: str) -> NDArray[np.int64]:
-    found, times = np.unique(index, return_counts=True)
-    if found.size < index.size:
-        twice = int(found[times > 1][0])
-        raise _Misfit(f"the index maps of {label} overlap: neuron {twice} is in them more than once")
-    return index
-
-
-def _pair(key: Key, a: Side, b: Side, lag: int | Mapping[str, int] | None, names: tuple[str, str]) -> Aligned:
     node, variable = key
     views = a.parts[0].view, b.parts[0].view
     if views[0] != views[1]:
         shown = ", ".join(f"{view!r} in {name}" for view, name in zip(views, names, strict=True) if view)
-        raise _Misfit(f"the state is hidden by the read-out view {shown}")
+        raise Misfit(f"the state is hidden by the read-out view {shown}")
+    units = a.parts[0].units, b.parts[0].units
+    if units[0] != units[1] and variable in ("v_mem", "i_syn"):
+        raise Misfit(f"in units of {units[0]!r} in {names[0]}, {units[1]!r} in {names[1]}")
     if a.batch != b.batch:
-        raise _Misfit(f"{a.batch} samples in {names[0]}, {b.batch} in {names[1]}")
+        raise Misfit(f"{a.batch} samples in {names[0]}, {b.batch} in {names[1]}")
     columns, neurons, shape = _match_neurons(a, b, names)
     given = lag.get(node) if isinstance(lag, Mapping) else lag
-    shift = b.parts[0].lag - a.parts[0].lag if given is None else int(given)
-    if a.clock != b.clock:
-        raise _Misfit(f"recorded at steps {a.clock} in {names[0]}, {b.clock} in {names[1]}")
-    if shift % a.clock.stride:
-        raise _Misfit(f"a lag of {shift} does not fit steps recorded at {a.clock}")
-    shift //= a.clock.stride
-    start = max(0, -shift)
-    steps = min(a.n_steps - start, b.n_steps - start - shift)
-    if steps <= 0:
-        raise _Misfit(f"no step in common: {a.n_steps} and {b.n_steps} steps at a lag of {shift}")
-    pair = Aligned(node, variable, a, b, columns, neurons, shape, shift, start, steps)
+    shift = b.lag - a.lag if given is None else int(given)
+    later = b.steps
+    when = together(a.steps, range(later.start - shift, later.stop - shift, later.step))
+    if not len(when):
+        lengths = f"{len(a.steps)} and {len(b.steps)} steps"
+        if a.steps.step == b.steps.step == 1:
+            raise Misfit(f"no step in common: {lengths} at a lag of {shift}")
+        recorded = f"recorded at steps {every(a.steps)} in {names[0]}, {every(b.steps)} in {names[1]}"
+        raise Misfit(f"no step in common at a lag of {shift}: {recorded}")
+    pair = Aligned(node, variable, a, b, columns, neurons, shape, shift, when)
     if not pair.count or not a.batch:
-        raise _Misfit("the records are empty")
+        raise Misfit("the records are empty")
     if variable == "spikes":
         for side, name in ((a, names[0]), (b, names[1])):
-            _check_whole(side, name)
+            check_whole(side, name)
     return pair
 
 
@@ -371,19 +277,28 @@ def _match_neurons(
     if a.index is None and b.index is None:
         shapes = a.parts[0].neuron_axes, b.parts[0].neuron_axes
         if _without_ones(shapes[0]) != _without_ones(shapes[1]):
-            raise _Misfit(f"shape {shapes[0]} in {names[0]}, {shapes[1]} in {names[1]}, and no index map")
+            raise Misfit(f"shape {shapes[0]} in {names[0]}, {shapes[1]} in {names[1]}, and no index map")
         return (None, None), None, shapes[0]
     for side, other, name in ((a, b, names[1]), (b, a, names[0])):
         if side.index is not None and other.index is None and int(side.index.max(initial=0)) >= other.count:
-            raise _Misfit(f"an index map reaches neuron {int(side.index.max())}, {name} has {other.count}")
-    index_a = np.arange(a.count) if a.index is None else a.index
-    index_b = np.arange(b.count) if b.index is None else b.index
-    common, columns_a, columns_b = np.intersect1d(index_a, index_b, assume_unique=True, return_indices=True)
+            raise Misfit(f"an index map reaches neuron {int(side.index.max())}, {name} has {other.count}")
+    (index_a, used_a), (index_b, used_b) = _used(a), _used(b)
+    common, places_a, places_b = np.intersect1d(index_a, index_b, assume_unique=True, return_indices=True)
     if not common.size:
-        raise _Misfit("no neuron in common")
+        raise Misfit("no neuron in common")
+    columns_a, columns_b = used_a[places_a], used_b[places_b]
     whole = next((side.parts[0].neuron_axes for side in (a, b) if side.index is None), None)
     shape = whole or (int(max(index_a.max(), index_b.max())) + 1,)
     return (_unless_all(columns_a, a.count), _unless_all(columns_b, b.count)), common, shape
+
+
+def _used(side: Side) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Flat indices in the node, and the columns of the side that have one."""
+    if side.index is None:
+        every_one = np.arange(side.count)
+        return every_one, every_one
+    columns = np.flatnonzero(side.index != NO_NEURON)
+    return side.index[columns], columns
 
 
 def _unless_all(columns: NDArray[np.int64], count: int) -> NDArray[np.int64] | None:
@@ -394,22 +309,24 @@ def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(n for n in shape if n != 1)
 
 
-def _check_whole(side: Side, label: str) -> None:
-    if all(part.dtype.kind in "biu" and part.scale == 1.0 and not np.any(part.offset) for part in side.parts):
-        return
-    for step in range(side.n_steps):
-        counts = side.block(slice(step, step + 1), slice(None), None)
-        whole = counts == np.rint(counts)  # False for NaN
-        if not whole.all() or np.isinf(counts).any() or counts.min(initial=0) < 0:
-            raise _Misfit(f"spikes of {label} are not whole counts at step {step}")
-
-
 def _left_out(pair: Aligned) -> Iterator[str]:
     """What of an aligned pair is on one side only, apart from the steps that the lag itself cuts off."""
-    n_a, n_b = pair.reference.n_steps, pair.chip.n_steps
-    if n_b not in (n_a, n_a + pair.lag):
-        last = pair.start + pair.steps - 1
-        yield (f"only steps {pair.start} to {last} are on both sides: {n_a} against {n_b} steps at a lag of {pair.lag}")
-    most = max(pair.reference.count, pair.chip.count)
-    if pair.count < most:
-        yield f"only {pair.count} of {most} neurons are on both sides"
+    ours, theirs = pair.reference.steps, pair.chip.steps
+    whole = ours.start == theirs.start and ours.step == theirs.step
+    if whole and len(theirs) not in (len(ours), len(ours) + pair.lag // ours.step):
+        counts = f"{len(ours)} against {len(theirs)} steps at a lag of {pair.lag}"
+        yield f"only steps {pair.when[0]} to {pair.when[-1]} are on both sides: {counts}"
+    used = [side.count if side.index is None else int((side.index != NO_NEURON).sum()) for side in _sides(pair)]
+    if pair.count < max(used):
+        yield f"only {pair.count} of {max(used)} neurons are on both sides"
+
+
+def _snapshots(pair: Aligned, names: tuple[str, str]) -> Iterator[str]:
+    """That a side was recorded at some steps only, which says all that there is to say about the others."""
+    for side, name in zip(_sides(pair), names, strict=True):
+        if side.steps != range(len(side.steps)):
+            yield f"{pair.node} {pair.variable}: {name} is recorded at {every(side.steps)} only"
+
+
+def _sides(pair: Aligned) -> tuple[Side, Side]:
+    return pair.reference, pair.chip

@@ -29,7 +29,7 @@ def explain(
     step: int,
     missing: bool,
     voltages: tuple[NDArray[Any], NDArray[Any]] | None,
-    start: int,
+    steps: range,
     thresholds: tuple[float | None, float | None],
     earlier: Earlier,
     saturations: int,
@@ -39,8 +39,8 @@ def explain(
     Args:
         step: reference step of the difference.
         missing: whether the chip has fewer spikes than the reference.
-        voltages: v_mem of the neuron on both sides, [step] from `start`, in model units; None: not compared.
-        start: reference step of the first voltage.
+        voltages: v_mem of the neuron on both sides, one for each of `steps`, in model units; None: not compared.
+        steps: reference steps of the voltages.
         thresholds: of reference and chip in model units, where recorded.
         earlier: other nodes that already differ in this sample.
         saturations: saturated sums the chip's run counted at this node, over the whole run.
@@ -49,8 +49,9 @@ def explain(
     if voltages is None:
         parts.append("v_mem of this neuron was not compared, so its state before is unknown")
     else:
-        parts.append(_history(step - start, start, voltages, thresholds[0]))
-        parts.append(_margin(step - start, voltages, thresholds, missing))
+        before = len(range(steps.start, min(step, steps.stop), steps.step))
+        parts.append(_history(before, steps, voltages, thresholds[0]))
+        parts.append(_margin(before, voltages, thresholds, missing) if step in steps else "")
     if saturations:
         parts.append(f"the chip's run counts {number(saturations)} saturations at this node over the whole run")
     sentence = "; ".join(part for part in parts if part)
@@ -68,9 +69,8 @@ def _inherited(earlier: Earlier) -> str:
     return "spikes of no other layer were compared, so it may be inherited"
 
 
-def _history(index: int, start: int, voltages: tuple[NDArray[Any], NDArray[Any]], threshold: float | None) -> str:
-    """The largest difference of v_mem at this neuron before the step."""
-    index = min(max(index, 0), len(voltages[0]))
+def _history(index: int, steps: range, voltages: tuple[NDArray[Any], NDArray[Any]], threshold: float | None) -> str:
+    """The largest difference of v_mem at this neuron in the first `index` compared steps."""
     if not index:
         return "it is the first compared step, so no earlier v_mem is known"
     gap = np.abs(np.subtract(voltages[0][:index], voltages[1][:index], dtype=np.float64))
@@ -80,7 +80,7 @@ def _history(index: int, start: int, voltages: tuple[NDArray[Any], NDArray[Any]]
     size = (
         f"{number(largest / threshold)} thresholds" if threshold and threshold > 0 else f"{number(largest)} model units"
     )
-    return f"before, v_mem of this neuron differed by up to {size} (step {start + int(gap.argmax())})"
+    return f"before, v_mem of this neuron differed by up to {size} (step {steps[int(gap.argmax())]})"
 
 
 def _margin(

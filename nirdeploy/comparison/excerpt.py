@@ -104,7 +104,7 @@ def excerpt(comparison: Comparison) -> Excerpt:
     sample = divergence.sample if divergence else 0
     pairs = [pair for (_, variable), pair in comparison.pairs.items() if variable in ("spikes", "v_mem")]
     first = min((pair.start for pair in pairs), default=0)
-    end = max((pair.start + pair.steps for pair in pairs), default=0)
+    end = max((pair.when[-1] + 1 for pair in pairs), default=0)
     window = _window(first, end, divergence.step if divergence else first)
     spiking = [pair for pair in pairs if pair.variable == "spikes" and sample < pair.reference.batch]
     differing = [p for p in spiking if comparison.per_node[p.node].differing_entries]
@@ -130,9 +130,20 @@ def _window(first: int, end: int, centre: int) -> tuple[int, int]:
 
 def _cut(pair: Aligned, sample: int, window: tuple[int, int]) -> tuple[int, NDArray[Any], NDArray[Any]]:
     """Steps of the window of one sample: the first step there is, reference and chip [step, neuron]."""
-    reference, chip = pair.sample(sample)
+    reference, chip = (_every_step(pair, side) for side in pair.sample(sample))
     low, high = max(0, window[0] - pair.start), max(0, window[1] + 1 - pair.start)
     return pair.start + low, reference[low:high], chip[low:high]
+
+
+def _every_step(pair: Aligned, values: NDArray[Any]) -> NDArray[Any]:
+    """[step, neuron] of all steps from the first compared one on: no spike, or NaN, between those compared."""
+    if pair.when.step == 1:
+        return values
+    spikes = pair.variable == "spikes"
+    shape = (pair.when[-1] + 1 - pair.start, values.shape[1])
+    found = np.zeros(shape, values.dtype) if spikes else np.full(shape, np.nan)
+    found[:: pair.when.step] = values
+    return found
 
 
 def _raster(pair: Aligned, sample: int, window: tuple[int, int]) -> RasterPanel:

@@ -42,7 +42,7 @@ def hints(
     pairs: Mapping[tuple[str, str], Aligned],
     outline: Outline | None,
     divergence: Divergence | None,
-    counters: Mapping[str, Mapping[str, int]] | None = None,
+    counters: Mapping[str, int] | None = None,
 ) -> tuple[str, ...]:
     """Hypotheses for the node of a divergence that its records bear out, a sentence each.
 
@@ -50,7 +50,7 @@ def hints(
         pairs: (node, variable) -> both sides, of `Comparison.pairs`.
         outline: of the graph, for the node's shape and what feeds it; None: not known.
         divergence: the first of all nodes; None: nothing diverges, and there is nothing to say.
-        counters: of the chip's run.
+        counters: what the chip's run counted at the node.
     """
     spikes = None if divergence is None else pairs.get((divergence.node, "spikes"))
     if divergence is None or spikes is None:
@@ -63,7 +63,7 @@ def hints(
     if part.v_mem is not None:
         for rule in (factor, reset, bound):
             found += rule(part, part.v_mem)
-    return (*found, *_saturated(divergence.node, spikes, counters or {}))
+    return (*found, *_saturated(divergence.node, counters or {}))
 
 
 # ---------------------------------------------------------------- what is looked at
@@ -78,10 +78,10 @@ def _part(divergence: Divergence, spikes: Aligned, v_mem: Aligned | None, outlin
     if spikes.neurons is not None and not np.array_equal(spikes.neurons, np.arange(whole)):
         shape = (spikes.count,)
     some = _some_neurons(spikes, divergence)
-    steps, samples = _window(spikes, divergence, spikes.count if some is None else some.size, past=True)
+    rows, samples = _window(spikes, divergence, spikes.count if some is None else some.size, past=True)
     alike = v_mem is not None and _same_entries(spikes, v_mem)
-    seen = _counts(_read(spikes, steps, samples, some))
-    since = divergence.step - steps.start
+    seen = _counts(_read(spikes, rows, samples, some))
+    since = spikes.when.index(divergence.step) - rows.start
     trains = seen[0][since:], seen[1][since:]
     if some is None:
         maps = trains
@@ -90,11 +90,12 @@ def _part(divergence: Divergence, spikes: Aligned, v_mem: Aligned | None, outlin
     return Part(
         divergence.node,
         divergence.step,
+        spikes.when.step,
         seen,
         trains,
         maps,
         shape,
-        _read(v_mem, steps, samples, some) if alike and v_mem is not None else None,
+        _read(v_mem, rows, samples, some) if alike and v_mem is not None else None,
         max((part.scale for part in v_mem.chip.parts if part.dtype.kind in "iu"), default=0.0) if v_mem else 0.0,
         tuple(outline.sources(divergence.node)) if outline and known else (),
     )
@@ -109,8 +110,8 @@ def _some_neurons(pair: Aligned, divergence: Divergence) -> NDArray[np.int64] | 
     return np.arange((pair.position(flat) or 0) % stride, pair.count, stride)
 
 
-def _window(pair: Aligned, divergence: Divergence, neurons: int, *, past: bool) -> tuple[slice, slice]:
-    """Reference steps around the divergence, or from it on, and samples, its own among them.
+def _window(pair: Aligned, divergence: Divergence, neurons: int, *, past: bool) -> tuple[range, slice]:
+    """Entries of `Aligned.when` around the divergence, or from it on, and samples, its own among them.
 
     Of records that are no arrays, whose steps are unpacked or read whole, fewer steps.
     """
@@ -121,33 +122,33 @@ def _window(pair: Aligned, divergence: Divergence, neurons: int, *, past: bool) 
     stride = -(-batch // kept)
     length = min(pair.steps, most, max(1, _ENTRIES // (neurons * kept)))
     before = length // 2 if past else 0
-    first = min(max(divergence.step - before, pair.start), pair.start + pair.steps - length)
-    return slice(first, first + length), slice(divergence.sample % stride, None, stride)
+    first = min(max(pair.when.index(divergence.step) - before, 0), pair.steps - length)
+    return range(first, first + length), slice(divergence.sample % stride, None, stride)
 
 
 def _same_entries(a: Aligned, b: Aligned) -> bool:
-    same = (a.start, a.steps, a.lag, a.count) == (b.start, b.steps, b.lag, b.count)
+    same = (a.when, a.lag, a.count) == (b.when, b.lag, b.count)
     if a.neurons is None or b.neurons is None:
         return same and a.neurons is b.neurons
     return same and np.array_equal(a.neurons, b.neurons)
 
 
-def _read(pair: Aligned, steps: slice, samples: slice, some: NDArray[np.int64] | None) -> Pair:
-    later = slice(steps.start + pair.lag, steps.stop + pair.lag)
-    own, its = (some if columns is None or some is None else columns[some] for columns in pair.columns)
-    if some is None:
-        own, its = pair.columns
-    return pair.reference.block(steps, samples, own), pair.chip.block(later, samples, its)
+def _read(pair: Aligned, rows: range, samples: slice, some: NDArray[np.int64] | None) -> Pair:
+    """Both sides, of several trials the first ones'."""
+    ours, theirs = pair.rows(rows.start, rows.stop)
+    own, its = pair.columns
+    if some is not None:
+        own, its = (some if columns is None else columns[some] for columns in pair.columns)
+    return pair.reference.block(ours, samples, own), pair.chip.block(theirs, samples, its)
 
 
 def _counts(pair: Pair) -> Pair:
     return pair[0].astype(np.float32), pair[1].astype(np.float32)  # sums of small integers are several times slower
 
 
-def _saturated(node: str, pair: Aligned, counters: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
-    names = {part.node for part in pair.chip.parts} | {node}
+def _saturated(node: str, counters: Mapping[str, int]) -> Iterator[str]:
     for what, register in (("saturations", "v"), ("wraps", "u")):
-        count = sum(int(counters.get(name, {}).get(what, 0)) for name in names)
+        count = int(counters.get(what, 0))
         if count:
             noun = what if count > 1 else what[:-1]
             yield (

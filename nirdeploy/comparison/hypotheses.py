@@ -36,6 +36,7 @@ class Part:
     Attributes:
         node: its name.
         step: of the divergence.
+        stride: steps from one entry to the next.
         spikes: of reference and chip, float32 [step, sample, neuron], of some neurons if there are many.
         trains: likewise, since the divergence: before it nothing differs.
         maps: likewise, of all neurons in the order of `shape`, of a few steps if there are many.
@@ -47,6 +48,7 @@ class Part:
 
     node: str
     step: int
+    stride: int
     spikes: Pair
     trains: Pair
     maps: Pair
@@ -89,7 +91,7 @@ def shifted(part: Part) -> Iterator[str]:
             best = (after, shift, _agreement(reference[rows], chip[rows]))
     after, shift, before = best
     if shift and _explains(before, after):
-        steps, more = several(abs(shift), "step"), "more" if shift > 0 else "less"
+        steps, more = several(abs(shift) * part.stride, "step"), "more" if shift > 0 else "less"
         into = f" from {' or '.join(map(shown, part.sources))}" if part.sources else ""
         yield (
             f"shifted by {'-' if shift < 0 else ''}{steps}, {_agree(part, before, after)}: "

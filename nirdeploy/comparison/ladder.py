@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import nir
@@ -246,7 +246,7 @@ def ladder(
         try:
             found = step.run(raster)
             if found.executor != "reference":
-                found = on_cores(found, deployment.graph, deployment.placement)
+                found = on_cores(replace(found, raster=raster), deployment.graph, deployment.placement)
         except (UnavailableError, UnsupportedError, VendorError) as error:
             if first is None:
                 raise

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import nir
 import numpy as np
 from numpy.typing import NDArray
 
-from nirdeploy.comparison.align import Aligned, Alignment, align, labels
+from nirdeploy.comparison.align import Aligned, Alignment, Lags, align, labels
+from nirdeploy.comparison.arrivals import arrivals
+from nirdeploy.comparison.bands import align_trials, node_bands
 from nirdeploy.comparison.cause import Earlier, explain
 from nirdeploy.comparison.hints import hints
+from nirdeploy.comparison.lags import find_lags
 from nirdeploy.comparison.metrics import ErrorSums, SpikeSums, error_sums, first_difference, spike_sums
 from nirdeploy.comparison.result import Comparison, Difference, Divergence, NodeComparison, Unit
+from nirdeploy.comparison.text import several
 from nirdeploy.errors import ComparisonError
+from nirdeploy.names import suggest
 from nirdeploy.trajectory import Trajectory
 
 __all__ = ["compare"]
 
 
-def compare(a: Trajectory, b: Trajectory, *, lag: int | Mapping[str, int] | None = None) -> Comparison:
+def compare(
+    a: Trajectory | Sequence[Trajectory],
+    b: Trajectory | Sequence[Trajectory],
+    *,
+    lag: int | Mapping[str, int] | Literal["find"] | None = None,
+    nodes: Iterable[str] | None = None,
+    graph: nir.NIRGraph | None = None,
+    raster: Any = None,
+) -> Comparison:
     """Hold a chip's run against the reference, state by state.
 
     Records are paired by their source node and variable, shifted by the difference of their lags, brought to
@@ -29,23 +43,25 @@ def compare(a: Trajectory, b: Trajectory, *, lag: int | Mapping[str, int] | None
     probes hide in refractory steps alone, the other steps are compared.
 
     Args:
-        a: the reference.
-        b: the chip's run.
-        lag: steps by which `b` is later, for all nodes or by node; None: what the records say.
+        a: the reference; several trials of it make bands (`bands.Banded`), inside which nothing counts as a difference.
+        b: the chip's run, or several trials of it.
+        lag: steps by which `b` is later, for all nodes or by node; None: what the records say; 'find': for each node
+            the one at which it agrees best (`lags.find_lags`), told in the notes.
+        nodes: of the original graph, those to compare; None: all that are recorded.
+        graph: the network, for the weights of what arrived at the first difference; None: the one `a` or `b` ran.
+        raster: what came in, for the same; None: what `a` was given.
 
     Returns:
         The comparison; whatever could not be aligned is in `Comparison.unaligned` with the reason.
 
     Raises:
-        ComparisonError: nothing at all aligns, or `lag` is not whole or names an unknown node.
+        ComparisonError: nothing at all aligns, `lag` is not whole, or it or `nodes` names an unknown node.
     """
-    for value in (a, b):
-        if not isinstance(value, Trajectory):
-            raise ComparisonError(
-                f"compare takes two trajectories, got {type(value).__name__}",
-                remedy="Pass what nd.run(...) and Deployment.run(...) return.",
-            )
-    alignment = align(a, b, lag)
+    ours, theirs = _trials(a), _trials(b)
+    if nodes is not None:
+        ours, theirs = _of_nodes((ours, theirs), [nodes] if isinstance(nodes, str) else list(nodes))
+    alignment = _aligned(ours, theirs, lag)
+    a, b = ours[0], theirs[0]
     if not alignment.pairs:
         raise ComparisonError(_nothing(a, b, alignment), remedy="Record the same nodes and variables on both sides.")
     spikes = {node: _measure_spikes(p) for (node, variable), p in alignment.pairs.items() if variable == "spikes"}
@@ -57,8 +73,77 @@ def compare(a: Trajectory, b: Trajectory, *, lag: int | Mapping[str, int] | None
         unaligned=alignment.unaligned,
         notes=(*_notes(a, b), *alignment.notes),
         pairs=alignment.pairs,
+        bands=node_bands(alignment.pairs),
     )
-    return replace(found, hints=hints(found.pairs, a.outline or b.outline, found.first_divergence, b.counters))
+    return _with_hints(_with_inputs(found, graph, raster))
+
+
+def _trials(given: Any) -> tuple[Trajectory, ...]:
+    trials = tuple(given) if isinstance(given, list | tuple) else (given,)
+    for one in trials:
+        if not isinstance(one, Trajectory):
+            raise ComparisonError(
+                f"compare takes two trajectories, got {type(one).__name__}",
+                remedy="Pass what nd.run(...) and Deployment.run(...) return, or lists of such trials.",
+            )
+    if not trials:
+        raise ComparisonError("no trial is given", remedy="Pass one trajectory at least for each side.")
+    return trials
+
+
+def _of_nodes(
+    sides: tuple[tuple[Trajectory, ...], tuple[Trajectory, ...]], nodes: list[str]
+) -> list[tuple[Trajectory, ...]]:
+    """All trials with the records of these nodes alone."""
+    known = {record.source for side in sides for one in side for record in one.records.values()}
+    for node in nodes:
+        if node not in known:
+            raise ComparisonError("is recorded by neither", node=node, remedy=suggest(str(node), known))
+
+    def kept(one: Trajectory) -> Trajectory:
+        return replace(one, records={k: r for k, r in one.records.items() if r.source in nodes or r.node in nodes})
+
+    return [tuple(kept(one) for one in side) for side in sides]
+
+
+def _aligned(a: Sequence[Trajectory], b: Sequence[Trajectory], lag: Lags | str) -> Alignment:
+    notes: tuple[str, ...] = ()
+    if isinstance(lag, str):
+        if lag != "find":
+            raise ComparisonError(f"lag is {lag!r}, expected a whole number of steps or 'find'")
+        found = find_lags(align(a[0], b[0]), labels(a[0], b[0]))
+        lag = {node: one.lag for node, one in found.items()}
+        notes = tuple(one.note for one in found.values() if one.note)
+    if len(a) == len(b) == 1:
+        alignment = align(a[0], b[0], lag)
+    else:
+        alignment = align_trials(a, b, lag)
+        counts = f"{several(len(a), 'trial')} of the reference, {len(b)} of the chip"
+        notes = (*notes, f"{counts}: what lies inside their bands counts as equal")
+    return Alignment(alignment.pairs, alignment.unaligned, (*alignment.notes, *notes))
+
+
+def _with_inputs(found: Comparison, graph: nir.NIRGraph | None, raster: Any) -> Comparison:
+    """The same with what arrived at the first difference."""
+    first = found.first_divergence
+    known = next((g for g in (graph, found.reference.graph, found.chip.graph) if g is not None), None)
+    if first is None or known is None:
+        return found
+    convention = found.reference.convention or found.chip.convention
+    given = found.reference.raster if raster is None else raster
+    place = first.node, first.neuron, first.sample, first.step
+    inputs, note = arrivals(known, convention, found.pairs, *place, raster=given)
+    node = found.per_node[first.node]
+    told = replace(node, first_divergence=replace(first, inputs=inputs, inputs_note=note))
+    return replace(found, per_node={**found.per_node, first.node: told})
+
+
+def _with_hints(found: Comparison) -> Comparison:
+    first = found.first_divergence
+    if first is None:
+        return found
+    outline = found.reference.outline or found.chip.outline
+    return replace(found, hints=hints(found.pairs, outline, first, found.per_node[first.node].counters))
 
 
 def _nothing(a: Trajectory, b: Trajectory, alignment: Alignment) -> str:
@@ -123,14 +208,15 @@ def _measure_spikes(pair: Aligned) -> _Spikes:
         if not found.differing:
             continue
         differs = (reference != chip).any(axis=2)
-        steps = np.where(differs.any(axis=0), start + differs.argmax(axis=0), _NEVER)
+        first_rows = differs.argmax(axis=0)
+        steps = np.where(differs.any(axis=0), pair.when.start + (start + first_rows) * pair.when.step, _NEVER)
         mine = first_steps[sample : sample + steps.size]
         np.minimum(mine, steps, out=mine)
         if first is None:
             index = first_difference(reference, chip)
             if index is not None:
                 expected, observed = int(reference[index]), int(chip[index])
-                first = _Entry(start + index[0], sample + index[1], index[2], expected, observed)
+                first = _Entry(pair.when[start + index[0]], sample + index[1], index[2], expected, observed)
     return _Spikes(pair, sums, first, first_steps)
 
 
@@ -162,6 +248,7 @@ def _node(
         spikes=found.sums if found else None,
         variables={v: _measure_values(pair) for v, pair in mine.items() if v != "spikes"},
         lag=leading.lag,
+        counters=_counters(leading, chip),
         first_divergence=_divergence(node, found, mine.get("v_mem"), spikes, chip) if found else None,
     )
 
@@ -185,14 +272,15 @@ def _divergence(
         v_chip=state.at(1, entry.step) if state else None,
         threshold_reference=state.thresholds[0] if state else None,
         threshold_chip=state.thresholds[1] if state else None,
+        core=found.pair.core(entry.position),
         cause=explain(
             step=entry.step,
             missing=entry.observed < entry.expected,
             voltages=state.voltages if state else None,
-            start=state.start if state else 0,
+            steps=state.steps if state else range(0),
             thresholds=state.thresholds if state else (None, None),
             earlier=_earlier(node, entry, spikes),
-            saturations=_saturations(found.pair, chip),
+            saturations=_counters(found.pair, chip).get("saturations", 0),
         ),
     )
 
@@ -202,12 +290,11 @@ class _State(NamedTuple):
 
     voltages: tuple[NDArray[Any], NDArray[Any]]
     thresholds: tuple[float | None, float | None]
-    start: int
+    steps: range
 
     def at(self, side: int, step: int) -> float | None:
         """v_mem at a reference step, or None outside the compared steps."""
-        index = step - self.start
-        return float(self.voltages[side][index]) if 0 <= index < len(self.voltages[side]) else None
+        return float(self.voltages[side][self.steps.index(step)]) if step in self.steps else None
 
 
 def _state(spikes: Aligned, v_mem: Aligned | None, entry: _Entry) -> _State | None:
@@ -216,7 +303,7 @@ def _state(spikes: Aligned, v_mem: Aligned | None, entry: _Entry) -> _State | No
         return None
     reference, chip = v_mem.sample(entry.sample)
     own, its = (None if t is None else float(t[0] if t.size == 1 else t[position]) for t in v_mem.thresholds())
-    return _State((reference[:, position], chip[:, position]), (own, its), v_mem.start)
+    return _State((reference[:, position], chip[:, position]), (own, its), v_mem.when)
 
 
 def _earlier(node: str, entry: _Entry, spikes: Mapping[str, _Spikes]) -> Earlier:
@@ -234,6 +321,10 @@ def _earlier(node: str, entry: _Entry, spikes: Mapping[str, _Spikes]) -> Earlier
     return Earlier(tuple(sorted(differing, key=lambda found: found[1])), compared)
 
 
-def _saturations(pair: Aligned, chip: Trajectory) -> int:
-    names = {record.node for record in pair.chip.parts} | {pair.node}
-    return sum(int(chip.counters.get(name, {}).get("saturations", 0)) for name in names)
+def _counters(pair: Aligned, chip: Trajectory) -> dict[str, int]:
+    """What the chip's run counted at a node, over the records it is made of."""
+    found: dict[str, int] = {}
+    for name in {record.node for record in pair.chip.parts} | {pair.node}:
+        for counter, value in chip.counters.get(name, {}).items():
+            found[counter] = found.get(counter, 0) + int(value)
+    return found

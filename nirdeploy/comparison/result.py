@@ -11,6 +11,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from nirdeploy.comparison.align import Aligned, Unaligned, labels
+from nirdeploy.comparison.arrivals import Arrival
+from nirdeploy.comparison.bands import NodeBand
 from nirdeploy.comparison.metrics import ErrorSums, SpikeSums
 from nirdeploy.comparison.text import neuron_text, number, percent, several, shown, table
 from nirdeploy.errors import ComparisonError
@@ -42,6 +44,10 @@ class Divergence:
         threshold_reference: threshold of the reference in model units, where recorded.
         threshold_chip: threshold of the chip in model units, where recorded.
         cause: one sentence on what the records say about why; no more than they can tell.
+        core: the chip's core that holds the neuron, where known.
+        inputs: spikes that arrived at the neuron in that step on either side; of the first divergence of a comparison,
+            where the graph is known.
+        inputs_note: what is missing from `inputs`, or why there are none; '' where nothing is.
     """
 
     node: str
@@ -56,11 +62,15 @@ class Divergence:
     threshold_reference: float | None = None
     threshold_chip: float | None = None
     cause: str = ""
+    core: int | None = None
+    inputs: tuple[Arrival, ...] = ()
+    inputs_note: str = ""
 
     def __str__(self) -> str:
         lagged = f" (chip step {self.chip_step})" if self.chip_step != self.step else ""
+        core = "" if self.core is None else f" (core {self.core})"
         text = (
-            f"{shown(self.node)} neuron {neuron_text(self.neuron)}, sample {self.sample}, "
+            f"{shown(self.node)} neuron {neuron_text(self.neuron)}{core}, sample {self.sample}, "
             f"step {self.step}{lagged}: {several(self.expected, 'spike')} expected, {self.observed} observed"
         )
         if self.v_reference is not None and self.v_chip is not None:
@@ -68,6 +78,30 @@ class Divergence:
         if self.threshold_reference is not None and self.threshold_chip is not None:
             text += f"; threshold {number(self.threshold_reference)} against {number(self.threshold_chip)}"
         return text
+
+    def arrived(self, most: int = 6) -> str:
+        """One sentence on the spikes that arrived at the neuron in that step; '' where nothing is known of them."""
+        if not self.inputs:
+            return f"Spikes that arrived: {self.inputs_note}." if self.inputs_note else ""
+        drive = [sum(getattr(one, side) * one.weight for one in self.inputs) for side in ("reference", "chip")]
+        sums = (
+            number(drive[0])
+            if drive[0] == drive[1]
+            else f"{number(drive[0])} in the reference, {number(drive[1])} on the chip"
+        )
+        told = [_arrival_text(one) for one in self.inputs[:most]]
+        more = f", and {len(self.inputs) - most} more" if len(self.inputs) > most else ""
+        note = f" ({self.inputs_note})" if self.inputs_note else ""
+        listed = f"{', '.join(told)}{more}{note}"
+        return f"In that step {several(len(self.inputs), 'input')} arrived, together {sums}: {listed}."
+
+
+def _arrival_text(arrival: Arrival) -> str:
+    """'if1 (0, 3, 4) 0.41', with the counts where they are not one on both sides, and the delay."""
+    ours, theirs = arrival.reference, arrival.chip
+    counts = "" if ours == theirs == 1 else f" x {ours}" if ours == theirs else f" x {ours} against {theirs}"
+    late = f" after {several(arrival.delay, 'step')}" if arrival.delay else ""
+    return f"{shown(arrival.source)} {neuron_text(arrival.neuron)}{counts} weight {number(arrival.weight)}{late}"
 
 
 @dataclass(frozen=True)
@@ -114,6 +148,7 @@ class NodeComparison:
         variables: how far 'v_mem', 'i_syn' and 'output' are apart, those that are compared.
         lag: steps by which the chip is later.
         first_divergence: its first entry with different spike counts.
+        counters: what the chip's run counted at it, e.g. 'saturations' and 'clamps'.
     """
 
     node: str
@@ -121,9 +156,11 @@ class NodeComparison:
     variables: Mapping[str, Difference]
     lag: int = 0
     first_divergence: Divergence | None = None
+    counters: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "variables", MappingProxyType(dict(self.variables)))
+        object.__setattr__(self, "counters", MappingProxyType(dict(self.counters)))
 
     @property
     def spike_agreement(self) -> float | None:
@@ -143,6 +180,16 @@ class NodeComparison:
     def spikes_chip(self) -> int | None:
         """Spikes of the chip."""
         return self.spikes.chip if self.spikes else None
+
+    @property
+    def rate_reference(self) -> float | None:
+        """Spikes of the reference a neuron and step."""
+        return self.spikes.reference / self.spikes.entries if self.spikes else None
+
+    @property
+    def rate_chip(self) -> float | None:
+        """Spikes of the chip a neuron and step."""
+        return self.spikes.chip / self.spikes.entries if self.spikes else None
 
     @property
     def differing_entries(self) -> int | None:
@@ -181,6 +228,8 @@ class NodeComparison:
             "spike_agreement": self.spike_agreement,
             "spikes_reference": self.spikes_reference,
             "spikes_chip": self.spikes_chip,
+            "rate_reference": self.rate_reference,
+            "rate_chip": self.rate_chip,
             "differing_entries": self.differing_entries,
             "entries": self.entries,
             "v_mem_rmse": self.v_mem_rmse,
@@ -188,6 +237,7 @@ class NodeComparison:
             "v_unit": self.v_unit,
             "variables": {name: found.to_dict() for name, found in self.variables.items()},
             "lag": self.lag,
+            "counters": dict(self.counters),
             "first_divergence": asdict(self.first_divergence) if self.first_divergence else None,
         }
 
@@ -203,6 +253,7 @@ class Comparison:
         unaligned: what was not compared, as (node, variable, reason).
         notes: differences between the two runs as such: other graph, other convention.
         pairs: (node, variable) -> both sides at the same neurons and steps.
+        bands: node -> its spikes over all trials, where there were several.
         hints: what could explain the first divergence and its records bear out, a sentence each; see `hints.hints`.
     """
 
@@ -212,11 +263,13 @@ class Comparison:
     unaligned: tuple[Unaligned, ...] = ()
     notes: tuple[str, ...] = ()
     pairs: Mapping[tuple[str, str], Aligned] = field(default_factory=dict, repr=False)
+    bands: Mapping[str, NodeBand] = field(default_factory=dict)
     hints: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "per_node", MappingProxyType(dict(self.per_node)))
         object.__setattr__(self, "pairs", MappingProxyType(dict(self.pairs)))
+        object.__setattr__(self, "bands", MappingProxyType(dict(self.bands)))
 
     @property
     def target(self) -> str:
@@ -273,6 +326,24 @@ class Comparison:
 
         return {n: window_match(pair, window) for (n, variable), pair in self.pairs.items() if variable == "spikes"}
 
+    def rate_cosine(self) -> dict[str, float]:
+        """Cosine of the spike counts (an entry a neuron and sample, over all compared steps) of each node.
+
+        What publications report of platforms; blind to timing and to scale, so that no verdict rests on it.
+        """
+        from nirdeploy.comparison.trains import rate_cosine
+
+        return {n: rate_cosine(pair) for (n, variable), pair in self.pairs.items() if variable == "spikes"}
+
+    def overall_match(self, window: int) -> WindowMatch | None:
+        """`window_match` of all spikes of all compared nodes together; None: no spikes compared.
+
+        Raises:
+            ComparisonError: as of `window_match`.
+        """
+        found = list(self.window_match(window).values())
+        return sum(found[1:], found[0]) if found else None
+
     def distances(self, *, cost: float, tau: float, nodes: Iterable[str] | None = None) -> dict[str, Distances]:
         """Victor-Purpura and van Rossum distances of each neuron and sample; see `trains.Distances`.
 
@@ -320,6 +391,7 @@ class Comparison:
             "per_node": {name: node.to_dict() for name, node in self.per_node.items()},
             "unaligned": [entry._asdict() for entry in self.unaligned],
             "notes": list(self.notes),
+            "bands": {name: band.to_dict() for name, band in self.bands.items()},
         }
         plain: dict[str, Any] = _plain(values)
         return plain
@@ -337,16 +409,22 @@ class Comparison:
         if error is not None:
             verdict += f", v_mem differs by {number(error)} {_UNITS[self.v_unit or 'model']} (RMS)"
         shared = [node for node in self.per_node.values() if node.spikes or node.v_unit]
-        lines = [verdict, "", *(table(_HEAD, [_row(node) for node in shared]) if shared else ()), ""]
+        rows = [_row(node, self.bands.get(node.node)) for node in shared]
+        lines = [verdict, "", *(table(_HEAD, rows) if rows else ()), ""]
         for node in self.per_node.values():
             lines += [
                 f"{shown(node.node)} {name}: RMS {number(found.rmse)}, largest {number(found.max_error)} model units"
                 for name, found in node.variables.items()
                 if name != "v_mem"
             ]
+        lines += [str(band) for band in self.bands.values()]
+        for node in self.per_node.values():
+            bounded = [f"{number(node.counters[n])} {n}" for n in _BOUNDED if node.counters.get(n)]
+            lines += [f"{shown(node.node)} on the chip: {', '.join(bounded)}"] if bounded else []
         first = self.first_divergence
         if first:
             lines += [f"first difference: {first}", f"  {first.cause}"]
+            lines += [f"  {first.arrived()}"] if first.arrived() else []
             lines += [f"  hint: {hint}" for hint in self.hints]
         elif agreement is not None:
             lines.append(f"no spike differs{_values_of(self.first_departure)}")
@@ -372,6 +450,7 @@ def _values_of(departure: tuple[str, str] | None) -> str:
     return f"; the first node with other values is {shown(departure[0])} ({departure[1]})" if departure else ""
 
 
+_BOUNDED = ("saturations", "clamps", "wraps")
 _UNITS = {"threshold": "thresholds", "model": "model units"}
 _HEAD = (
     "node",
@@ -387,14 +466,18 @@ _HEAD = (
 )
 
 
-def _row(node: NodeComparison) -> tuple[str, ...]:
+def _row(node: NodeComparison, band: NodeBand | None) -> tuple[str, ...]:
+    """A line of the table; of several trials the mean number of spikes."""
+    counts = (node.spikes_reference, node.spikes_chip)
+    if band is not None:
+        counts = round(band.spikes_reference.mean), round(band.spikes_chip.mean)
     first = node.first_divergence
     place = f"step {first.step}, sample {first.sample}, neuron {neuron_text(first.neuron)}" if first else "-"
     return (
         shown(node.node),
         percent(node.spike_agreement),
-        number(node.spikes_reference),
-        number(node.spikes_chip),
+        number(counts[0]),
+        number(counts[1]),
         number(node.differing_entries),
         number(node.v_mem_rmse),
         number(node.v_mem_max_error),

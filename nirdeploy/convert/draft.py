@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,9 +10,10 @@ import nir
 import numpy as np
 
 from nirdeploy import graph as graphs
-from nirdeploy.errors import ConversionError, GraphError
+from nirdeploy.convert.frameworks.conventions import combined
+from nirdeploy.errors import ConventionError, ConversionError, GraphError
 from nirdeploy.nodes import make_node, parameters
-from nirdeploy.reference.convention import PER_NODE, Convention
+from nirdeploy.reference.convention import Convention
 
 __all__ = ["Batch", "Draft", "Key", "Shape", "Signal", "StateOf", "Value"]
 
@@ -63,14 +63,15 @@ class Draft:
         edges: source -> target.
         inputs: shape of each Input, None while unknown.
         paths: module path of each node that has one.
-        conventions: of the nodes that come from modules of our own.
+        conventions: of the nodes that come from modules with one; by the name inside the node where that is a graph,
+            else under ''.
     """
 
     nodes: dict[str, nir.NIRNode] = field(default_factory=dict)
     edges: list[tuple[str, str]] = field(default_factory=list)
     inputs: dict[str, Shape | None] = field(default_factory=dict)
     paths: dict[str, str] = field(default_factory=dict)
-    conventions: dict[str, Convention] = field(default_factory=dict)
+    conventions: dict[str, dict[str, Convention]] = field(default_factory=dict)
 
     def unique(self, name: str) -> str:
         """`name`, or `name_1`, `name_2`, ... where it is taken."""
@@ -241,29 +242,21 @@ class Draft:
         return graphs.with_metadata(graph, torch_paths=paths or None, convention=found.to_dict() if found else None)
 
     def _convention(self, keep: set[str]) -> Convention | None:
-        """One convention for all: the first node's, with what differs at other nodes as overrides.
+        """One convention for all nodes that are kept.
 
         Raises:
             ConversionError: nodes differ in something that holds for a whole graph, such as dt.
         """
-        given = {name: convention for name, convention in self.conventions.items() if name in keep}
-        if not given:
-            return None
-        first_name, first = next(iter(given.items()))
-        overrides: dict[str, dict[str, Any]] = {}
-        for name, other in given.items():
-            for key in (f.name for f in dataclasses.fields(Convention) if f.compare):
-                if getattr(other, key) == getattr(first, key):
-                    continue
-                if key not in PER_NODE:
-                    raise ConversionError(
-                        f"its convention has {key}={getattr(other, key)!r}, that of {first_name!r} "
-                        f"{getattr(first, key)!r}, and a graph has one",
-                        node=name,
-                        remedy=f"Build all neurons with one {key}.",
-                    )
-                overrides.setdefault(name, {})[key] = getattr(other, key)
-        return dataclasses.replace(first, overrides={**first.overrides, **overrides}) if overrides else first
+        given = {
+            f"{name}.{inner}" if inner else name: convention
+            for name, conventions in self.conventions.items()
+            if name in keep
+            for inner, convention in conventions.items()
+        }
+        try:
+            return combined(given)
+        except ConventionError as error:
+            raise ConversionError(str(error)) from error
 
     @staticmethod
     def _reaching_output(nodes: Mapping[str, nir.NIRNode], edges: list[tuple[str, str]]) -> set[str]:

@@ -51,11 +51,13 @@ class TraceContext:
         path: the module path.
         input_shape: shape of one sample that comes in, where known.
         bare: whether the node is wanted by itself, outside a graph, where NIR lets shapes be unknown.
+        dt: seconds a step stands for where a module counts steps only; None: not said.
     """
 
     path: str
     input_shape: Shape | None
     bare: bool = False
+    dt: float | None = None
 
     def known_shape(self, what: str) -> Shape | None:
         """The input shape; None only for a bare node."""

@@ -16,6 +16,7 @@ from torch import fx, nn
 from nirdeploy import graph as graphs
 from nirdeploy.convert.build import GraphModule
 from nirdeploy.convert.draft import Shape
+from nirdeploy.convert.frameworks.framework import check_mode, leading_axes, traceable
 from nirdeploy.convert.primitives import MODULES, TraceContext, find
 from nirdeploy.convert.walk import ModuleMap, Walk
 from nirdeploy.errors import ConversionError
@@ -83,6 +84,7 @@ def torch_to_nir(
     stateful_modules: Collection[type[nn.Module]] | None = None,
     concrete_args: Mapping[str, Any] | None = None,
     type_check: bool = True,
+    dt: float | None = None,
 ) -> Any:
     """Convert a torch module into a NIR graph.
 
@@ -100,6 +102,8 @@ def torch_to_nir(
             forward reads and returns under the same key becomes state of the modules it is passed to, or a recurrent
             edge where it is an earlier output.
         type_check: whether to check all shapes at the end.
+        dt: seconds a step stands for where layers of a library count steps only (snnTorch, sinabs, SpikingJelly); None:
+            1e-4.
 
     Returns:
         A NIRGraph with nodes named after module paths; for a module that is mapped itself, its node.
@@ -108,19 +112,23 @@ def torch_to_nir(
         ConversionError: an operation that NIR cannot express; the message has the operation, the module path, the
             source line and the remedy.
     """
-    shape = _shape_of(sample_input, input_shape)
     if isinstance(module, GraphModule):
+        _shape_of(sample_input, input_shape, 1)
         return _from_graph_module(module, module_map or {})
+    if default_map is None:
+        check_mode(module)
+        module = traceable(module)
+    shape = _shape_of(sample_input, input_shape, leading_axes(module) if sample_input is not None else 1)
     concrete = dict(concrete_args or {})
     signature = inspect.signature(module.forward).parameters
     states = [n for n, p in signature.items() if n not in concrete and (p.default is None or n in _STATE_NAMES)]
 
     def walk() -> Walk:
-        return Walk(module, module_map, default_map, shape, tuple(stateful_modules or ()))
+        return Walk(module, module_map, default_map, shape, tuple(stateful_modules or ()), dt)
 
     if walk().is_mapped(module):
         single = shape if isinstance(shape, tuple) else None
-        return walk().node_of(module, TraceContext("module", single, bare=True))
+        return walk().node_of(module, TraceContext("module", single, bare=True, dt=dt))
     graph = _converted(module, walk, concrete, states)
     if type_check:
         graphs.shapes(graph)
@@ -200,13 +208,13 @@ def _unchanged(module: nn.Module) -> Iterator[None]:
         )
 
 
-def _shape_of(sample_input: Any, input_shape: Any) -> Shape | Mapping[str, Shape] | list[Shape] | None:
+def _shape_of(sample_input: Any, input_shape: Any, axes: int) -> Shape | Mapping[str, Shape] | list[Shape] | None:
     """One shape, or one for each input by name or by position."""
     if sample_input is not None and input_shape is not None:
         raise ConversionError("sample_input and input_shape were both given", remedy="Give one.")
 
     def sample(value: Any) -> Shape:
-        return tuple(int(n) for n in np.shape(value)[1:])
+        return tuple(int(n) for n in np.shape(value)[axes:])
 
     def plain(value: Any) -> Shape:
         return tuple(int(n) for n in value)

@@ -16,6 +16,8 @@ import torch
 from torch import fx, nn
 
 from nirdeploy.convert.draft import Draft, Key, Shape, Signal, StateOf, Value
+from nirdeploy.convert.frameworks.conventions import layer_conventions
+from nirdeploy.convert.frameworks.framework import LayerRow, check_layer, framework_of, row_of
 from nirdeploy.convert.operations import HANDLERS, VIEWS, in_place, is_check
 from nirdeploy.convert.primitives import BYPASSED, MODULES, TraceContext, find
 from nirdeploy.errors import ConversionError, NirdeployError
@@ -42,8 +44,10 @@ class Walk:
         default_map: ModuleMap | None,
         shape: Any,
         stateful: tuple[type[nn.Module], ...],
+        dt: float | None = None,
     ) -> None:
         self.root = root
+        self.dt = dt
         self.user_map = dict(module_map or {})
         self.default_map = default_map
         self.shape = shape
@@ -69,12 +73,19 @@ class Walk:
         """Whether a map or the table knows this module."""
         if self._function(module) is not None:
             return True
-        return self.default_map is None and find(MODULES, type(module)) is not None
+        return self.default_map is None and (find(MODULES, type(module)) is not None or row_of(module) is not None)
+
+    def _foreign(self, module: nn.Module) -> LayerRow | None:
+        """The row of a library's layer that no map of the user's takes."""
+        return row_of(module) if self.default_map is None and self._function(module) is None else None
 
     def returns_state(self, module: nn.Module) -> bool:
         """Whether forward returns (output, state): ours do, declared ones, and mapped ones that take a state."""
         if isinstance(module, (Stateful, *self.stateful)):
             return True
+        foreign = self._foreign(module)
+        if foreign is not None:
+            return foreign.returns_state(module)
         return self._function(module) is not None and len(inspect.signature(module.forward).parameters) > 1
 
     def node_of(self, module: nn.Module, context: TraceContext) -> nir.NIRNode | None:
@@ -85,8 +96,12 @@ class Walk:
             if node is not None and not isinstance(node, nir.NIRNode):
                 raise ConversionError(f"its map returned a {type(node).__name__}, not a NIR node", node=context.path)
             return _with_arrays(node)
-        row = find(MODULES, type(module))
-        _refuse_altered(module, row.modules, context.path)
+        row: Any = self._foreign(module)
+        if row is not None:
+            check_layer(module, row, context.path)
+        else:
+            row = find(MODULES, type(module))
+            _refuse_altered(module, row.modules, context.path)
         try:
             with _frozen_parametrizations(module):
                 converted: nir.NIRNode = row.to_nir(module, context)
@@ -379,9 +394,9 @@ class Walk:
                 remedy=f"Pass module_map={{{kind}: lambda m: nir....}}.",
                 located=True,
             )
-        row = find(MODULES, type(module)) if function is None else None
+        row = self._foreign(module) or (find(MODULES, type(module)) if function is None else None)
         signal = self.draft.learn(signal, row.input_shape(module) if row is not None else None)
-        created = self.node_of(module, TraceContext(path, signal.shape))
+        created = self.node_of(module, TraceContext(path, signal.shape, dt=self.dt))
         if created is None:
             return signal
         if keeps_state(created) and path in self.called:
@@ -396,9 +411,15 @@ class Walk:
             signal = self.draft.learn(signal, _own_shape(created))
         emitted = self.draft.add(path, created, signal, path)
         self._take_state(node, emitted.sources[0], arguments[1:])
-        if isinstance(module, Stateful):
-            self.draft.conventions[emitted.sources[0]] = module.convention
+        self._take_convention(module, emitted.sources[0])
         return emitted
+
+    def _take_convention(self, module: nn.Module, name: str) -> None:
+        if isinstance(module, Stateful):
+            self.draft.conventions[name] = {"": module.convention}
+        framework, row = framework_of(module), self._foreign(module)
+        if framework is not None and row is not None:
+            self.draft.conventions[name] = layer_conventions(module, framework, row, self.dt)
 
     @staticmethod
     def _arguments(module: nn.Module, node: fx.Node) -> list[Any]:

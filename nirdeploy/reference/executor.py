@@ -29,7 +29,7 @@ from nirdeploy.reference.program import POPULATIONS, Program, numbers_of
 from nirdeploy.reference.recording import Recorder, Selection, check_record
 from nirdeploy.schedule import NodePath, dotted, feedback_key
 from nirdeploy.trajectory import Trajectory, load_trajectory
-from nirdeploy.trajectory_file import TrajectoryWriter
+from nirdeploy.trajectory_writer import TrajectoryWriter
 from nirdeploy.version import __version__
 
 __all__ = ["check_record", "program_of", "resolve_convention", "run"]
@@ -149,7 +149,7 @@ def run(
 
     if output is not None:
         streamed = load_trajectory(output, lazy=True).ending(state_at_end)
-        return replace(streamed, graph=_graph(graph_or_module, program))
+        return replace(streamed, graph=_graph(graph_or_module, program), raster=raster)
     return Trajectory(
         recorder.records(),
         output_names=tuple(module.output_names),
@@ -159,6 +159,7 @@ def run(
         state_at_end=state_at_end,
         outline=_outline(graph_or_module, program),
         graph=_graph(graph_or_module, program),
+        raster=raster,
     )
 
 

@@ -207,7 +207,7 @@ def test_placement_options_that_cannot_be_used_are_one_line(call, work, text):
 
 
 def test_unexpected_errors_are_one_line_too(call, monkeypatch):
-    def broken(*_):
+    def broken(*_, **__):
         raise RuntimeError("boom")
 
     monkeypatch.setattr("nirdeploy.io.read", broken)
@@ -376,3 +376,29 @@ def test_compare_takes_limits_for_a_laboratorys_own_checks(built, call):
     assert code == 1
     assert "beyond the limits: agreement 0.9" in said
     assert "at most 0.001 asked" in said
+
+
+def test_compare_takes_trials_lags_and_what_came_in(built, call):
+    reference, chip = built / "ref.h5", built / "chip.h5"
+    graph = ROOT / "configs" / "digits.nir"
+    assert call("compare", reference, chip, chip, "--json")[0] == 1
+    code, said, _ = call("compare", reference, chip, "--graph", graph, "--raster", built / "some.npz", "--lag", "find")
+    assert code == 1
+    assert "In that step " in said
+    code, said, _ = call("compare", reference, chip, "--node", "if3", "--json")
+    assert list(json.loads(said)["per_node"]) == ["if3"]
+    code, said, _ = call("compare", reference, chip, "--window", "1", "--json")
+    within = json.loads(said)["window"]
+    assert within["precision"] == within["matched"] / within["chip"] > json.loads(said)["spike_agreement"]
+    assert "within 1 steps: precision " in call("compare", reference, chip, "--window", "1")[1]
+    code, said, _ = call("compare", reference, chip, chip, "--lag", "if1=1", "--lag", "if2=0", "--json")
+    found = json.loads(said)
+    assert {name: node["lag"] for name, node in found["per_node"].items()}["if1"] == 1
+    assert found["bands"]["if1"]["among_chip"] == {"lowest": 1.0, "mean": 1.0, "highest": 1.0}
+    for wrong in (("--lag", "soon"), ("--lag", "if1=x"), ("--lag", "1", "--lag", "2"), ("--lag", "=2")):
+        code, _, complaint = call("compare", reference, chip, *wrong)
+        assert code == 2
+        assert "expected steps, NODE=STEPS for each node, or 'find'" in complaint
+    code, _, complaint = call("compare", reference, chip, "--lag", "of1=2")
+    assert code == 2
+    assert "lag names the unknown node 'of1'" in complaint

@@ -426,7 +426,7 @@ def test_lists_what_is_recorded_on_one_side_only() -> None:
         ([spikes("a", zeros() - 1.0)], "not whole counts"),
         ([spikes("a", zeros(), index_map=np.array([0, 1]))], "index map .* has 2 entries for 3 neurons"),
         ([spikes("a", zeros(), index_map=np.array([0, 1, 9]))], "reaches neuron 9, reference has 3"),
-        ([spikes("a", zeros(), index_map=np.array([0, 1, -1]))], "negative index -1"),
+        ([spikes("a", zeros(), index_map=np.array([0, 1, -2]))], "negative index -2"),
         ([spikes("a", zeros(), index_map=np.array([0, 2, 2]))], "overlap: neuron 2"),
         (
             [spikes(n, zeros(), source="a", index_map=np.arange(3)) for n in "pq"],
@@ -614,3 +614,16 @@ def test_a_whole_test_set_compares_in_seconds() -> None:
     start = time.perf_counter()
     assert compare(run, replace(run, target="x")).equal
     assert time.perf_counter() - start < 5
+
+
+def test_rates_and_what_the_chip_counted_stand_with_each_node() -> None:
+    data = np.zeros((4, 2, 3), dtype=np.int32)
+    data[1, 0, 1] = 2
+    parts = [spikes(n, data[:, :, k : k + 1], source="a", index_map=np.array([k])) for k, n in enumerate("pqr")]
+    counters = {"p": {"saturations": 3, "spikes": 0}, "q": {"saturations": 4, "clamps": 1}}
+    found = compare(trajectory(spikes("a", data)), trajectory(*parts, target="x", counters=counters))
+    node = found.per_node["a"]
+    assert (node.rate_reference, node.rate_chip) == (2 / 24, 2 / 24)
+    assert node.counters == {"saturations": 7, "clamps": 1, "spikes": 0}
+    assert "a on the chip: 7 saturations, 1 clamps" in found.summary()
+    assert found.to_dict()["per_node"]["a"]["counters"]["saturations"] == 7

@@ -90,3 +90,11 @@ def test_without_elephant_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: None if n == "elephant" else find(n, *a))
     with pytest.raises(UnavailableError, match=r"pip install 'nirdeploy\[metrics\]'"):
         compared(train([3]), train([4])).distances(cost=1.0, tau=1.0)
+
+
+def test_matches_of_all_nodes_add_up():
+    from nirdeploy.comparison.trains import WindowMatch
+
+    assert WindowMatch(1, 3, 4, 5) + WindowMatch(1, 1, 1, 5) == WindowMatch(1, 4, 5, 10)
+    with pytest.raises(ValueError, match="windows of 1 and 2 steps"):
+        WindowMatch(1, 0, 0, 0) + WindowMatch(2, 0, 0, 0)

@@ -23,7 +23,7 @@ from nirdeploy.bits import PackedSpikes
 from nirdeploy.comparison.align import align
 from nirdeploy.errors import FileError, RasterError
 from nirdeploy.trajectory import Record, Trajectory, load_trajectory
-from nirdeploy.trajectory_file import TrajectoryWriter
+from nirdeploy.trajectory_writer import TrajectoryWriter
 
 in_tmp = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
 shapes = st.lists(st.integers(0, 5), max_size=3).map(tuple)
@@ -421,7 +421,7 @@ def test_a_killed_process_leaves_the_old_file(tmp_path):
     Trajectory({("a", "v_mem"): Record("a", "v_mem", np.ones((3, 2)), batched=False)}).save(path)
     code = """
 import sys, os, signal, numpy as np
-from nirdeploy.trajectory_file import TrajectoryWriter
+from nirdeploy.trajectory_writer import TrajectoryWriter
 with TrajectoryWriter(sys.argv[1]) as writer:
     writer.declare("a", "v_mem", dtype=np.float32, sample_shape=(1000,))
     writer.append("a", "v_mem", np.zeros((1000, 1000), np.float32))
@@ -438,7 +438,7 @@ with TrajectoryWriter(sys.argv[1]) as writer:
 FILL = """
 import json, os, sys, numpy as np
 from nirdeploy.errors import FileError
-from nirdeploy.trajectory_file import TrajectoryWriter
+from nirdeploy.trajectory_writer import TrajectoryWriter
 if sys.argv[3] == "unreserved":
     os.posix_fallocate = lambda *_: None  # a file system whose promises do not hold
 rng = np.random.default_rng(0)
@@ -717,33 +717,47 @@ def test_records_of_some_neurons_are_compared_at_those(tmp_path):
     assert align(run_of(ours), run_of(other)).unaligned[0].reason == "no neuron in common"
 
 
-def test_records_of_different_steps_are_not_compared():
+def test_records_without_a_step_in_common_are_not_compared():
     ours = Record("a", "v_mem", np.ones((3, 1, 2)), steps=range(0, 30, 10))
     theirs = Record("a", "v_mem", np.ones((3, 1, 2)), steps=range(5, 35, 10))
     found = align(run_of(ours), run_of(theirs, target="x"))
     assert not found.pairs
-    assert found.unaligned[0].reason.startswith("recorded at steps 0, 10, ... in reference, 5, 15, ... in x")
-    found = align(run_of(ours), run_of(replace(ours, steps=None)))
-    assert not found.pairs
+    assert found.unaligned[0].reason == (
+        "no step in common at a lag of 0: recorded at steps 0, 10, ... in reference, 5, 15, ... in x (reference)"
+    )
 
 
-def test_records_of_equal_steps_are_compared_row_by_row():
-    ours = Record("a", "v_mem", np.arange(6.0).reshape(3, 1, 2), steps=range(5, 35, 10))
-    found = align(run_of(ours), run_of(ours))
-    assert found.pairs["a", "v_mem"].steps == 3
-    assert "recorded at steps 5, 15, ... only" in found.unaligned[0].reason
-    late = replace(ours, lag=10)
-    assert align(run_of(ours), run_of(late)).pairs["a", "v_mem"].lag == 1
-    assert "a lag of 3 does not fit" in align(run_of(ours), run_of(replace(ours, lag=3))).unaligned[0].reason
+def test_records_of_some_steps_are_compared_at_those_in_common():
+    whole = np.arange(60.0).reshape(30, 1, 2)
+    ours = Record("a", "v_mem", whole)
+    tens = Record("a", "v_mem", whole[5::10], steps=range(5, 35, 10)[:3])
+    found = align(run_of(ours), run_of(tens, target="x"))
+    pair = found.pairs["a", "v_mem"]
+    assert pair.when == range(5, 26, 10)
+    for _, _, a, b in pair.blocks():
+        assert np.array_equal(a, b)
+        assert np.array_equal(a, whole[5::10])
+    assert found.notes == ("a v_mem: x (reference) is recorded at 5, 15, ... only",)
+    assert not found.unaligned
+    # every 4th against every 6th step, the second two steps later: 12 steps apart
+    fours = Record("a", "v_mem", whole[::4], steps=range(0, 30, 4))
+    sixes = Record("a", "v_mem", whole[:24:6], steps=range(2, 26, 6), lag=2)
+    pair = align(run_of(fours), run_of(sixes)).pairs["a", "v_mem"]
+    assert (pair.when, pair.lag) == (range(0, 24, 12), 2)
+    assert all(np.array_equal(a, b) for _, _, a, b in pair.blocks())
 
 
-def test_records_of_other_steps_than_the_rest_are_left_out():
-    spikes = Record("a", "spikes", bits(30, 1, 2))
-    v_mem = Record("a", "v_mem", np.ones((3, 1, 2)), steps=range(0, 30, 10))
-    run = Trajectory({("a", "v_mem"): v_mem, ("a", "spikes"): spikes})
-    found = align(run, run)
-    assert list(found.pairs) == [("a", "spikes")]
-    assert found.unaligned[0].reason == "recorded at steps 0, 10, ..., others at every step from 0 on"
+def test_a_snapshot_at_the_end_is_compared_with_that_step():
+    v = np.random.default_rng(0).random((8, 2, 3))
+    spikes = bits(8, 2, 3)
+    ours = Trajectory({("a", "spikes"): Record("a", "spikes", spikes), ("a", "v_mem"): Record("a", "v_mem", v)})
+    shown = Record("a", "v_mem", v[-1:] + 0.5, steps=range(7, 8))
+    theirs = Trajectory({("a", "spikes"): Record("a", "spikes", spikes), ("a", "v_mem"): shown}, target="x")
+    found = nd.compare(ours, theirs)
+    assert found.per_node["a"].v_mem_max_error == pytest.approx(0.5)
+    assert found.per_node["a"].variables["v_mem"].sums.entries == 6
+    assert "a v_mem: x (reference) is recorded at step 7 only" in found.notes
+    assert not found.unaligned
 
 
 def test_packed_and_lazy_runs_compare_like_others(tmp_path):

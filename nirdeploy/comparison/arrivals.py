@@ -1,0 +1,235 @@
+"""Which spikes arrived at a neuron in a step, and over which weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import nir
+import numpy as np
+from numpy.typing import NDArray
+
+from nirdeploy.comparison.align import Aligned
+from nirdeploy.errors import NirdeployError
+from nirdeploy.events import Events, events_to_raster, whole_microseconds
+from nirdeploy.nodes import make_graph, make_node, type_name
+from nirdeploy.reference.convention import Convention
+from nirdeploy.schedule import NodePath, Schedule, dotted, schedule
+
+__all__ = ["Arrival", "arrivals"]
+
+MOST_ARRIVALS = 64
+_LINEAR = ("Affine", "AvgPool2d", "Conv1d", "Conv2d", "Delay", "Flatten", "Linear", "Scale", "SumPool2d")
+_MOST_WEIGHTS = 1 << 26  # of the layers before one population; building them twice as many takes a second
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A presynaptic neuron whose spikes arrived in the step.
+
+    Attributes:
+        source: population or Input it belongs to.
+        neuron: index in the source's own shape.
+        reference: its spikes in the reference.
+        chip: its spikes on the chip; an Input's are those of the one raster.
+        weight: what one of its spikes adds, in units of the graph's weights, over all ways that lead here.
+        delay: steps the spikes took.
+    """
+
+    source: str
+    neuron: tuple[int, ...]
+    reference: int
+    chip: int
+    weight: float
+    delay: int = 0
+
+
+class _Place(NamedTuple):
+    """A node in front of a population, and the steps that feedback edges take from it to there."""
+
+    path: NodePath
+    late: int
+
+
+def arrivals(
+    graph: nir.NIRGraph,
+    convention: Convention | None,
+    pairs: Mapping[tuple[str, str], Aligned],
+    node: str,
+    neuron: tuple[int, ...],
+    sample: int,
+    step: int,
+    raster: Any = None,
+) -> tuple[tuple[Arrival, ...], str]:
+    """Spikes that arrived at one neuron in one step of the reference, those that differ and then the strongest first.
+
+    The weight from a source to the neuron is the derivative of the stateless layers between them, which are linear.
+
+    Args:
+        graph: the network.
+        convention: has dt for Delays and says where an edge costs a step.
+        pairs: aligned records; the spikes of the sources are among them.
+        node: population, dotted inside a subgraph.
+        neuron: its index.
+        sample: of the batch.
+        step: of the reference's run.
+        raster: what came in, [step, batch, ...] or [step, ...]; a mapping by name with several Inputs; None: not known.
+
+    Returns:
+        At most 64 arrivals, and what is missing from them, '' where nothing is.
+    """
+    plan = schedule(graph, None if convention is None else convention.feedback_edges)
+    target = next((path for path in plan.order if dotted(path) == node), None)
+    if target is None:
+        return (), f"the graph has no node {node!r}"
+    cone = _cone(plan, target)
+    if isinstance(cone, str):
+        return (), cone
+    late = 0 if convention is None else convention.population_delay
+    sent = raster if isinstance(raster, Mapping) or len(plan.inputs) > 1 else {dotted(plan.inputs[0]): raster}
+    sent = {str(name): _binned(one, convention) for name, one in sent.items()} if isinstance(sent, Mapping) else {}
+    try:
+        weights = _weights(plan, target, cone, neuron, convention)
+    except NirdeployError as error:
+        return (), str(error)
+    found: list[Arrival] = []
+    missing: list[str] = []
+    for source, weight in weights.items():
+        for delay, row in enumerate(weight):
+            took = delay + source.late + late
+            if took > step or not row.any():
+                continue
+            counts = _counts(plan, source.path, pairs, (sample, step - took), row.shape, sent)
+            if isinstance(counts, str):
+                missing.append(counts)
+                continue
+            found.extend(_arrived(dotted(source.path), row, counts, took))
+    found.sort(key=lambda one: (one.reference == one.chip, -abs(one.weight * max(one.reference, one.chip))))
+    if len(found) > MOST_ARRIVALS:
+        missing.append(f"{len(found) - MOST_ARRIVALS} weaker ones are left out")
+    return tuple(found[:MOST_ARRIVALS]), "; ".join(dict.fromkeys(missing))
+
+
+def _arrived(
+    source: str, row: NDArray[Any], counts: tuple[NDArray[Any], NDArray[Any]], delay: int
+) -> Iterator[Arrival]:
+    ours, theirs = counts
+    for flat in np.flatnonzero((row.reshape(-1) != 0) & ((ours != 0) | (theirs != 0))):
+        index = tuple(int(i) for i in np.unravel_index(int(flat), row.shape))
+        yield Arrival(source, index, int(ours[flat]), int(theirs[flat]), float(row[index]), delay)
+
+
+# ---------------------------------------------------------------- the layers between
+
+
+_Cone = tuple[set[_Place], set[_Place], set[tuple[_Place, _Place]]]
+
+
+def _cone(plan: Schedule, target: NodePath) -> _Cone | str:
+    """Stateless nodes in front of a population, its sources and the edges among them; or why they are not known."""
+    back = set(plan.feedback)
+    inner: set[_Place] = set()
+    sources: set[_Place] = set()
+    edges: set[tuple[_Place, _Place]] = set()
+    waiting = [_Place(target, 0)]
+    while waiting:
+        place = waiting.pop()
+        for path in plan.sources[place.path]:
+            before = _Place(path, place.late + ((path, place.path) in back))
+            edges.add((before, place))
+            kind = type_name(plan.nodes[path])
+            if kind == "Threshold":
+                return f"{dotted(path)!r} in front of {dotted(target)!r} is not linear"
+            if before.late > len(back):
+                return f"a loop of linear layers leads to {dotted(target)!r}"
+            if kind not in _LINEAR:
+                sources.add(before)
+            elif before not in inner:
+                inner.add(before)
+                waiting.append(before)
+    size = sum(np.size(getattr(plan.nodes[place.path], "weight", 0)) for place in inner)
+    if size > _MOST_WEIGHTS:
+        return f"{size} weights lead to {dotted(target)!r}, more than are looked through"
+    return inner, sources, edges
+
+
+def _weights(
+    plan: Schedule, target: NodePath, cone: _Cone, neuron: tuple[int, ...], convention: Convention | None
+) -> dict[_Place, NDArray[np.float64]]:
+    """For every source the weights to the neuron, [delay, *shape of the source]."""
+    import torch
+
+    from nirdeploy import graph as graphs
+    from nirdeploy.convert.build import nir_to_torch
+
+    inner, found, edges = cone
+    sources = sorted(found)
+    shapes = graphs.scheduled_shapes(plan)
+    names = {place: f"n{k}" for k, place in enumerate(sorted(inner))}
+    names |= {place: f"i{k}" for k, place in enumerate(sources)}
+    nodes: dict[str, nir.NIRNode] = {names[place]: plan.nodes[place.path] for place in inner}
+    for place in sources:
+        nodes[names[place]] = make_node(nir.Input, input_type={"input": np.array(shapes[place.path].output)})
+    names[_Place(target, 0)] = "out"
+    nodes["out"] = make_node(nir.Output, output_type={"output": np.array(shapes[target].input)})
+    graph = make_graph(nodes, [(names[a], names[b]) for a, b in sorted(edges)])
+    dt = None if convention is None else convention.dt
+    module = nir_to_torch(graph, convention=Convention(dt=dt), dtype=torch.float64)
+    length = 1 + sum(getattr(m, "longest", 0) for m in module.modules())
+    rasters = {
+        names[place]: torch.zeros(length, 1, *shapes[place.path].output, dtype=torch.float64, requires_grad=True)
+        for place in sources
+    }
+    out, _ = module.sequence(rasters if len(rasters) > 1 else rasters["i0"], method="dense")
+    last = out[-1].reshape(shapes[target].input)
+    gradients = torch.autograd.grad(last[neuron], list(rasters.values()))
+    return {place: g[:, 0].flip(0).numpy() for place, g in zip(sources, gradients, strict=True)}
+
+
+# ---------------------------------------------------------------- the spikes
+
+
+def _counts(
+    plan: Schedule,
+    source: NodePath,
+    pairs: Mapping[tuple[str, str], Aligned],
+    place: tuple[int, int],
+    shape: tuple[int, ...],
+    sent: Mapping[str, Any],
+) -> tuple[NDArray[Any], NDArray[Any]] | str:
+    """Spikes of a source in one sample and step on both sides, flat; or why they are not known."""
+    name = dotted(source)
+    sample, step = place
+    if type_name(plan.nodes[source]) == "Input":
+        counts = _frame(sent.get(name), sample, step, shape)
+        return (counts, counts) if counts is not None else f"the raster of {name!r} is not known"
+    pair = pairs.get((name, "spikes"))
+    seen = None if pair is None else pair.at(step, sample)
+    if pair is None or seen is None:
+        return f"spikes of {name!r} are not compared in step {step}"
+    if pair.neurons is None:
+        return np.asarray(seen[0]), np.asarray(seen[1])
+    both = np.zeros((2, math.prod(shape)), dtype=np.int64)
+    both[:, pair.neurons] = seen
+    return both[0], both[1]
+
+
+def _binned(raster: Any, convention: Convention | None) -> Any:
+    """Events as the counts that the reference made of them."""
+    if not isinstance(raster, Events):
+        return raster
+    step_us = whole_microseconds(None if convention is None else convention.dt)
+    return None if step_us is None or raster.shape is None else events_to_raster(raster, step_us=step_us)
+
+
+def _frame(raster: Any, sample: int, step: int, shape: tuple[int, ...]) -> NDArray[Any] | None:
+    """One step of one sample, flat."""
+    if raster is None or not hasattr(raster, "shape") or not 0 <= step < raster.shape[0]:
+        return None
+    frame = raster[step]
+    found = np.asarray(frame.detach().cpu() if hasattr(frame, "detach") else frame)
+    if found.ndim == len(shape) + 1 and sample < len(found):
+        found = found[sample]
+    return found.reshape(-1) if found.size == math.prod(shape) else None

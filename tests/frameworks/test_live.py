@@ -1,0 +1,35 @@
+"""Each library's tests (live_<library>.py) in an interpreter that holds the library."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from nets import ROOT, vendor_python
+
+HERE = Path(__file__).parent
+LIBRARIES = sorted(path.stem.removeprefix("live_") for path in HERE.glob("live_*.py"))
+
+
+def run(library: str, *options: str) -> None:
+    python = vendor_python(f".venv-with-{library}")
+    tests = str(HERE / f"live_{library}.py")
+    command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, tests]
+    env = dict(os.environ)
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500, env=env, check=False)
+    assert found.returncode == 0, found.stdout[-6000:] + found.stderr[-2000:]
+    assert " passed" in found.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_networks_give_the_librarys_own_spikes(library):
+    run(library, "-m", "not long")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1600)
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_many_networks_give_the_librarys_own_spikes(library):
+    run(library)
