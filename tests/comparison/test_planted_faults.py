@@ -16,6 +16,7 @@ from planted_faults import FAULTS
 import nirdeploy as nd
 from nirdeploy.comparison import ladder as ladders
 
+UNPLACED = ("one-step lag",)  # a run of the reference executor or the program alone stands for the chip's
 VENDORS = ("sinabs", "lava", "chip")
 CASES = [pytest.param(fault, make, id=f"{fault.kind}-{make.__name__}") for fault in FAULTS for make in fault.nets]
 
@@ -111,6 +112,9 @@ def test_the_node_is_named_and_nothing_before_it_differs(fault, make):
     assert told.first_divergence.node == found.node
     if found.channels is not None:
         assert told.first_divergence.neuron[0] in found.channels
+    assert all(one.reference == one.chip for one in told.first_divergence.inputs)  # the same came in on both sides
+    if fault.kind not in UNPLACED:
+        assert told.first_divergence.core in np.ravel(found.deployment.placement.cores[found.node])
 
 
 @pytest.mark.parametrize(("fault", "make"), CASES)
@@ -183,6 +187,43 @@ def test_another_crossing_is_met_exactly(make):
     waits, fires = (first.v_reference, first.v_chip) if speck(make) else (first.v_chip, first.v_reference)
     assert (waits, fires) == (first.threshold_reference, 0)
     assert first.observed - first.expected == (1 if speck(make) else -1)
+
+
+def first_step(happens):
+    """First step in which something happens in any sample and neuron."""
+    return int(np.flatnonzero(happens.reshape(len(happens), -1).any(axis=1))[0])
+
+
+@pytest.mark.parametrize("make", [*SPECK_NETS, *LOIHI_NETS])
+def test_a_node_that_is_late_misses_the_first_spike_of_all(make):
+    found, first = planted("one-step lag", make), compared("one-step lag", make).first_divergence
+    spikes = found.reference[found.node, "spikes"].data
+    assert first.step == first_step(spikes)
+    assert first.expected == spikes[(first.step, first.sample, *first.neuron)] > first.observed == 0
+
+
+@pytest.mark.parametrize("make", [*SPECK_NETS, *LOIHI_NETS])
+def test_a_bound_on_one_side_shows_where_the_other_first_passes_it(make):
+    found, told = planted("v_min missing", make), compared("v_min missing", make)
+    free = found.reference if speck(make) else found.faulty
+    passes = free[found.node, "v_mem"].values < (-300 if speck(make) else -96)
+    lag = 0 if speck(make) else told.per_node[found.node].lag
+    assert first_change(told, found.node)[0] == first_step(passes) - lag
+
+
+@pytest.mark.parametrize("make", LOIHI_NETS)
+def test_a_register_that_is_full_shows_where_the_reference_first_passes_it(make):
+    found, told = planted("saturating state", make), compared("saturating state", make)
+    passes = found.reference[found.node, "v_mem"].data < -(2**23 - 1) / 64
+    assert first_change(told, found.node)[0] == first_step(passes)
+
+
+@pytest.mark.parametrize("make", [*SPECK_NETS, *LOIHI_NETS])
+def test_another_reset_shows_at_the_first_spike_that_leaves_something_of_v(make):
+    found, told = planted("wrong reset", make), compared("wrong reset", make)
+    less = found.faulty if speck(make) else found.reference  # from which the threshold is subtracted
+    left = (less[found.node, "spikes"].data > 0) & (less[found.node, "v_mem"].values != 0)
+    assert first_change(told, found.node)[0] == first_step(left)
 
 
 @pytest.mark.parametrize("make", [*SPECK_NETS, *LOIHI_NETS])

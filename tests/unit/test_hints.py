@@ -296,6 +296,23 @@ def test_records_of_some_neurons_are_compared_as_those():
     assert hint.startswith("shifted by 1 step, 100")
 
 
+def test_records_of_every_third_step_are_shifted_by_three():
+    reference = trains(60, 2, 30)
+    steps = range(5, 5 + 3 * 60, 3)
+    runs = [trajectory(data, steps=steps) for data in (reference, np.roll(reference, 1, axis=0))]
+    (hint,) = compare(*runs).hints
+    assert hint.startswith("shifted by 3 steps, 100")
+    assert "costs 3 steps more" in hint
+
+
+def test_trials_have_hints_where_their_bands_differ():
+    reference = trains(60, 2, 30)
+    ours = [trajectory(flipped(reference, 0.002, seed)) for seed in (1, 2)]
+    theirs = [trajectory(flipped(np.roll(reference, 1, axis=0), 0.002, seed)) for seed in (3, 4)]
+    assert compare(ours, theirs).hints[0].startswith("shifted by 1 step")
+    assert compare(ours, ours[::-1]).hints == ()
+
+
 def test_a_layer_in_a_flat_record_has_the_shape_that_the_graph_says():
     graph = chain(
         (1, 6, 6),
