@@ -249,7 +249,8 @@ class Comparison:
     Attributes:
         reference: the first trajectory.
         chip: the second one.
-        per_node: node of the original graph -> its comparison, in the reference's order of recording.
+        per_node: node of the original graph -> its comparison, in order of execution; where no graph is known, in the
+            reference's order of recording.
         unaligned: what was not compared, as (node, variable, reason).
         notes: differences between the two runs as such: other graph, other convention.
         pairs: (node, variable) -> both sides at the same neurons and steps.

@@ -139,6 +139,18 @@ def test_a_hint_is_given_where_there_is_one_and_no_other(fault, make):
     assert told.to_dict()["hints"] == list(told.hints)
 
 
+@pytest.mark.parametrize("make", [*SPECK_NETS, *LOIHI_NETS])
+def test_the_order_in_which_nodes_are_recorded_does_not_matter(make):
+    found, told = planted("transposed kernel", make), compared("transposed kernel", make)
+    backwards = dataclasses.replace(found.reference, records=dict(reversed(found.reference.records.items())))
+    again = nd.compare(backwards, found.faulty)
+    assert again.first_divergence == told.first_divergence
+    assert list(again.per_node) == list(told.per_node)
+    bare = [dataclasses.replace(run, outline=None, graph=None) for run in (backwards, found.faulty)]
+    assert list(nd.compare(*bare).per_node) == list(told.per_node)[::-1]  # nothing tells it
+    assert nd.compare(*bare, graph=found.reference.graph).first_divergence.node == found.node
+
+
 # ---------------------------------------------------------------- what a hand can tell
 
 
