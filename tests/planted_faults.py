@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -21,6 +20,7 @@ from planting import (
     ORDER,
     PARAMETERS,
     STATES,
+    Fault,
     Planted,
     backend_steps,
     on_speck,
@@ -37,31 +37,6 @@ from nirdeploy.comparison.ladder import in_reference
 from nirdeploy.graph import make_graph, make_node
 
 CONV_NETS = (fault_nets.speck_conv, fault_nets.speck_sum, fault_nets.loihi_conv)
-
-
-@dataclass(frozen=True)
-class Fault:
-    """A row of the table.
-
-    Attributes:
-        kind: of fault.
-        plant: puts it into a network.
-        rung: that must dominate.
-        nets: the networks it is planted in.
-        hints: of the comparison, regular expressions in order.
-        elsewhere: target -> another rung and other hints.
-    """
-
-    kind: str
-    plant: Callable[[Net], Planted]
-    rung: str
-    nets: Sequence[Callable[..., Net]]
-    hints: tuple[str, ...] = ()
-    elsewhere: dict[str, tuple[str, tuple[str, ...]]] = dataclasses.field(default_factory=dict)
-
-    def expected(self, target: str) -> tuple[str, tuple[str, ...]]:
-        """Rung and hints on a target."""
-        return self.elsewhere.get(target, (self.rung, self.hints))
 
 
 # ---------------------------------------------------------------- parameters

@@ -44,6 +44,31 @@ class Planted:
     entry: tuple[str, tuple[int, ...]] | None = None
 
 
+@dataclass(frozen=True)
+class Fault:
+    """A row of the table.
+
+    Attributes:
+        kind: of fault.
+        plant: puts it into a network.
+        rung: that must dominate.
+        nets: the networks it is planted in.
+        hints: of the comparison, regular expressions in order.
+        elsewhere: target -> another rung and other hints.
+    """
+
+    kind: str
+    plant: Callable[[Net], Planted]
+    rung: str
+    nets: Sequence[Callable[..., Net]]
+    hints: tuple[str, ...] = ()
+    elsewhere: dict[str, tuple[str, tuple[str, ...]]] = dataclasses.field(default_factory=dict)
+
+    def expected(self, target: str) -> tuple[str, tuple[str, ...]]:
+        """Rung and hints on a target."""
+        return self.elsewhere.get(target, (self.rung, self.hints))
+
+
 def reference(net: Net, **changes: Any) -> nd.Trajectory:
     return nd.run(net.graph, net.raster, convention=dataclasses.replace(net.convention, **changes))
 
