@@ -404,7 +404,8 @@ def test_the_first_difference_shows_its_core_and_what_arrived(tmp_path: Path) ->
 
 def test_hints_stand_with_the_first_difference(tmp_path: Path) -> None:
     found = section()
-    object.__setattr__(found.comparison, "hints", ("the chip's spikes <b> come one step later",))
+    hinted = replace(found.comparison, hints=("the chip's spikes <b> come one step later",))
+    found = replace(found, comparison=hinted)
     _, parsed = written(tmp_path, found)
     text = parsed.text
     assert text.index("First difference") < text.index("the chip's spikes <b> come one step later")
