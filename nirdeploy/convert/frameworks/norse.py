@@ -24,6 +24,7 @@ import torch
 from nirdeploy.convert.frameworks.framework import Fields, Framework, LayerRow
 from nirdeploy.convert.frameworks.norse_adapt import adapt
 from nirdeploy.convert.frameworks.norse_files import repair
+from nirdeploy.convert.frameworks.norse_recurrent import chain_fields, chain_step, chain_to_nir
 from nirdeploy.convert.frameworks.norse_refused import REFUSED
 from nirdeploy.convert.frameworks.norse_steps import Lifted, axes, check_steps, is_lift
 from nirdeploy.convert.primitives import TraceContext
@@ -261,6 +262,13 @@ FRAMEWORK = Framework(
         ),
         _row_with_weights(("leaky_integrator.LILinearCell",), "CubaLI", _p),
         LayerRow((f"{_MODULE}.conv.LConv2d",), _lconv_to_nir, axes=lambda module: 2),
+        LayerRow(
+            (f"{_MODULE}.sequential.RecurrentSequential",),
+            chain_to_nir,
+            chain_fields,
+            returns_state=lambda module: True,
+            axes=lambda module: 0,
+        ),
         *REFUSED,
     ),
     fields={
@@ -270,7 +278,7 @@ FRAMEWORK = Framework(
         "v_start": "v_leak",
         "synapse_gain": "unit",
     },
-    step=lambda module: float(module.dt) if isinstance(getattr(module, "dt", None), float | int) else None,
+    step=chain_step,
     traceable=lambda module: Lifted(module) if is_lift(module) else None,
     lifts=is_lift,
     repair=repair,
