@@ -109,7 +109,7 @@ def _neuron(
         check_steps(module, steps, context.path)
         shape, p = context.known_shape(type(module).__name__), parameters(module, context.path)
         if kind.startswith("Cuba"):
-            return _synaptic(kind, p, module.dt, shape, context.path)
+            return _synaptic(kind, p, float(module.dt), shape, context.path)
         values = {} if kind == "LI" else _firing(p)
         if kind != "IF":
             values |= {"tau": _tau(p, "tau_mem_inv", context.path), "v_leak": _array(p.v_leak)}
@@ -137,7 +137,7 @@ def _recurrent(
         nodes: dict[str, nir.NIRNode] = {
             "input": make_node(nir.Input, input_type={"input": np.array([inputs])}),
             "input_weights": make_node(nir.Linear, weight=_array(module.input_weights)),
-            "neuron": _synaptic(kind, parameters(module, context.path), module.dt, (hidden,), context.path),
+            "neuron": _synaptic(kind, parameters(module, context.path), float(module.dt), (hidden,), context.path),
             "output": make_node(nir.Output, output_type={"output": np.array([hidden])}),
         }
         edges = [("input", "input_weights"), ("input_weights", "neuron"), ("neuron", "output")]
