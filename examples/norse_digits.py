@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Norse: digits from PyTorch to two chips
 #
-# A network of Norse's own layers, `LIFCell` by default, is trained the way Norse's users do it; then converted as it is,
-# checked against Norse spike for spike, put on a Loihi 2 and a Speck, and compared with what it did in Norse.
+# A network of Norse's own layers, `LIFCell` by default, is trained the way Norse's users do it; then converted as it
+# is, checked against Norse spike for spike, put on a Loihi 2 and a Speck, and compared with what it did in Norse.
 #
 # Needs `pip install norse 'nirdeploy[demo]'`; half a minute on two cores.
 
@@ -113,8 +113,8 @@ for finding in report.findings:
     print(f"speck2f refuses: {finding}")
 
 # %% [markdown]
-# So for Speck the same network is trained with `IAFCell`, Norse's neuron that neither leaks nor has a synapse. It goes to
-# both chips.
+# So for Speck the same network is trained with `IAFCell`, Norse's neuron that neither leaks nor has a synapse. It goes
+# to both chips.
 
 # %%
 torch.manual_seed(0)
