@@ -153,7 +153,8 @@ def _flatten(walk: Walk, node: fx.Node) -> Value:
 
 def _flattened(walk: Walk, node: fx.Node, start: int, end: int) -> Signal:
     signal = walk.signal(_first(node), node)
-    return walk.draft.add("flatten", flatten_node(start, end, TraceContext("flatten", signal.shape)), signal)
+    context = TraceContext("flatten", signal.shape, axes=walk.axes_at(node))
+    return walk.draft.add("flatten", flatten_node(start, end, context), signal)
 
 
 def _view(walk: Walk, node: fx.Node) -> Value:

@@ -52,12 +52,14 @@ class TraceContext:
         input_shape: shape of one sample that comes in, where known.
         bare: whether the node is wanted by itself, outside a graph, where NIR lets shapes be unknown.
         dt: seconds a step stands for where a module counts steps only; None: not said.
+        axes: axes in front of a sample's that the module sees: 1 (batch), or 2 with time.
     """
 
     path: str
     input_shape: Shape | None
     bare: bool = False
     dt: float | None = None
+    axes: int = 1
 
     def known_shape(self, what: str) -> Shape | None:
         """The input shape; None only for a bare node."""
@@ -257,15 +259,19 @@ def _flatten_to_torch(node: nir.Flatten, context: BuildContext) -> nn.Module:
 
 
 def flatten_node(start_dim: int, end_dim: int, context: TraceContext) -> nir.NIRNode:
-    """nir.Flatten, whose dimensions count without the batch, from torch's, which count with it."""
-    if start_dim == 0:
-        raise ConversionError("Flatten(start_dim=0) merges the batch", node=context.path, remedy="Use start_dim=1.")
+    """nir.Flatten, whose dimensions count without batch and time, from torch's, which count with them."""
+    axes = context.axes
+    if 0 <= start_dim < axes:
+        what = "the batch" if axes == 1 else "time or the batch"
+        raise ConversionError(
+            f"Flatten(start_dim={start_dim}) merges {what}", node=context.path, remedy=f"Use start_dim={axes}."
+        )
     shape = context.known_shape("Flatten")
     return make_node(
         nir.Flatten,
         input_type={"input": None if shape is None else np.array(shape)},
-        start_dim=start_dim - 1 if start_dim > 0 else start_dim,
-        end_dim=end_dim - 1 if end_dim > 0 else end_dim,
+        start_dim=start_dim - axes if start_dim > 0 else start_dim,
+        end_dim=end_dim - axes if end_dim > 0 else end_dim,
     )
 
 

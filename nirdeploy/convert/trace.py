@@ -16,7 +16,7 @@ from torch import fx, nn
 from nirdeploy import graph as graphs
 from nirdeploy.convert.build import GraphModule
 from nirdeploy.convert.draft import Shape
-from nirdeploy.convert.frameworks.framework import check_mode, leading_axes, traceable
+from nirdeploy.convert.frameworks.framework import check_mode, container_axes, leading_axes, traceable
 from nirdeploy.convert.primitives import MODULES, TraceContext, find
 from nirdeploy.convert.walk import ModuleMap, Walk
 from nirdeploy.errors import ConversionError
@@ -73,6 +73,10 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return self._mapped(m) or super().is_leaf_module(m, module_qualified_name)
 
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        inner = m if self._mapped(m) else traceable(m)
+        return super().call_module(m, forward if inner is m else inner.forward, args, kwargs)
+
 
 def torch_to_nir(
     module: nn.Module,
@@ -115,20 +119,23 @@ def torch_to_nir(
     if isinstance(module, GraphModule):
         _shape_of(sample_input, input_shape, 1)
         return _from_graph_module(module, module_map or {})
+    axes = inner_axes = 1
     if default_map is None:
         check_mode(module)
+        axes = leading_axes(module)
+        inner_axes = axes if container_axes(module) is None else 1
         module = traceable(module)
-    shape = _shape_of(sample_input, input_shape, leading_axes(module) if sample_input is not None else 1)
+    shape = _shape_of(sample_input, input_shape, axes)
     concrete = dict(concrete_args or {})
     signature = inspect.signature(module.forward).parameters
     states = [n for n, p in signature.items() if n not in concrete and (p.default is None or n in _STATE_NAMES)]
 
     def walk() -> Walk:
-        return Walk(module, module_map, default_map, shape, tuple(stateful_modules or ()), dt)
+        return Walk(module, module_map, default_map, shape, tuple(stateful_modules or ()), dt, inner_axes)
 
     if walk().is_mapped(module):
         single = shape if isinstance(shape, tuple) else None
-        return walk().node_of(module, TraceContext("module", single, bare=True, dt=dt))
+        return walk().node_of(module, TraceContext("module", single, bare=True, dt=dt, axes=axes))
     graph = _converted(module, walk, concrete, states)
     if type_check:
         graphs.shapes(graph)

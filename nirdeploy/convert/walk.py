@@ -17,7 +17,7 @@ from torch import fx, nn
 
 from nirdeploy.convert.draft import Draft, Key, Shape, Signal, StateOf, Value
 from nirdeploy.convert.frameworks.conventions import layer_conventions
-from nirdeploy.convert.frameworks.framework import LayerRow, check_layer, framework_of, row_of
+from nirdeploy.convert.frameworks.framework import LayerRow, check_layer, container_axes, framework_of, row_of
 from nirdeploy.convert.operations import HANDLERS, VIEWS, in_place, is_check
 from nirdeploy.convert.primitives import BYPASSED, MODULES, TraceContext, find
 from nirdeploy.errors import ConversionError, NirdeployError
@@ -45,9 +45,11 @@ class Walk:
         shape: Any,
         stateful: tuple[type[nn.Module], ...],
         dt: float | None = None,
+        axes: int = 1,
     ) -> None:
         self.root = root
         self.dt = dt
+        self.axes = axes  # in front of a sample's, in the root's forward
         self.user_map = dict(module_map or {})
         self.default_map = default_map
         self.shape = shape
@@ -88,6 +90,13 @@ class Walk:
             return foreign.returns_state(module)
         return self._function(module) is not None and len(inspect.signature(module.forward).parameters) > 1
 
+    def axes_at(self, node: fx.Node) -> int:
+        """Axes in front of a sample's where an operation is called: those of the root, or 1 inside a container."""
+        called = {str(node.target)} if node.op == "call_module" else set()
+        around = {str(entry[0]) for entry in (node.meta.get("nn_module_stack") or {}).values()} - called
+        inside = any(container_axes(self.root.get_submodule(path)) is not None for path in around)
+        return 1 if inside else self.axes
+
     def node_of(self, module: nn.Module, context: TraceContext) -> nir.NIRNode | None:
         """The node of a mapped module; None where a map bypasses it."""
         function = self._function(module)
@@ -98,7 +107,8 @@ class Walk:
             return _with_arrays(node)
         row: Any = self._foreign(module)
         if row is not None:
-            check_layer(module, row, context.path)
+            if not row.refuses:
+                check_layer(module, row, context.path)
         else:
             row = find(MODULES, type(module))
             _refuse_altered(module, row.modules, context.path)
@@ -384,8 +394,13 @@ class Walk:
         function = self._function(module)
         if function is None and isinstance(module, BYPASSED):
             return signal
-        if function is None and self.default_map is None and isinstance(module, _BATCH_NORMS):
-            return self._batch_norm(module, path, signal)
+        foreign = self._foreign(module)
+        if function is None and self.default_map is None:
+            if foreign is not None and foreign.folds:
+                check_layer(module, foreign, path)
+                return self._batch_norm(module, path, self.draft.learn(signal, foreign.input_shape(module)))
+            if isinstance(module, _BATCH_NORMS):
+                return self._torch_norm(module, path, signal, self.axes_at(node))
         if not self.is_mapped(module):
             kind = type(module).__name__
             raise ConversionError(
@@ -394,9 +409,9 @@ class Walk:
                 remedy=f"Pass module_map={{{kind}: lambda m: nir....}}.",
                 located=True,
             )
-        row = self._foreign(module) or (find(MODULES, type(module)) if function is None else None)
+        row = foreign or (find(MODULES, type(module)) if function is None else None)
         signal = self.draft.learn(signal, row.input_shape(module) if row is not None else None)
-        created = self.node_of(module, TraceContext(path, signal.shape, dt=self.dt))
+        created = self.node_of(module, TraceContext(path, signal.shape, dt=self.dt, axes=self.axes_at(node)))
         if created is None:
             return signal
         if keeps_state(created) and path in self.called:
@@ -447,9 +462,18 @@ class Walk:
             elif value is not None and not isinstance(value, fx.Node):
                 raise self.refuse(node, f"gets the second argument {value!r}, which a NIR node cannot hold")
 
-    def _batch_norm(self, module: nn.BatchNorm1d | nn.BatchNorm2d, path: str, signal: Signal) -> Signal:
-        """y = (x - mean) / sqrt(var + eps) * weight + bias, in float64, with the running statistics."""
+    def _torch_norm(self, module: nn.Module, path: str, signal: Signal, axes: int) -> Signal:
         _refuse_altered(module, _BATCH_NORMS, path)
+        if axes != 1:
+            raise ConversionError(
+                f"{type(module).__name__} of [time, batch, ...] normalises the batch, not the channels",
+                node=path,
+                remedy="Use the library's own layer of that name.",
+            )
+        return self._batch_norm(module, path, self.draft.learn(signal, _norm_shape(module)))
+
+    def _batch_norm(self, module: Any, path: str, signal: Signal) -> Signal:
+        """y = (x - mean) / sqrt(var + eps) * weight + bias, in float64, with the running statistics."""
         if module.running_mean is None or module.running_var is None:
             raise ConversionError("BatchNorm without running statistics depends on the batch", node=path)
         ones = torch.ones_like(module.running_mean)
@@ -458,11 +482,14 @@ class Walk:
         deviation = np.sqrt(_array(module.running_var).astype(np.float64) + module.eps)
         factor = gain / deviation
         shift = offset - _array(module.running_mean).astype(np.float64) * factor
-        signal = self.draft.learn(signal, (module.num_features,) if isinstance(module, nn.BatchNorm1d) else None)
         return self.draft.normalise(signal, path, factor, shift.astype(_array(module.running_mean).dtype))
 
 
 # ---------------------------------------------------------------- small helpers
+
+
+def _norm_shape(module: Any) -> Shape | None:
+    return (module.num_features,) if isinstance(module, nn.BatchNorm1d) else None
 
 
 def _anchored(node: nir.NIRNode) -> bool:

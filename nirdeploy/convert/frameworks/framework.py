@@ -23,6 +23,7 @@ __all__ = [
     "Repair",
     "check_layer",
     "check_mode",
+    "container_axes",
     "framework",
     "framework_of",
     "leading_axes",
@@ -70,8 +71,11 @@ class LayerRow:
             gives one node; without dt. What differs from the library's own `Framework.fields`.
         returns_state: layer -> whether its forward returns (output, state, ...).
         input_shape: layer -> shape of one sample that it takes, where the layer alone tells.
-        axes: layer -> axes in front of those of a sample and a step: 1 (batch), or 2 with time.
+        axes: layer -> axes in front of those of a sample and a step: 1 (batch), or 2 with time; None: it takes either.
         allows_subclasses: whether a subclass that keeps this forward is the same layer.
+        folds: whether it normalises channels with running statistics, as nn.BatchNorm1d does, and is folded likewise;
+            `to_nir` is then asked only where it stands alone.
+        refuses: whether `to_nir` always refuses, of subclasses, too.
     """
 
     classes: tuple[str, ...]
@@ -79,8 +83,10 @@ class LayerRow:
     fields: Callable[[Any], Fields] = _no_fields
     returns_state: Callable[[Any], bool] = lambda module: False
     input_shape: Callable[[Any], tuple[int, ...] | None] = lambda module: None
-    axes: Callable[[Any], int] = lambda module: 1
+    axes: Callable[[Any], int | None] = lambda module: 1
     allows_subclasses: bool = True
+    folds: bool = False
+    refuses: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,8 @@ class Framework:
         rows: its layers.
         fields: fields of the Convention that all its layers share; without dt.
         step: layer -> seconds a step where the layer has a dt of its own; None: it counts steps.
+        axes: container of the library that sends its layers single steps -> axes in front of a sample's that it takes
+            itself; None: it is none.
         traceable: container of the library -> a module that forward can be traced through, with the same submodule
             paths; None: as it is.
         repair: graph of a file that the library's exporter wrote, as stored -> what it stands for, and what was
@@ -106,6 +114,7 @@ class Framework:
     rows: tuple[LayerRow, ...]
     fields: Mapping[str, Any] = field(default_factory=dict)
     step: Callable[[Any], float | None] = lambda module: None
+    axes: Callable[[Any], int | None] = lambda module: None
     traceable: Callable[[nn.Module], nn.Module | None] = lambda module: None
     repair: Callable[[nir.NIRGraph], tuple[nir.NIRGraph, tuple[Repair, ...]]] = lambda graph: (graph, ())
     adapt: Callable[[nir.NIRGraph, Convention | None], nir.NIRGraph] = lambda graph, convention: graph
@@ -194,16 +203,26 @@ def leading_axes(root: nn.Module) -> int:
         ConversionError: some layers take time and others do not.
     """
     found: dict[int, str] = {}
-    for path, module in root.named_modules():
+    waiting = [("", root)]
+    for path, module in waiting:
         row = row_of(module)
-        if row is not None:
-            found.setdefault(row.axes(module), path or type(module).__name__)
+        axes = container_axes(module) if row is None else row.axes(module)
+        if axes is not None:
+            found.setdefault(axes, path or type(module).__name__)
+        elif row is None:
+            waiting.extend((f"{path}.{name}".lstrip("."), part) for name, part in module.named_children())
     if len(found) > 1:
         raise ConversionError(
             f"{found[1]!r} takes one step at a time, {found[2]!r} all steps at once",
             remedy="Use one of the two in all layers.",
         )
     return next(iter(found), 1)
+
+
+def container_axes(module: nn.Module) -> int | None:
+    """Axes in front of a sample's that a library's container takes which sends its layers single steps; else None."""
+    library = framework_of(module)
+    return None if library is None else library.axes(module)
 
 
 def traceable(root: nn.Module) -> nn.Module:
