@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import json
 import operator
 import re
 
+import nir
 import numpy as np
 import pytest
 import torch
@@ -20,14 +22,18 @@ from frameworks.nets_spikingjelly import (
     own_run,
     steady,
 )
+from frameworks.trips_spikingjelly import imported, survives
 from hypothesis import HealthCheck, given, settings
+from nets import GOLDEN
 from spikingjelly.activation_based import base, functional, lava_exchange, layer, neuron, rnn, surrogate
+from spikingjelly.activation_based.nir_exchange import export_to_nir
 from torch import nn
 
 import nirdeploy as nd
 from nirdeploy.convert.frameworks import row_of
 from nirdeploy.convert.frameworks.framework import framework_of
-from nirdeploy.errors import ConversionError
+from nirdeploy.errors import ConversionError, UnsupportedError
+from nirdeploy.graph import make_graph
 
 FEW = settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 MANY = settings(FEW, max_examples=50)
@@ -436,3 +442,96 @@ def test_hooks_of_monitors_are_named():
         nd.torch_to_nir(module, input_shape=(4,))
     handle.remove()
     nd.torch_to_nir(module, input_shape=(4,))
+
+
+# ---------------------------------------------------------------- files
+
+
+def test_what_survives_the_trip_there_and_back():
+    golden = json.loads((GOLDEN / "trips_spikingjelly.json").read_text())
+    found = [dict(zip(("layer", "option", "to", "back"), row, strict=True)) for row in survives()]
+    assert found == golden
+    assert {"to": "equal", "back": "equal"} in [{"to": row["to"], "back": row["back"]} for row in found]
+
+
+def graph_of(node, weight, bias):
+    ends = {
+        "input": nir.Input(input_type={"input": np.array([5])}),
+        "output": nir.Output(output_type={"output": np.array([3])}),
+    }
+    nodes = {**ends, "fc": nir.Affine(weight=weight, bias=bias), "neuron": node}
+    return make_graph(nodes, [("input", "fc"), ("fc", "neuron"), ("neuron", "output")])
+
+
+def lif(r=1.0, v_leak=0.0, v_reset=0.0, tau=5e-3):
+    values = {"tau": tau, "r": r, "v_leak": v_leak, "v_threshold": 1.0, "v_reset": v_reset}
+    return nir.LIF(**{name: np.full(3, value) for name, value in values.items()})
+
+
+@pytest.mark.parametrize(
+    ("preset", "fields", "node"),
+    [
+        ("nir", {}, lif()),
+        ("nir", {}, lif(v_leak=-0.25, v_reset=-0.25)),
+        ("norse", {}, lif(r=3.0)),
+        ("snntorch", {}, lif(r=5.0)),
+        ("spikingjelly", {}, lif(r=5.0)),
+        ("nengo", {"overrides": {}}, lif()),
+        ("rockpool", {"spikes_per_step": "one", "reset": "zero"}, lif()),
+        ("nir", {"if_gain": "r"}, nir.IF(r=np.ones(3), v_threshold=np.full(3, 1.0), v_reset=np.full(3, -0.25))),
+    ],
+)
+def test_graphs_of_other_conventions_load_in_spikingjelly(preset, fields, node, tmp_path):
+    convention = nd.convention(preset, dt=1e-3, **{"v_start": "v_reset", **fields})
+    generator = np.random.default_rng(5)
+    weight = (np.round(generator.uniform(-1, 4, (3, 5)) * 64) / 64 / np.max(node.r)).astype(np.float32)
+    graph = graph_of(node, weight, np.zeros(3, np.float32))
+    x = raster(60, 2, 5)
+    own = np.asarray(nd.run(graph, x.numpy(), convention=convention).outputs)
+    nd.write(tmp_path / "net.nir", graph, convention, for_library="spikingjelly")
+    np.testing.assert_array_equal(imported(tmp_path / "net.nir", x, dt=1e-3), own)
+    np.testing.assert_array_equal(np.asarray(nd.run(nd.read(tmp_path / "net.nir"), x.numpy()).outputs), own)
+    assert 0 < own.sum() < own.size
+
+
+@pytest.mark.parametrize("crossing", ["strict", "inclusive"])
+def test_a_tie_crosses_as_the_convention_says(crossing, tmp_path):
+    node = nir.IF(r=np.ones(3), v_threshold=np.full(3, 0.75), v_reset=np.zeros(3))
+    convention = nd.Convention(dt=1e-4, if_gain="r", crossing=crossing)
+    graph = graph_of(node, np.full((3, 5), 0.25, np.float32), np.zeros(3, np.float32))
+    x = torch.zeros(4, 1, 5)
+    x[..., 0] = 1.0
+    nd.write(tmp_path / "net.nir", graph, convention, for_library="spikingjelly")
+    found = imported(tmp_path / "net.nir", x)[:, 0, 0]
+    assert found.tolist() == ([0, 0, 0, 1] if crossing == "strict" else [0, 0, 1, 0])
+    np.testing.assert_array_equal(np.asarray(nd.run(graph, x.numpy(), convention=convention).outputs)[:, 0, 0], found)
+
+
+def test_a_loop_with_a_bias_starts_as_the_convention_says(tmp_path):
+    graph = graph_of(lif(r=5.0), np.eye(3, 5, dtype=np.float32), np.zeros(3, np.float32))
+    back = nir.Affine(weight=np.eye(3, dtype=np.float32) * 0.5, bias=np.full(3, 0.25, np.float32))
+    edges = [*graph.edges, ("neuron", "back"), ("back", "neuron")]
+    looped = make_graph({**graph.nodes, "back": back}, edges)
+    convention = nd.convention("spikingjelly", dt=1e-3)
+    x = raster(40, 2, 5)
+    nd.write(tmp_path / "net.nir", looped, convention, for_library="spikingjelly")
+    own = np.asarray(nd.run(looped, x.numpy(), convention=convention).outputs)
+    np.testing.assert_array_equal(imported(tmp_path / "net.nir", x, dt=1e-3), own)
+    with pytest.raises(UnsupportedError, match="node 'back': feedback_start='silence' with a bias inside a loop"):
+        nd.write(tmp_path / "net.nir", looped, nd.convention("nir", dt=1e-3), for_library="spikingjelly")
+
+
+def test_exported_files_tell_dt_and_check_says_so(tmp_path):
+    def make(seed):
+        parts = layer.Linear(5, 6), neuron.LIFNode(tau=3.0), layer.Linear(6, 3), neuron.IFNode(v_threshold=0.9171)
+        return Drawn(network(*parts, seed=seed), raster(40, 2, 5), False)
+
+    drawn = steady(make)
+    export_to_nir(drawn.module, drawn.sample, tmp_path / "net.nir", dt=2e-3)
+    graph = nd.read(tmp_path / "net.nir", exported_by="spikingjelly")
+    (repair,) = [found for found in nd.check(graph, "loihi2").findings if found.code == "repaired"]
+    assert repair.node == "_3"
+    assert "leaves out dt; r says 0.002 s" in repair.problem
+    functional.reset_net(drawn.module)
+    found = np.asarray(nd.run(graph, drawn.raster.numpy()).outputs)
+    np.testing.assert_array_equal(found, own_run(drawn).output)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import hypothesis.strategies as st
 import numpy as np
@@ -14,6 +14,7 @@ from spikingjelly.activation_based import base, functional, layer, neuron, surro
 from torch import nn
 
 import nirdeploy as nd
+from nirdeploy.graph import metadata
 
 MARGIN = 1e-5  # of the threshold: where float rounding could decide a spike, another network is drawn
 LARGEST = 8  # thresholds: of a larger v, 1e-5 of the threshold is no more than a few roundings
@@ -38,7 +39,6 @@ class Drawn:
     raster: torch.Tensor
     multi: bool
     exact: bool = False
-    folded: list[str] = field(default_factory=list)
 
     @property
     def sample(self):
@@ -128,7 +128,7 @@ def check(drawn, methods=("dense",)):
     functional.reset_net(drawn.module)
     graph = nd.torch_to_nir(drawn.module, sample_input=drawn.sample)
     convention = nd.convention_of(drawn.module)
-    assert nd.Convention.from_dict(stored(graph)) == convention
+    assert nd.Convention.from_dict(metadata(graph)["convention"]) == convention
     raster = drawn.raster.numpy()
     for method in methods:
         trajectory = nd.run(graph, raster, convention=convention, method=method)
@@ -154,12 +154,6 @@ def steady(make):
     """The first usable network of many seeds that fires."""
     found = (make(seed) for seed in range(60))
     return next(drawn for drawn in found if usable(drawn, own := own_run(drawn)) and own.output.any())
-
-
-def stored(graph):
-    from nirdeploy.graph import metadata
-
-    return metadata(graph)["convention"]
 
 
 # ---------------------------------------------------------------- drawn networks

@@ -14,6 +14,7 @@ import torch
 from torch import fx, nn
 
 from nirdeploy.convert.frameworks.framework import Fields, Framework, LayerRow, check_layer
+from nirdeploy.convert.frameworks.spikingjelly_files import adapt, repair
 from nirdeploy.convert.frameworks.spikingjelly_neurons import (
     POPULATIONS,
     check_memory,
@@ -282,4 +283,6 @@ FRAMEWORK = Framework(
     fields={"crossing": "inclusive", "feedback_start": "zero", "v_start": "v_reset", "if_gain": "r"},
     axes=_container_axes,
     traceable=_traceable,
+    repair=repair,
+    adapt=adapt,
 )
