@@ -16,11 +16,12 @@ import torch
 from torch import fx, nn
 
 from nirdeploy.convert.draft import Draft, Key, Shape, Signal, StateOf, Value
-from nirdeploy.convert.frameworks.conventions import layer_conventions
-from nirdeploy.convert.frameworks.framework import LayerRow, check_layer, container_axes, framework_of, row_of
+from nirdeploy.convert.frameworks.conventions import combined, layer_conventions
+from nirdeploy.convert.frameworks.framework import LayerRow, axes_inside, check_layer, framework_of, row_of
 from nirdeploy.convert.operations import HANDLERS, VIEWS, in_place, is_check
 from nirdeploy.convert.primitives import BYPASSED, MODULES, TraceContext, find
 from nirdeploy.errors import ConversionError, NirdeployError
+from nirdeploy.graph import with_metadata
 from nirdeploy.nodes import keeps_state, make_node
 from nirdeploy.reference.neurons import Stateful
 from nirdeploy.schedule import schedule
@@ -29,7 +30,7 @@ from nirdeploy.shapes import own_input_shape
 __all__ = ["ModuleMap", "Walk"]
 
 ModuleMap = Mapping[type, Callable[..., "nir.NIRNode | None"]]
-_TORCH = str(Path(torch.__file__).parent)
+_NOT_THE_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 _PREVIOUS = "\0previous "
 
@@ -45,11 +46,9 @@ class Walk:
         shape: Any,
         stateful: tuple[type[nn.Module], ...],
         dt: float | None = None,
-        axes: int = 1,
     ) -> None:
         self.root = root
         self.dt = dt
-        self.axes = axes  # in front of a sample's, in the root's forward
         self.user_map = dict(module_map or {})
         self.default_map = default_map
         self.shape = shape
@@ -90,13 +89,6 @@ class Walk:
             return foreign.returns_state(module)
         return self._function(module) is not None and len(inspect.signature(module.forward).parameters) > 1
 
-    def axes_at(self, node: fx.Node) -> int:
-        """Axes in front of a sample's where an operation is called: those of the root, or 1 inside a container."""
-        called = {str(node.target)} if node.op == "call_module" else set()
-        around = {str(entry[0]) for entry in (node.meta.get("nn_module_stack") or {}).values()} - called
-        inside = any(container_axes(self.root.get_submodule(path)) is not None for path in around)
-        return 1 if inside else self.axes
-
     def node_of(self, module: nn.Module, context: TraceContext) -> nir.NIRNode | None:
         """The node of a mapped module; None where a map bypasses it."""
         function = self._function(module)
@@ -125,6 +117,14 @@ class Walk:
                 remedy="Run the module once, so that its parameters exist.",
             ) from error
         return converted
+
+    def alone(self, module: nn.Module, context: TraceContext) -> nir.NIRNode | None:
+        """The node of a module that is the whole network; where that is a graph, with its convention."""
+        node, framework, row = self.node_of(module, context), framework_of(module), self._foreign(module)
+        if not isinstance(node, nir.NIRGraph) or framework is None or row is None:
+            return node
+        found = combined(layer_conventions(module, framework, row, self.dt))
+        return node if found is None else with_metadata(node, convention=found.to_dict())
 
     # ------------------------------------------------------------ walk
 
@@ -204,11 +204,21 @@ class Walk:
     def _located(self, error: ConversionError, node: fx.Node) -> ConversionError:
         return ConversionError(f"{error} ({self._where(node)})", located=True)
 
-    def _where(self, node: fx.Node) -> str:
+    @staticmethod
+    def _path(node: fx.Node) -> str:
+        """The module whose forward an operation stands in."""
         stack = node.meta.get("nn_module_stack") or {}
-        path = next(reversed([str(entry[0]) for entry in stack.values()]), "") if stack else ""
+        return next(reversed([str(entry[0]) for entry in stack.values()]), "") if stack else ""
+
+    def axes_of(self, node: fx.Node) -> int:
+        """Axes in front of those of a sample where an operation or a module is called."""
+        path = str(node.target) if node.op == "call_module" else f"{self._path(node)}.".lstrip(".")
+        return 1 if self.default_map is not None else axes_inside(self.root, path)
+
+    def _where(self, node: fx.Node) -> str:
+        path = self._path(node)
         frames = re.findall(r'File "(.+?)", line (\d+)', node.stack_trace or "")
-        own = [f"{file}:{line}" for file, line in frames if not file.startswith(_TORCH)]
+        own = [f"{file}:{line}" for file, line in frames if not file.startswith(_NOT_THE_USERS)]
         return f"in module {path or type(self.root).__name__!r}, {own[-1] if own else 'unknown line'}"
 
     # ------------------------------------------------------------ ends
@@ -395,12 +405,15 @@ class Walk:
         if function is None and isinstance(module, BYPASSED):
             return signal
         foreign = self._foreign(module)
-        if function is None and self.default_map is None:
-            if foreign is not None and foreign.folds:
-                check_layer(module, foreign, path)
-                return self._batch_norm(module, path, self.draft.learn(signal, foreign.input_shape(module)))
-            if isinstance(module, _BATCH_NORMS):
-                return self._torch_norm(module, path, signal, self.axes_at(node))
+        if foreign is not None and foreign.folds:
+            check_layer(module, foreign, path)
+            return self._batch_norm(module, path, self.draft.learn(signal, foreign.input_shape(module)))
+        if function is None and self.default_map is None and isinstance(module, _BATCH_NORMS):
+            if self.axes_of(node) > 1:
+                raise self.refuse(node, "would take the batch of [step, batch, channel] for its channels")
+            _refuse_altered(module, _BATCH_NORMS, path)
+            shape = (module.num_features,) if isinstance(module, nn.BatchNorm1d) else None
+            return self._batch_norm(module, path, self.draft.learn(signal, shape))
         if not self.is_mapped(module):
             kind = type(module).__name__
             raise ConversionError(
@@ -411,7 +424,7 @@ class Walk:
             )
         row = foreign or (find(MODULES, type(module)) if function is None else None)
         signal = self.draft.learn(signal, row.input_shape(module) if row is not None else None)
-        created = self.node_of(module, TraceContext(path, signal.shape, dt=self.dt, axes=self.axes_at(node)))
+        created = self.node_of(module, TraceContext(path, signal.shape, dt=self.dt, axes=self.axes_of(node)))
         if created is None:
             return signal
         if keeps_state(created) and path in self.called:
@@ -462,16 +475,6 @@ class Walk:
             elif value is not None and not isinstance(value, fx.Node):
                 raise self.refuse(node, f"gets the second argument {value!r}, which a NIR node cannot hold")
 
-    def _torch_norm(self, module: nn.Module, path: str, signal: Signal, axes: int) -> Signal:
-        _refuse_altered(module, _BATCH_NORMS, path)
-        if axes != 1:
-            raise ConversionError(
-                f"{type(module).__name__} of [time, batch, ...] normalises the batch, not the channels",
-                node=path,
-                remedy="Use the library's own layer of that name.",
-            )
-        return self._batch_norm(module, path, self.draft.learn(signal, _norm_shape(module)))
-
     def _batch_norm(self, module: Any, path: str, signal: Signal) -> Signal:
         """y = (x - mean) / sqrt(var + eps) * weight + bias, in float64, with the running statistics."""
         if module.running_mean is None or module.running_var is None:
@@ -486,10 +489,6 @@ class Walk:
 
 
 # ---------------------------------------------------------------- small helpers
-
-
-def _norm_shape(module: Any) -> Shape | None:
-    return (module.num_features,) if isinstance(module, nn.BatchNorm1d) else None
 
 
 def _anchored(node: nir.NIRNode) -> bool:

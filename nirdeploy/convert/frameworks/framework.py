@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -21,9 +21,9 @@ __all__ = [
     "Framework",
     "LayerRow",
     "Repair",
+    "axes_inside",
     "check_layer",
     "check_mode",
-    "container_axes",
     "framework",
     "framework_of",
     "leading_axes",
@@ -71,11 +71,11 @@ class LayerRow:
             gives one node; without dt. What differs from the library's own `Framework.fields`.
         returns_state: layer -> whether its forward returns (output, state, ...).
         input_shape: layer -> shape of one sample that it takes, where the layer alone tells.
-        axes: layer -> axes in front of those of a sample and a step: 1 (batch), or 2 with time; None: it takes either.
+        axes: layer -> axes in front of those of a sample and a step: 1 (batch), 2 with time, 0 where it takes either.
         allows_subclasses: whether a subclass that keeps this forward is the same layer.
         folds: whether it normalises channels with running statistics, as nn.BatchNorm1d does, and is folded likewise;
             `to_nir` is then asked only where it stands alone.
-        refuses: whether `to_nir` always refuses, of subclasses, too.
+        refuses: whether `to_nir` always refuses, subclasses included.
     """
 
     classes: tuple[str, ...]
@@ -83,7 +83,7 @@ class LayerRow:
     fields: Callable[[Any], Fields] = _no_fields
     returns_state: Callable[[Any], bool] = lambda module: False
     input_shape: Callable[[Any], tuple[int, ...] | None] = lambda module: None
-    axes: Callable[[Any], int | None] = lambda module: 1
+    axes: Callable[[Any], int] = lambda module: 1
     allows_subclasses: bool = True
     folds: bool = False
     refuses: bool = False
@@ -99,10 +99,10 @@ class Framework:
         rows: its layers.
         fields: fields of the Convention that all its layers share; without dt.
         step: layer -> seconds a step where the layer has a dt of its own; None: it counts steps.
-        axes: container of the library that sends its layers single steps -> axes in front of a sample's that it takes
-            itself; None: it is none.
         traceable: container of the library -> a module that forward can be traced through, with the same submodule
             paths; None: as it is.
+        lifts: container -> whether it applies what it holds to each step of a sequence, so that layers inside take one
+            step though the container takes all.
         repair: graph of a file that the library's exporter wrote, as stored -> what it stands for, and what was
             changed. UnsupportedError, naming the node, for what the file has lost.
         adapt: graph, its convention -> what the library's importer needs to make the same network of it.
@@ -114,8 +114,8 @@ class Framework:
     rows: tuple[LayerRow, ...]
     fields: Mapping[str, Any] = field(default_factory=dict)
     step: Callable[[Any], float | None] = lambda module: None
-    axes: Callable[[Any], int | None] = lambda module: None
     traceable: Callable[[nn.Module], nn.Module | None] = lambda module: None
+    lifts: Callable[[nn.Module], bool] = lambda module: False
     repair: Callable[[nir.NIRGraph], tuple[nir.NIRGraph, tuple[Repair, ...]]] = lambda graph: (graph, ())
     adapt: Callable[[nir.NIRGraph, Convention | None], nir.NIRGraph] = lambda graph, convention: graph
 
@@ -196,6 +196,19 @@ def check_mode(root: nn.Module) -> None:
             )
 
 
+def _lifts(module: nn.Module) -> bool:
+    framework = framework_of(module)
+    return framework is not None and framework.lifts(module)
+
+
+def _outermost(root: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Modules by path, without what stands inside a container that lifts it."""
+    yield path, root
+    if not _lifts(root):
+        for name, child in root.named_children():
+            yield from _outermost(child, f"{path}.{name}".lstrip("."))
+
+
 def leading_axes(root: nn.Module) -> int:
     """Axes of a sample input in front of those of one sample in one step: 1 (batch), or 2 where layers take time.
 
@@ -203,14 +216,11 @@ def leading_axes(root: nn.Module) -> int:
         ConversionError: some layers take time and others do not.
     """
     found: dict[int, str] = {}
-    waiting = [("", root)]
-    for path, module in waiting:
+    for path, module in _outermost(root):
         row = row_of(module)
-        axes = container_axes(module) if row is None else row.axes(module)
-        if axes is not None:
+        axes = 2 if _lifts(module) else 0 if row is None else row.axes(module)
+        if axes:
             found.setdefault(axes, path or type(module).__name__)
-        elif row is None:
-            waiting.extend((f"{path}.{name}".lstrip("."), part) for name, part in module.named_children())
     if len(found) > 1:
         raise ConversionError(
             f"{found[1]!r} takes one step at a time, {found[2]!r} all steps at once",
@@ -219,10 +229,11 @@ def leading_axes(root: nn.Module) -> int:
     return next(iter(found), 1)
 
 
-def container_axes(module: nn.Module) -> int | None:
-    """Axes in front of a sample's that a library's container takes which sends its layers single steps; else None."""
-    library = framework_of(module)
-    return None if library is None else library.axes(module)
+def axes_inside(root: nn.Module, path: str) -> int:
+    """Axes in front of a sample's own where the module at `path` is called: as `leading_axes`, 1 if it is lifted."""
+    parts = path.split(".")
+    above = (root.get_submodule(".".join(parts[:depth])) for depth in range(len(parts)))
+    return 1 if path and any(_lifts(module) for module in above) else leading_axes(root)
 
 
 def traceable(root: nn.Module) -> nn.Module:

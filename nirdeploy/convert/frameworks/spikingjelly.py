@@ -33,10 +33,16 @@ _LAYER = "spikingjelly.activation_based.layer"
 _TIMELESS = f"{_LAYER}.container.SeqToANNContainer"
 _STEPPED = f"{_LAYER}.container.MultiStepContainer"
 _EITHER = f"{_LAYER}.container.StepModeContainer"
+_BY_MODE = {
+    _EITHER,
+    f"{_LAYER}.container.LinearRecurrentContainer",
+    f"{_LAYER}.container.ElementWiseRecurrentContainer",
+}
 
 
-def _any_axes(_module: Any) -> None:
+def _any_axes(_module: Any) -> int:
     """A layer that does the same with a time axis and without."""
+    return 0
 
 
 def _names(module: str, classes: str) -> tuple[str, ...]:
@@ -206,12 +212,10 @@ def _adds(function: Any) -> bool:
     return plain and set(total.args) == {first, second} and len(total.args) == 2 and output.args == (total,)
 
 
-def _container_axes(module: nn.Module) -> int | None:
-    """Axes in front of a sample's that a container takes, whatever those inside it take."""
+def _lifts(module: nn.Module) -> bool:
+    """Whether a container takes all steps, and sends those inside it single ones."""
     names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(module).__mro__}
-    if names & {_TIMELESS, _STEPPED}:
-        return 2
-    return population_axes(module) if _EITHER in names else None
+    return bool(names & {_TIMELESS, _STEPPED}) or (bool(names & _BY_MODE) and getattr(module, "step_mode", "s") == "m")
 
 
 def _traceable(module: nn.Module) -> nn.Module | None:
@@ -220,9 +224,9 @@ def _traceable(module: nn.Module) -> nn.Module | None:
     base: Any = next((names[name] for name in (_TIMELESS, _STEPPED, _EITHER) if name in names), None)
     if base is None or not isinstance(module, nn.Sequential):
         return None
-    if type(module).forward is not base.forward or module._forward_hooks or module._forward_pre_hooks:
+    if type(module).forward is not base.forward:
         raise ConversionError(
-            f"{type(module).__name__} has forward hooks or a forward of its own, so it is no plain {base.__name__}",
+            f"{type(module).__name__} has a forward of its own, so it is no plain {base.__name__}",
             remedy="Convert the network inside it.",
         )
     timeless = _TIMELESS in names or (_EITHER in names and module.step_mode == "m" and not module.stateful)
@@ -281,8 +285,8 @@ FRAMEWORK = Framework(
     ),
     # a population starts at the value it is reset to; a step fires at v >= v_threshold; what comes back starts at 0
     fields={"crossing": "inclusive", "feedback_start": "zero", "v_start": "v_reset", "if_gain": "r"},
-    axes=_container_axes,
     traceable=_traceable,
+    lifts=_lifts,
     repair=repair,
     adapt=adapt,
 )
