@@ -8,6 +8,8 @@ import operator
 import re
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import nir
 import numpy as np
@@ -23,9 +25,11 @@ from frameworks.nets_spikingjelly import (
     on_grid,
     own_run,
     steady,
+    usable,
 )
-from frameworks.trips_spikingjelly import imported, survives
-from hypothesis import HealthCheck, given, settings
+from frameworks.trips_spikingjelly import imported, survives, there
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 from nets import GOLDEN, ROOT
 from spikingjelly.activation_based import base, functional, lava_exchange, layer, neuron, rnn, surrogate
 from spikingjelly.activation_based.nir_exchange import export_to_nir
@@ -217,6 +221,30 @@ def test_one_layer_alone():
     assert nd.convention_of(neuron.IFNode()).crossing == "inclusive"
 
 
+class Backwards(nn.Module):
+    """Layers in another order in the constructor than in forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.last, self.second = neuron.IFNode(v_reset=None, v_threshold=0.9171), layer.Linear(4, 3)
+        self.middle, self.first = neuron.LIFNode(decay_input=False, v_threshold=0.6171), layer.Linear(4, 4)
+
+    def forward(self, x):
+        return self.last(self.second(self.middle(self.first(x))))
+
+
+def test_the_convention_depends_on_no_order():
+    def make(seed):
+        module = Backwards().eval()
+        on_grid(module, np.random.default_rng(seed), 2.0)
+        return Drawn(module, raster(30, 2, 4), False)
+
+    drawn = steady(make)
+    own = check(drawn)
+    found = nd.run(drawn.module, drawn.raster.numpy(), convention=nd.convention_of(drawn.module))
+    np.testing.assert_array_equal(np.asarray(found.outputs), own.output)
+
+
 def test_layers_that_differ_have_overrides():
     module = network(
         layer.Linear(2, 2), neuron.LIFNode(), neuron.IFNode(v_reset=None), neuron.LIFNode(decay_input=False)
@@ -394,7 +422,7 @@ def test_subclasses():
     for part, text in (
         (Doubled(), "Doubled has a single_step_functional_forward of its own, so it is no plain LIFNode"),
         (Other(), "Other has a forward of its own, so it is no plain IFNode"),
-        (Kept(), "Kept cannot be converted: its memory has rules of its own"),
+        (Kept(), "Kept cannot be converted: its memory has rules of its own. Derive networks from nn.Module"),
     ):
         with pytest.raises(ConversionError, match=f"node '1': {text}.*module_map"):
             nd.torch_to_nir(nn.Sequential(layer.Linear(4, 4), part), input_shape=(4,))
@@ -454,6 +482,28 @@ def test_what_survives_the_trip_there_and_back():
     found = [dict(zip(("layer", "option", "to", "back"), row, strict=True)) for row in survives()]
     assert found == golden
     assert {"to": "equal", "back": "equal"} in [{"to": row["to"], "back": row["back"]} for row in found]
+
+
+@FEW
+@given(dense())
+def test_drawn_networks_load_in_spikingjelly_or_are_refused(drawn):
+    trip(drawn)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+@settings(MANY, max_examples=100)
+@given(st.one_of(dense(), convolutional()))
+def test_many_networks_load_in_spikingjelly_or_are_refused(drawn):
+    trip(drawn)
+
+
+def trip(drawn):
+    assume(usable(drawn, own_run(drawn)))
+    functional.reset_net(drawn.module)
+    with tempfile.TemporaryDirectory() as folder:
+        found = there(drawn, Path(folder))
+    assert found == "equal" or found.startswith("refused: "), found
 
 
 def graph_of(node, weight, bias):

@@ -147,7 +147,11 @@ _TABLE: tuple[tuple[str, str, dict[str, str]], ...] = (
         {"layer.container": "TLastMultiStepContainer TLastSeqToANNContainer"},
     ),
     # last: what nobody above knows, a user's own neuron among them
-    ("its memory has rules of its own", _OWN, {"neuron.base_node": "BaseNode SimpleBaseNode", "base": "MemoryModule"}),
+    (
+        "its memory has rules of its own",
+        "Derive networks from nn.Module; map a layer of your own with module_map.",
+        {"neuron.base_node": "BaseNode SimpleBaseNode", "base": "MemoryModule"},
+    ),
 )
 
 
