@@ -107,7 +107,8 @@ class Walk:
             return _with_arrays(node)
         row: Any = self._foreign(module)
         if row is not None:
-            check_layer(module, row, context.path)
+            if not row.refuses:
+                check_layer(module, row, context.path)
         else:
             row = find(MODULES, type(module))
             _refuse_altered(module, row.modules, context.path)
@@ -415,10 +416,16 @@ class Walk:
         function = self._function(module)
         if function is None and isinstance(module, BYPASSED):
             return signal
+        foreign = self._foreign(module)
+        if foreign is not None and foreign.folds:
+            check_layer(module, foreign, path)
+            return self._batch_norm(module, path, self.draft.learn(signal, foreign.input_shape(module)))
         if function is None and self.default_map is None and isinstance(module, _BATCH_NORMS):
-            if isinstance(module, nn.BatchNorm1d) and self.axes_of(node) > 1:
+            if self.axes_of(node) > 1:
                 raise self.refuse(node, "would take the batch of [step, batch, channel] for its channels")
-            return self._batch_norm(module, path, signal)
+            _refuse_altered(module, _BATCH_NORMS, path)
+            shape = (module.num_features,) if isinstance(module, nn.BatchNorm1d) else None
+            return self._batch_norm(module, path, self.draft.learn(signal, shape))
         if not self.is_mapped(module):
             kind = type(module).__name__
             raise ConversionError(
@@ -427,7 +434,7 @@ class Walk:
                 remedy=f"Pass module_map={{{kind}: lambda m: nir....}}.",
                 located=True,
             )
-        row = self._foreign(module) or (find(MODULES, type(module)) if function is None else None)
+        row = foreign or (find(MODULES, type(module)) if function is None else None)
         signal = self.draft.learn(signal, row.input_shape(module) if row is not None else None)
         created = self.node_of(module, TraceContext(path, signal.shape, dt=self.dt, axes=self.axes_of(node)))
         if created is None:
@@ -480,9 +487,8 @@ class Walk:
             elif value is not None and not isinstance(value, fx.Node):
                 raise self.refuse(node, f"gets the second argument {value!r}, which a NIR node cannot hold")
 
-    def _batch_norm(self, module: nn.BatchNorm1d | nn.BatchNorm2d, path: str, signal: Signal) -> Signal:
+    def _batch_norm(self, module: Any, path: str, signal: Signal) -> Signal:
         """y = (x - mean) / sqrt(var + eps) * weight + bias, in float64, with the running statistics."""
-        _refuse_altered(module, _BATCH_NORMS, path)
         if module.running_mean is None or module.running_var is None:
             raise ConversionError("BatchNorm without running statistics depends on the batch", node=path)
         ones = torch.ones_like(module.running_mean)
@@ -491,7 +497,6 @@ class Walk:
         deviation = np.sqrt(_array(module.running_var).astype(np.float64) + module.eps)
         factor = gain / deviation
         shift = offset - _array(module.running_mean).astype(np.float64) * factor
-        signal = self.draft.learn(signal, (module.num_features,) if isinstance(module, nn.BatchNorm1d) else None)
         return self.draft.normalise(signal, path, factor, shift.astype(_array(module.running_mean).dtype))
 
 

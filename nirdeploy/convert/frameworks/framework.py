@@ -73,6 +73,9 @@ class LayerRow:
         input_shape: layer -> shape of one sample that it takes, where the layer alone tells.
         axes: layer -> axes in front of those of a sample and a step: 1 (batch), 2 with time, 0 where it takes either.
         allows_subclasses: whether a subclass that keeps this forward is the same layer.
+        folds: whether it normalises channels with running statistics, as nn.BatchNorm1d does, and is folded likewise;
+            `to_nir` is then asked only where it stands alone.
+        refuses: whether `to_nir` always refuses, subclasses included.
     """
 
     classes: tuple[str, ...]
@@ -82,6 +85,8 @@ class LayerRow:
     input_shape: Callable[[Any], tuple[int, ...] | None] = lambda module: None
     axes: Callable[[Any], int] = lambda module: 1
     allows_subclasses: bool = True
+    folds: bool = False
+    refuses: bool = False
 
 
 @dataclass(frozen=True)
