@@ -53,10 +53,11 @@ class _Tracer(fx.Tracer):
 
     proxy_buffer_attributes = True  # so that an operation on a buffer is seen, not run
 
-    def __init__(self, mapped: Callable[[nn.Module], bool]) -> None:
+    def __init__(self, walk: Walk) -> None:
         super().__init__()
         self.record_stack_traces = True
-        self._mapped = mapped
+        self._mapped = walk.is_mapped
+        self._libraries = walk.default_map is None
         self.constants: dict[str, torch.Tensor] = {}
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -72,6 +73,15 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return self._mapped(m) or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        stand_in = traceable(m) if self._libraries and not self._mapped(m) else m
+        if stand_in is m:
+            return super().call_module(m, forward, args, kwargs)
+        _refuse_hooks(m, self.path_of_module(m))
+        return super().call_module(m, stand_in.forward, args, kwargs)
 
 
 def torch_to_nir(
@@ -115,20 +125,23 @@ def torch_to_nir(
     if isinstance(module, GraphModule):
         _shape_of(sample_input, input_shape, 1)
         return _from_graph_module(module, module_map or {})
+    shape = _shape_of(sample_input, input_shape, leading_axes(module) if sample_input is not None else 1)
     if default_map is None:
         check_mode(module)
+        _refuse_hooks(module)
         module = traceable(module)
-    shape = _shape_of(sample_input, input_shape, leading_axes(module) if sample_input is not None else 1)
     concrete = dict(concrete_args or {})
     signature = inspect.signature(module.forward).parameters
     states = [n for n, p in signature.items() if n not in concrete and (p.default is None or n in _STATE_NAMES)]
 
     def walk() -> Walk:
-        return Walk(module, module_map, default_map, shape, tuple(stateful_modules or ()), dt)
+        return Walk(
+            module, module_map, default_map, shape, tuple(stateful_modules or ()), dt, sampled=sample_input is not None
+        )
 
     if walk().is_mapped(module):
         single = shape if isinstance(shape, tuple) else None
-        return walk().node_of(module, TraceContext("module", single, bare=True, dt=dt))
+        return walk().alone(module, TraceContext("module", single, bare=True, dt=dt))
     graph = _converted(module, walk, concrete, states)
     if type_check:
         graphs.shapes(graph)
@@ -141,7 +154,7 @@ def _converted(
     """Trace with symbolic states; where forward needs to know whether they are there, with none."""
     if states:
         try:
-            symbolic = _trace(module, walk().is_mapped, concrete)
+            symbolic = _trace(module, walk(), concrete)
         except ConversionError:
             raise
         except _NOT_SYMBOLIC:
@@ -150,7 +163,7 @@ def _converted(
             return walk().run(*symbolic, states)
     fixed = {**concrete, **dict.fromkeys(states)}
     try:
-        traced = _trace(module, walk().is_mapped, fixed)
+        traced = _trace(module, walk(), fixed)
     except ConversionError:
         raise
     except fx.proxy.TraceError as error:
@@ -167,15 +180,19 @@ def _converted(
     return walk().run(*traced, [])
 
 
-def _trace(
-    module: nn.Module, mapped: Callable[[nn.Module], bool], concrete: dict[str, Any]
-) -> tuple[fx.Graph, dict[str, torch.Tensor]]:
-    """The traced operations, and the tensors that appear in them by name."""
+def _refuse_hooks(module: nn.Module, path: str = "") -> None:
     if module._forward_hooks or module._forward_pre_hooks:
         raise ConversionError(
-            f"{type(module).__name__} has forward hooks, which NIR cannot hold", remedy="Remove them."
+            f"{type(module).__name__} has forward hooks, which NIR cannot hold",
+            node=path or None,
+            remedy="Remove them.",
         )
-    tracer = _Tracer(mapped)
+
+
+def _trace(module: nn.Module, walk: Walk, concrete: dict[str, Any]) -> tuple[fx.Graph, dict[str, torch.Tensor]]:
+    """The traced operations, and the tensors that appear in them by name."""
+    _refuse_hooks(module)
+    tracer = _Tracer(walk)
     with _unchanged(module):
         return tracer.trace(module, concrete_args=concrete or None), tracer.constants
 
