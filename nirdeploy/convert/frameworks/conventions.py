@@ -38,13 +38,15 @@ def layer_conventions(
 
 
 def combined(conventions: Mapping[str, Convention]) -> Convention | None:
-    """One convention for all nodes: the first one's, with what differs elsewhere as overrides; None of none.
+    """One convention for all nodes: that of the first name, with what differs elsewhere as overrides; None of none.
 
     Raises:
         ConventionError: nodes differ in something that holds for a whole graph, such as dt.
     """
     if not conventions:
         return None
+    # by name: layers are called in another order than they are made
+    conventions = dict(sorted(conventions.items()))
     first_name, first = next(iter(conventions.items()))
     overrides: dict[str, dict[str, Any]] = {}
     for name, other in conventions.items():

@@ -53,16 +53,7 @@ def _is_repeat(module: nn.Module) -> bool:
 
 
 def _traceable(module: Any) -> nn.Module | None:
-    if not _is_repeat(module):
-        return None
-    for name, part in module.module.named_modules():
-        if any(kind.__module__ == "sinabs.layers.stateful_layer" for kind in type(part).__mro__):
-            raise ConversionError(
-                f"Repeat gives {type(part).__name__} the steps as if they were samples",
-                node=f"module.{name}".rstrip("."),
-                remedy="Take the layer out of Repeat.",
-            )
-    return _Each(module.module)
+    return _Each(module.module) if _is_repeat(module) else None
 
 
 def _refused(why: str, remedy: str) -> Callable[[nn.Module, TraceContext], nir.NIRNode | None]:

@@ -329,19 +329,22 @@ def _alpha(module: nn.Module, which: str, shape: Shape, path: str) -> np.ndarray
     return found
 
 
-def _tau(module: nn.Module, which: str, shape: Shape, context: TraceContext) -> np.ndarray:
-    """The time constant in seconds, -dt / log(a), whose exp(-dt / tau) is a itself in the layer's own precision.
+def _tau(module: Any, which: str, shape: Shape, context: TraceContext) -> np.ndarray:
+    """The time constant in seconds whose exp(-dt / tau) is the layer's decay itself, in the layer's own precision.
 
-    Rounding tau costs exp(-dt / tau) its last bit; among the neighbours of tau one gives a back wherever tau is more
-    than two steps, and the nearest is taken elsewhere.
+    Rounding steps times dt costs exp(-dt / tau) its last bit. Among the neighbours of the product one gives the decay
+    back wherever tau is more than two steps; elsewhere the nearest is taken.
     """
     dt = STEP if context.dt is None else context.dt
     alpha = _alpha(module, which, shape, context.path)
-    tau = (-dt / np.log(alpha.astype(np.float64))).astype(alpha.dtype)
-    step = np.spacing(tau)
+    if module.train_alphas:
+        tau = (-dt / np.log(alpha.astype(np.float64))).astype(alpha.dtype)
+    else:
+        steps = _full(getattr(module, f"tau_{which}"), shape, f"tau_{which}", module, context.path)
+        tau = (steps.astype(np.float64) * dt).astype(alpha.dtype)
     best, least = tau, np.full(alpha.shape, np.inf)
     for ulps in _ULPS:
-        near = (tau + ulps * step).astype(alpha.dtype)
+        near = (tau + ulps * np.spacing(tau)).astype(alpha.dtype)
         decay = torch.exp(-(dt / torch.as_tensor(near))).numpy()  # as the reference computes it
         error = np.abs(decay.astype(np.float64) - alpha)
         best, least = np.where(error < least, near, best), np.minimum(error, least)
