@@ -10,6 +10,18 @@ import pytest
 import sinabs
 import sinabs.layers as sl
 import torch
+from frameworks.files_sinabs import (  # noqa: F401 (collected here, where the library is)
+    imported,
+    same,
+    test_a_file_that_lost_edges_is_refused_and_one_of_ours_left_alone,
+    test_gains_and_integrators_of_others_are_brought_to_what_the_importer_knows,
+    test_repairs_are_told,
+    test_scales_pools_and_groups_become_convolutions,
+    test_ways_that_part_or_meet_or_turn_back_are_refused,
+    test_what_survives_is_what_the_table_says,
+    test_what_the_file_does_not_say_is_said_by_the_convention,
+    test_what_the_importer_would_make_something_else_of_is_refused,
+)
 from frameworks.nets_sinabs import Drawn, check, check_drawn, fill, networks, on_grid, reset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -18,7 +30,7 @@ from sinabs.from_torch import from_model
 from torch import nn
 
 import nirdeploy as nd
-from nirdeploy.errors import ConversionError
+from nirdeploy.errors import ConversionError, UnsupportedError
 
 FEW = settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 MANY = settings(FEW, max_examples=50)
@@ -49,6 +61,18 @@ def test_each_family_gives_sinabs_own_spikes(family, data):
 @given(data=st.data())
 def test_each_recurrent_family_gives_sinabs_own_spikes(family, data):
     check_drawn(data.draw(networks(family, recurrent=True, kind=data.draw(st.sampled_from(["dense", "repeated"])))))
+
+
+@FEW
+@given(data=st.data())
+def test_what_is_written_for_sinabs_is_imported_as_it_is_or_refused(data, tmp_path_factory):
+    drawn = data.draw(networks(recurrent=False, kind=data.draw(st.sampled_from(["dense squeezed", "squeezed"]))))
+    graph = check_drawn(drawn, methods=("dense",))
+    try:
+        out = imported(graph, drawn.raster, tmp_path_factory.mktemp("drawn"))
+    except UnsupportedError:
+        return  # named, as the tests of files_sinabs say
+    assert same(nd.run(graph, drawn.raster).outputs, out)
 
 
 # ---------------------------------------------------------------- what else networks are made of
@@ -348,10 +372,11 @@ def test_what_an_earlier_run_left_behind_is_refused_until_it_is_reset(layer):
     with torch.no_grad():
         network(case.given)
     recurrent = hasattr(layer, "rec_connect")
-    message = (
-        r"'0': \w+ still has the v_mem of an earlier run \(up to [0-9.]+\), and goes on from there. Call reset_states"
-    )
-    with pytest.raises(ConversionError, match=message + (".*passes by layers with a rec_connect" if recurrent else "")):
+    message = r"'0': \w+ still has the v_mem of an earlier run \(up to [0-9.]+\), and goes on from there. Call "
+    with pytest.raises(
+        ConversionError,
+        match=message + ("reset_states\\(\\) of the layer, which" if recurrent else "sinabs.reset_states"),
+    ):
         nd.torch_to_nir(network, sample_input=case.given)
     reset(network)
     check(case)

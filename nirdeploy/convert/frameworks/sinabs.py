@@ -12,6 +12,7 @@ import nir
 from torch import nn
 
 from nirdeploy.convert.frameworks.framework import Framework, LayerRow
+from nirdeploy.convert.frameworks.sinabs_files import adapt, repair
 from nirdeploy.convert.frameworks.sinabs_neurons import fields, to_nir
 from nirdeploy.convert.primitives import TraceContext
 from nirdeploy.errors import ConversionError
@@ -139,4 +140,6 @@ FRAMEWORK = Framework(
     },
     traceable=_traceable,
     lifts=_is_repeat,
+    repair=repair,
+    adapt=adapt,
 )

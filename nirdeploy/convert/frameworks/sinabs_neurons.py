@@ -19,7 +19,7 @@ from nirdeploy.convert.primitives import TraceContext
 from nirdeploy.errors import ConversionError
 from nirdeploy.nodes import make_graph, make_node
 
-__all__ = ["NEURON", "RECURRENT", "SYNAPSE", "fields", "refuse_memory", "to_nir"]
+__all__ = ["NEURON", "RECURRENT", "SYNAPSE", "fields", "nearest_tau", "refuse_memory", "to_nir"]
 
 Shape = tuple[int, ...]
 SYNAPSE, NEURON, RECURRENT = "synapse", "neuron", "recurrent"  # nodes inside a layer that is more than one
@@ -262,12 +262,12 @@ def refuse_memory(module: nn.Module, path: str) -> None:
         state = getattr(module, name, None)
         if isinstance(state, torch.Tensor) and bool((state != 0).any()):
             largest = float(state.detach().abs().max())
-            passed = " (sinabs.reset_states(network) passes by layers with a rec_connect)"
-            remedy = f"Call reset_states() of the layer{passed if hasattr(module, 'rec_connect') else ''}"
+            own = "reset_states() of the layer, which sinabs.reset_states(network) passes by,"
+            call = own if hasattr(module, "rec_connect") else "sinabs.reset_states(network)"
             raise ConversionError(
                 f"{_kind(module)} still has the {name} of an earlier run (up to {largest:.4g}), and goes on from there",
                 node=path,
-                remedy=f"{remedy} before it is converted.",
+                remedy=f"Call {call} before it is converted.",
             )
 
 
@@ -330,22 +330,25 @@ def _alpha(module: nn.Module, which: str, shape: Shape, path: str) -> np.ndarray
 
 
 def _tau(module: Any, which: str, shape: Shape, context: TraceContext) -> np.ndarray:
-    """The time constant in seconds whose exp(-dt / tau) is the layer's decay itself, in the layer's own precision.
-
-    Rounding steps times dt costs exp(-dt / tau) its last bit. Among the neighbours of the product one gives the decay
-    back wherever tau is more than two steps; elsewhere the nearest is taken.
-    """
+    """The time constant in seconds, whose exp(-dt / tau) is the layer's decay itself."""
     dt = STEP if context.dt is None else context.dt
     alpha = _alpha(module, which, shape, context.path)
     if module.train_alphas:
-        tau = (-dt / np.log(alpha.astype(np.float64))).astype(alpha.dtype)
-    else:
-        steps = _full(getattr(module, f"tau_{which}"), shape, f"tau_{which}", module, context.path)
-        tau = (steps.astype(np.float64) * dt).astype(alpha.dtype)
-    best, least = tau, np.full(alpha.shape, np.inf)
+        return nearest_tau((-dt / np.log(alpha.astype(np.float64))).astype(alpha.dtype), alpha, dt)
+    steps = _full(getattr(module, f"tau_{which}"), shape, f"tau_{which}", module, context.path)
+    return nearest_tau((steps.astype(np.float64) * dt).astype(alpha.dtype), alpha, dt)
+
+
+def nearest_tau(tau: np.ndarray, decay: np.ndarray, dt: float) -> np.ndarray:
+    """The neighbour of tau, seconds, whose exp(-dt / tau) is the decay, in the arrays' own precision.
+
+    Rounding tau costs exp(-dt / tau) its last bit. Among the neighbours one gives the decay back wherever tau is more
+    than two steps; elsewhere the one that comes nearest is taken.
+    """
+    best, least = tau, np.full(decay.shape, np.inf)
     for ulps in _ULPS:
-        near = (tau + ulps * np.spacing(tau)).astype(alpha.dtype)
-        decay = torch.exp(-(dt / torch.as_tensor(near))).numpy()  # as the reference computes it
-        error = np.abs(decay.astype(np.float64) - alpha)
+        near = (tau + ulps * np.spacing(tau)).astype(tau.dtype)
+        found = torch.exp(-(dt / torch.as_tensor(near))).numpy()  # as the reference computes it
+        error = np.abs(found.astype(np.float64) - decay)
         best, least = np.where(error < least, near, best), np.minimum(error, least)
     return np.asarray(best)
