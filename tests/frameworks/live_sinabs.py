@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ from frameworks.files_sinabs import (  # noqa: F401 (collected here, where the l
 from frameworks.nets_sinabs import Drawn, check, check_drawn, fill, networks, on_grid, reset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from nets import ROOT
 from sinabs import activation
 from sinabs.from_torch import from_model
 from torch import nn
@@ -395,3 +398,22 @@ def test_dropout_in_training_and_hooks_are_refused():
 def test_a_convention_of_what_is_refused_is_refused():
     with pytest.raises(ConversionError, match=r"LIF has spike_fn=MaxSpike\(5\)"):
         nd.convention_of(nn.Sequential(lif(spike_fn=activation.MaxSpike(5))))
+
+
+# ---------------------------------------------------------------- the tutorial
+
+
+def test_the_tutorial_gives_what_it_says(tmp_path):
+    script = ROOT / "examples" / "sinabs_digits.py"
+    assert script.read_text().startswith("# %% [markdown]\n# # ")
+    command = [sys.executable, "-W", "error", str(script)]
+    text = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
+    assert text.returncode == 0, text.stderr[-3000:]
+    accuracies = [float(found) for found in re.findall(r"accuracy ([0-9.]+)", text.stdout)]
+    assert len(accuracies) == 4
+    assert min(accuracies) > 0.85
+    assert "reference: 0 of 72000 output counts differ from sinabs's" in text.stdout
+    assert "through a file and sinabs's importer: 0 differ" in text.stdout
+    assert "the chip's integers in sinabs: 0 of 72000 counts differ" in text.stdout
+    assert "; 0 counts of the reference differ" in text.stdout
+    assert "loihi2, error: spikes_per_step is 'many', 'one' is possible" in text.stdout
