@@ -172,6 +172,11 @@ def _converted(
             remedy="Move the condition out of forward, or fix its argument with concrete_args.",
         ) from error
     except (TypeError, ValueError, RuntimeError, AttributeError, LookupError, NotImplementedError) as error:
+        if "cannot be interpreted as an integer" in str(error):
+            raise ConversionError(
+                f"forward of {type(module).__name__} loops over an axis of its input, such as its steps",
+                remedy="Put what it does in one step into a module with a forward(x, state), and convert that.",
+            ) from error
         # tracing runs the user's forward, which may raise anything of these on symbolic values
         raise ConversionError(
             f"forward of {type(module).__name__} cannot be traced: {type(error).__name__}: {error}",

@@ -37,7 +37,7 @@ from nirdeploy.shapes import own_input_shape
 __all__ = ["ModuleMap", "Walk"]
 
 ModuleMap = Mapping[type, Callable[..., "nir.NIRNode | None"]]
-_TORCH = str(Path(torch.__file__).parent)
+_NOT_THE_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 _ONE_STEP = (nn.Conv1d, nn.Conv2d, nn.AvgPool2d)  # torch's own that take no second axis before a sample's
 _PREVIOUS = "\0previous "
@@ -71,6 +71,7 @@ class Walk:
         self.returned: Any = None
         self.constants: dict[str, torch.Tensor] = {}
         self._leading = 1  # axes of the input in front of those of a sample
+        self._changing: dict[fx.Node, int] = {}  # calls that change them -> what they make of them
         self._keys_of: dict[str, tuple[Any, ...]] = {}  # placeholder of a previous output -> its keys in the state
         self.parameters: set[Any] = set()  # traced values that are Parameters: kept as nodes of their own
 
@@ -169,12 +170,16 @@ class Walk:
         Raises:
             ConversionError: the sample input was cut by those of another layer.
         """
-        first = leading_axes(self.root) if self.default_map is None else 1
+        first, called = leading_axes(self.root) if self.default_map is None else 1, []
         for node in traced.nodes:
-            row = self._foreign(self.root.get_submodule(str(node.target))) if node.op == "call_module" else None
+            module = self.root.get_submodule(str(node.target)) if node.op == "call_module" else None
+            row = None if module is None else self._foreign(module)
             if row is None or is_lifted(self.root, str(node.target)):
                 continue
-            taken = row.axes(self.root.get_submodule(str(node.target)))
+            called.append((node, row.axes(module)))
+            if row.axes_after(module):
+                self._changing[node] = row.axes_after(module)
+        for node, taken in called:
             if taken and taken != first and self.sampled:
                 raise ConversionError(
                     f"the layer called first takes {taken} axes before those of a sample, the one made first {first}",
@@ -253,13 +258,13 @@ class Walk:
 
     def _axes_before(self, node: fx.Node) -> int:
         """What the nearest layer before that changes those axes makes of them; 0 where there is none."""
-        waiting = list(node.all_input_nodes)
-        for before in waiting:  # grows: the nearest come first
-            row = self._foreign(self.root.get_submodule(str(before.target))) if before.op == "call_module" else None
-            axes = 0 if row is None else row.axes_after(self.root.get_submodule(str(before.target)))
-            if axes:
-                return axes
-            waiting.extend(other for other in before.all_input_nodes if other not in waiting)
+        waiting = dict.fromkeys(node.all_input_nodes if self._changing else ())
+        while waiting:  # first in, first out: the nearest come first
+            before = next(iter(waiting))
+            del waiting[before]
+            if before in self._changing:
+                return self._changing[before]
+            waiting.update(dict.fromkeys(before.all_input_nodes))
         return 0
 
     def _check_axes(self, module: nn.Module, path: str, node: fx.Node) -> None:
@@ -277,7 +282,7 @@ class Walk:
     def _where(self, node: fx.Node) -> str:
         path = self._path(node)
         frames = re.findall(r'File "(.+?)", line (\d+)', node.stack_trace or "")
-        own = [f"{file}:{line}" for file, line in frames if not file.startswith(_TORCH)]
+        own = [f"{file}:{line}" for file, line in frames if not file.startswith(_NOT_THE_USERS)]
         return f"in module {path or type(self.root).__name__!r}, {own[-1] if own else 'unknown line'}"
 
     # ------------------------------------------------------------ ends

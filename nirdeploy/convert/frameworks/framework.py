@@ -100,6 +100,8 @@ class Framework:
         step: layer -> seconds a step where the layer has a dt of its own; None: it counts steps.
         traceable: container of the library -> a module that forward can be traced through, with the same submodule
             paths; None: as it is.
+        lifts: container -> whether it applies what it holds to each step of a sequence, so that layers inside take one
+            step though the container takes all.
         repair: graph of a file that the library's exporter wrote, as stored -> what it stands for, and what was
             changed. UnsupportedError, naming the node, for what the file has lost.
         adapt: graph, its convention -> what the library's importer needs to make the same network of it.
@@ -114,9 +116,9 @@ class Framework:
     fields: Mapping[str, Any] = field(default_factory=dict)
     step: Callable[[Any], float | None] = lambda module: None
     traceable: Callable[[nn.Module], nn.Module | None] = lambda module: None
+    lifts: Callable[[nn.Module], bool] = lambda module: False
     repair: Callable[[nir.NIRGraph], tuple[nir.NIRGraph, tuple[Repair, ...]]] = lambda graph: (graph, ())
     adapt: Callable[[nir.NIRGraph, Convention | None], nir.NIRGraph] = lambda graph, convention: graph
-    lifts: Callable[[nn.Module], bool] = lambda module: False
 
 
 def framework(package: str) -> Framework:
