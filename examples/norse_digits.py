@@ -33,9 +33,7 @@ STEPS, CLASSES = data.train.shape[0], 10
 
 def network(first: nn.Module, second: nn.Module) -> nn.Module:
     """64 pixels, 48 hidden neurons, 10 classes."""
-    return norse.SequentialState(
-        nn.Flatten(), nn.Linear(64, 48, bias=False), first, nn.Linear(48, 10, bias=False), second
-    )
+    return norse.SequentialState(nn.Flatten(), nn.Linear(64, 48, bias=False), first, nn.Linear(48, 10, bias=False), second)
 
 
 def steps_of(net: nn.Module, raster: torch.Tensor) -> torch.Tensor:
