@@ -12,18 +12,6 @@ import pytest
 import sinabs
 import sinabs.layers as sl
 import torch
-from frameworks.files_sinabs import (  # noqa: F401 (collected here, where the library is)
-    imported,
-    same,
-    test_a_file_that_lost_edges_is_refused_and_one_of_ours_left_alone,
-    test_gains_and_integrators_of_others_are_brought_to_what_the_importer_knows,
-    test_repairs_are_told,
-    test_scales_pools_and_groups_become_convolutions,
-    test_ways_that_part_or_meet_or_turn_back_are_refused,
-    test_what_survives_is_what_the_table_says,
-    test_what_the_file_does_not_say_is_said_by_the_convention,
-    test_what_the_importer_would_make_something_else_of_is_refused,
-)
 from frameworks.nets_sinabs import Drawn, check, check_drawn, fill, networks, on_grid, reset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -33,7 +21,7 @@ from sinabs.from_torch import from_model
 from torch import nn
 
 import nirdeploy as nd
-from nirdeploy.errors import ConversionError, UnsupportedError
+from nirdeploy.errors import ConversionError
 
 FEW = settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 MANY = settings(FEW, max_examples=50)
@@ -64,18 +52,6 @@ def test_each_family_gives_sinabs_own_spikes(family, data):
 @given(data=st.data())
 def test_each_recurrent_family_gives_sinabs_own_spikes(family, data):
     check_drawn(data.draw(networks(family, recurrent=True, kind=data.draw(st.sampled_from(["dense", "repeated"])))))
-
-
-@FEW
-@given(data=st.data())
-def test_what_is_written_for_sinabs_is_imported_as_it_is_or_refused(data, tmp_path_factory):
-    drawn = data.draw(networks(recurrent=False, kind=data.draw(st.sampled_from(["dense squeezed", "squeezed"]))))
-    graph = check_drawn(drawn, methods=("dense",))
-    try:
-        out = imported(graph, drawn.raster, tmp_path_factory.mktemp("drawn"))
-    except UnsupportedError:
-        return  # named, as the tests of files_sinabs say
-    assert same(nd.run(graph, drawn.raster).outputs, out)
 
 
 # ---------------------------------------------------------------- what else networks are made of
