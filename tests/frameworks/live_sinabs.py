@@ -168,6 +168,32 @@ def test_what_from_model_makes_is_a_network_as_it_is(bias, how):
     assert nd.convention_of(network).v_min == "-threshold"
 
 
+def test_what_from_model_makes_goes_to_speck(tmp_path):
+    analog = nn.Sequential(
+        nn.Conv2d(1, 4, 3, bias=False),
+        nn.ReLU(),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16, 5, bias=False),
+        nn.ReLU(),
+    )
+    case = drawn(
+        from_model(fill(analog, np.random.default_rng(3)), batch_size=3), 1, 6, 6, squeezed=True, weights=False
+    )
+    graph = nd.torch_to_nir(case.network, sample_input=case.given)
+    deployment = nd.deploy(graph, "speck2f", calibration=case.raster.numpy().astype(np.int64))
+    deployment.save(tmp_path / "build")
+    chip = nd.load_deployment(tmp_path / "build").run(case.raster.numpy().astype(np.int64), on="emulator")
+    assert chip["spiking_model.1", "spikes"].data.sum() > 100
+    assert nd.compare(nd.run(case.network, case.raster), chip).per_node["spiking_model.1"].spike_agreement > 0.9
+
+
+def test_a_network_made_ready_for_a_chip_is_refused():
+    ready = type("DynapcnnNetwork", (nn.Module,), {"__module__": "sinabs.backend.dynapcnn.dynapcnn_network"})
+    with pytest.raises(ConversionError, match="DynapcnnNetwork is a network that sinabs has made ready.*made from"):
+        nd.torch_to_nir(ready(), input_shape=(1, 4, 4))
+
+
 def test_the_run_by_which_from_model_finds_shapes_leaves_v_behind():
     analog = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
     network = from_model(analog, input_shape=(4,), batch_size=1, num_timesteps=1)
