@@ -116,7 +116,7 @@ def _item(walk: Walk, node: fx.Node) -> Value:
     if isinstance(value, fx.Node) and value.op == "call_module" and isinstance(index, int):
         module = walk.root.get_submodule(str(value.target))
         if isinstance(found, Signal) and walk.returns_state(module):
-            return found if index == 0 else StateOf(found.sources[0])
+            return found if index == 0 else StateOf(found.sources[0], index)
     raise walk.refuse(node, "(indexing) does not exist in NIR")
 
 

@@ -69,6 +69,8 @@ class LayerRow:
         fields: layer -> fields of its Convention, by the node's name inside the graph that `to_nir` gives, '' where it
             gives one node; without dt. What differs from the library's own `Framework.fields`.
         returns_state: layer -> whether its forward returns (output, state, ...).
+        states: layer -> for each argument of its forward behind the input, the place, in what it returns, of the value
+            that is to come back there in the next step; place 0 is the output.
         input_shape: layer -> shape of one sample that it takes, where the layer alone tells.
         axes: layer -> axes in front of those of a sample and a step: 1 (batch), or 2 with time.
         allows_subclasses: whether a subclass that keeps this forward is the same layer.
@@ -78,6 +80,7 @@ class LayerRow:
     to_nir: Callable[[Any, TraceContext], nir.NIRNode | None]
     fields: Callable[[Any], Fields] = _no_fields
     returns_state: Callable[[Any], bool] = lambda module: False
+    states: Callable[[Any], tuple[int, ...]] = lambda module: (1,)
     input_shape: Callable[[Any], tuple[int, ...] | None] = lambda module: None
     axes: Callable[[Any], int] = lambda module: 1
     allows_subclasses: bool = True
