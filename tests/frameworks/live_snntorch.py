@@ -48,11 +48,9 @@ class Maker:
     def layer(self, kind, shape, hidden, output):
         options = {"threshold": self.threshold(shape), "init_hidden": hidden, "output": output}
         options["learn_threshold"] = self.draw(st.booleans())
-        options["reset_mechanism"] = reset = self.one("subtract", "subtract", "zero", "zero", "none")
+        options["reset_mechanism"] = self.one("subtract", "subtract", "zero", "zero", "none")
         if kind is not snn.Lapicque and not (kind is snn.RSynaptic and hidden):
             options["reset_delay"] = self.one(True, True, False)
-            if reset == "subtract" and kind is not snn.RSynaptic:
-                options["reset_delay"] = True
         if kind is snn.Lapicque:
             return snn.Lapicque(R=self.one(1.0, 2.0, 0.5), C=self.one(2.0, 8.0), time_step=self.one(1, 0.5), **options)
         if kind is snn.Leaky:

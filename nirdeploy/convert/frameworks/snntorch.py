@@ -61,7 +61,8 @@ def _fields(module: Any) -> Mapping[str, Mapping[str, Any]]:
     reset = _reset_of(module)
     values: dict[str, Any] = {}
     if reset != "none":
-        values = {"reset": reset, "reset_time": "next_step" if _is_late(module) else "same_step"}
+        at_once = "brought_forward" if reset == "subtract" else "same_step"
+        values = {"reset": reset, "reset_time": "next_step" if _is_late(module) else at_once}
         if reset == "zero" and _is_late(module) and _kind(module) != "Leaky":
             values["late_reset"] = "after_update"
     if _kind(module) == "Lapicque":
@@ -155,13 +156,6 @@ def _check_reset(module: Any, path: str) -> None:
                 "Use reset_delay=True.",
             )
         return
-    if reset == "subtract":
-        raise _refuse(
-            path,
-            f"{kind} with reset_delay=False and reset_mechanism='subtract' subtracts the threshold once more before it "
-            "compares v that is still above it, which no convention says",
-            "Use reset_mechanism='zero', or reset_delay=True.",
-        )
     if reset == "zero" and not bool((module.threshold >= 0).all()):
         raise _refuse(
             path,
