@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from nirdeploy.convert.build import nir_to_torch as nir_to_torch
     from nirdeploy.convert.frameworks import convention_of as convention_of
     from nirdeploy.convert.trace import torch_to_nir as torch_to_nir
+    from nirdeploy.energy import Estimate as Estimate
+    from nirdeploy.energy import estimate as estimate
     from nirdeploy.errors import NirdeployError as NirdeployError
     from nirdeploy.event_files import load_events as load_events
     from nirdeploy.event_files import save_events as save_events
@@ -51,6 +53,7 @@ _PUBLIC = {
     "Comparison": "nirdeploy.comparison",
     "Convention": "nirdeploy.reference.convention",
     "Deployment": "nirdeploy.pipeline",
+    "Estimate": "nirdeploy.energy",
     "Events": "nirdeploy.events",
     "Finding": "nirdeploy.rules",
     "Ladder": "nirdeploy.comparison.ladder",
@@ -68,6 +71,7 @@ _PUBLIC = {
     "convention": "nirdeploy.reference.presets",
     "convention_of": "nirdeploy.convert.frameworks",
     "deploy": "nirdeploy.pipeline",
+    "estimate": "nirdeploy.energy",
     "events_to_raster": "nirdeploy.events",
     "feedback_edges": "nirdeploy.graph",
     "ladder": "nirdeploy.comparison.ladder",

@@ -21,6 +21,7 @@ from nirdeploy.comparison import Comparison, compare
 from nirdeploy.comparison.metrics import accuracy
 from nirdeploy.comparison.report import Section, write_report
 from nirdeploy.convert.trace import torch_to_nir
+from nirdeploy.energy import estimate
 from nirdeploy.errors import FileError, UnavailableError
 from nirdeploy.pipeline import Deployment, deploy
 from nirdeploy.reference.convention import Convention
@@ -315,6 +316,7 @@ def _report(result: Demo) -> None:
             report=target.deployment.report,
             seconds=target.seconds,
             notes=target.deployment.quantized.notes,
+            estimate=estimate(target.trajectory, seconds_per_step=CONVENTION.dt),
         )
         for name, target in result.targets.items()
     ]

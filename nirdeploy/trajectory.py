@@ -418,7 +418,7 @@ class Trajectory:
             FileError: the folder cannot be written, the disk is full, or a name, type or shape is there that a
                 file cannot hold; the old file, if any, stays.
         """
-        from nirdeploy.trajectory_file import write
+        from nirdeploy.trajectory_writer import write
 
         write(path, self)
 
@@ -441,6 +441,6 @@ def load_trajectory(path: str | Path, *, lazy: bool = False, max_bytes: int | No
         from nirdeploy.recordings import load_recording
 
         return load_recording(path)
-    from nirdeploy.trajectory_file import read
+    from nirdeploy.trajectory_reader import read
 
     return read(path, lazy=lazy, max_bytes=max_bytes)

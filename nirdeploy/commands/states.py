@@ -46,6 +46,7 @@ def compare(
         list[str] | None,
         typer.Option(help="Steps the second is later, for all nodes or NODE=STEPS, or 'find'; default: what it says."),
     ] = None,
+    node: Annotated[list[str] | None, typer.Option(help="Compare this node alone; repeatable.")] = None,
     window: Annotated[
         int | None, typer.Option(min=0, help="Also the spikes that find a partner at most so many steps away.")
     ] = None,
@@ -63,7 +64,7 @@ def compare(
     ours, theirs = load_trajectory(reference), [load_trajectory(path) for path in other]
     network = None if graph is None else read(graph)
     sent = None if raster is None else counts_of(raster, None, ours.convention)[0]
-    comparison = compare_trajectories(ours, theirs, lag=_lag(lag), graph=network, raster=sent)
+    comparison = compare_trajectories(ours, theirs, lag=_lag(lag), nodes=node or None, graph=network, raster=sent)
     if html is not None:
         comparison.to_html(html)
     match = None if window is None else comparison.overall_match(window)

@@ -245,6 +245,9 @@ def pair_up(key: Key, a: Side, b: Side, lag: Lags, names: tuple[str, str]) -> Al
     if views[0] != views[1]:
         shown = ", ".join(f"{view!r} in {name}" for view, name in zip(views, names, strict=True) if view)
         raise Misfit(f"the state is hidden by the read-out view {shown}")
+    units = a.parts[0].units, b.parts[0].units
+    if units[0] != units[1] and variable in ("v_mem", "i_syn"):
+        raise Misfit(f"in units of {units[0]!r} in {names[0]}, {units[1]!r} in {names[1]}")
     if a.batch != b.batch:
         raise Misfit(f"{a.batch} samples in {names[0]}, {b.batch} in {names[1]}")
     columns, neurons, shape = _match_neurons(a, b, names)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -19,6 +19,7 @@ from nirdeploy.comparison.metrics import ErrorSums, SpikeSums, error_sums, first
 from nirdeploy.comparison.result import Comparison, Difference, Divergence, NodeComparison, Unit
 from nirdeploy.comparison.text import several
 from nirdeploy.errors import ComparisonError
+from nirdeploy.names import suggest
 from nirdeploy.trajectory import Trajectory
 
 __all__ = ["compare"]
@@ -29,6 +30,7 @@ def compare(
     b: Trajectory | Sequence[Trajectory],
     *,
     lag: int | Mapping[str, int] | Literal["find"] | None = None,
+    nodes: Iterable[str] | None = None,
     graph: nir.NIRGraph | None = None,
     raster: Any = None,
 ) -> Comparison:
@@ -44,6 +46,7 @@ def compare(
         b: the chip's run, or several trials of it.
         lag: steps by which `b` is later, for all nodes or by node; None: what the records say; 'find': for each node
             the one at which it agrees best (`lags.find_lags`), told in the notes.
+        nodes: of the original graph, those to compare; None: all that are recorded.
         graph: the network, for the weights of what arrived at the first difference; None: the one `a` or `b` ran.
         raster: what came in, for the same; None: what `a` was given.
 
@@ -51,9 +54,11 @@ def compare(
         The comparison; whatever could not be aligned is in `Comparison.unaligned` with the reason.
 
     Raises:
-        ComparisonError: nothing at all aligns, or `lag` is not whole or names an unknown node.
+        ComparisonError: nothing at all aligns, `lag` is not whole, or it or `nodes` names an unknown node.
     """
     ours, theirs = _trials(a), _trials(b)
+    if nodes is not None:
+        ours, theirs = _of_nodes((ours, theirs), [nodes] if isinstance(nodes, str) else list(nodes))
     alignment = _aligned(ours, theirs, lag)
     a, b = ours[0], theirs[0]
     if not alignment.pairs:
@@ -83,6 +88,21 @@ def _trials(given: Any) -> tuple[Trajectory, ...]:
     if not trials:
         raise ComparisonError("no trial is given", remedy="Pass one trajectory at least for each side.")
     return trials
+
+
+def _of_nodes(
+    sides: tuple[tuple[Trajectory, ...], tuple[Trajectory, ...]], nodes: list[str]
+) -> list[tuple[Trajectory, ...]]:
+    """All trials with the records of these nodes alone."""
+    known = {record.source for side in sides for one in side for record in one.records.values()}
+    for node in nodes:
+        if node not in known:
+            raise ComparisonError("is recorded by neither", node=node, remedy=suggest(str(node), known))
+
+    def kept(one: Trajectory) -> Trajectory:
+        return replace(one, records={k: r for k, r in one.records.items() if r.source in nodes or r.node in nodes})
+
+    return [tuple(kept(one) for one in side) for side in sides]
 
 
 def _aligned(a: Sequence[Trajectory], b: Sequence[Trajectory], lag: Lags | str) -> Alignment:

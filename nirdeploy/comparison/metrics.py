@@ -17,6 +17,7 @@ __all__ = [
     "SpikeSums",
     "accuracy",
     "agreement",
+    "cosine",
     "error_sums",
     "first_difference",
     "max_error",
@@ -103,6 +104,24 @@ def agreement(shared: int, reference: int, chip: int) -> float:
     """2 * shared / (reference + chip): the Dice coefficient of spike multisets; 1.0 when both are silent."""
     total = reference + chip
     return 2 * shared / total if total else 1.0
+
+
+def cosine(a: NDArray[Any], b: NDArray[Any]) -> float:
+    """sum(a b) / sqrt(sum(a a) sum(b b)) of two arrays of one shape, e.g. counts or rates; no unit.
+
+    1.0 where both are silent, 0.0 where one is. It is blind to scale and to time: spikes that all come late, or twice
+    as many of each neuron, have a cosine of 1.
+
+    Raises:
+        ValueError: two shapes.
+    """
+    x, y = (np.asarray(values, dtype=np.float64) for values in (a, b))
+    if x.shape != y.shape:
+        raise ValueError(f"a cosine of shapes {x.shape} and {y.shape}")
+    product, norms = float((x * y).sum()), math.sqrt(float((x * x).sum())) * math.sqrt(float((y * y).sum()))
+    if norms:
+        return product / norms
+    return float(not x.any() and not y.any())
 
 
 def spike_sums(reference: NDArray[Any], chip: NDArray[Any]) -> SpikeSums:

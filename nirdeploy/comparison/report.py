@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nirdeploy.comparison.result import Comparison
+    from nirdeploy.energy import Estimate
     from nirdeploy.placement import Placement, Usage
     from nirdeploy.rules import Report
     from nirdeploy.target import Target
@@ -51,6 +52,7 @@ class Section:
         seconds: wall time of the chip's run.
         notes: sentences to show, e.g. what the quantiser says.
         target: the chip; None: looked up by the trajectory's target name.
+        estimate: energy and time of the chip's run, marked as an estimate.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Section:
     seconds: float | None = None
     notes: tuple[str, ...] = ()
     target: Target | None = None
+    estimate: Estimate | None = None
 
 
 def write_report(

@@ -310,6 +310,15 @@ class Comparison:
 
         return {n: window_match(pair, window) for (n, variable), pair in self.pairs.items() if variable == "spikes"}
 
+    def rate_cosine(self) -> dict[str, float]:
+        """Cosine of the spike counts (an entry a neuron and sample, over all compared steps) of each node.
+
+        What publications report of platforms; blind to timing and to scale, so that no verdict rests on it.
+        """
+        from nirdeploy.comparison.trains import rate_cosine
+
+        return {n: rate_cosine(pair) for (n, variable), pair in self.pairs.items() if variable == "spikes"}
+
     def overall_match(self, window: int) -> WindowMatch | None:
         """`window_match` of all spikes of all compared nodes together; None: no spikes compared.
 
@@ -382,7 +391,8 @@ class Comparison:
         if error is not None:
             verdict += f", v_mem differs by {number(error)} {_UNITS[self.v_unit or 'model']} (RMS)"
         shared = [node for node in self.per_node.values() if node.spikes or node.v_unit]
-        lines = [verdict, "", *(table(_HEAD, [_row(node) for node in shared]) if shared else ()), ""]
+        rows = [_row(node, self.bands.get(node.node)) for node in shared]
+        lines = [verdict, "", *(table(_HEAD, rows) if rows else ()), ""]
         for node in self.per_node.values():
             lines += [
                 f"{shown(node.node)} {name}: RMS {number(found.rmse)}, largest {number(found.max_error)} model units"
@@ -433,14 +443,18 @@ _HEAD = (
 )
 
 
-def _row(node: NodeComparison) -> tuple[str, ...]:
+def _row(node: NodeComparison, band: NodeBand | None) -> tuple[str, ...]:
+    """A line of the table; of several trials the mean number of spikes."""
+    counts = (node.spikes_reference, node.spikes_chip)
+    if band is not None:
+        counts = round(band.spikes_reference.mean), round(band.spikes_chip.mean)
     first = node.first_divergence
     place = f"step {first.step}, sample {first.sample}, neuron {neuron_text(first.neuron)}" if first else "-"
     return (
         shown(node.node),
         percent(node.spike_agreement),
-        number(node.spikes_reference),
-        number(node.spikes_chip),
+        number(counts[0]),
+        number(counts[1]),
         number(node.differing_entries),
         number(node.v_mem_rmse),
         number(node.v_mem_max_error),

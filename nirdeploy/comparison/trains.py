@@ -1,4 +1,4 @@
-"""Measures that forgive a spike for being a little early or late: matches within a window, spike-train distances."""
+"""Measures that forgive a spike for being early or late: matches within a window, distances, cosines of rates."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nirdeploy.comparison.align import Aligned
+from nirdeploy.comparison.metrics import cosine
 from nirdeploy.errors import ComparisonError, UnavailableError
 from nirdeploy.native import compiler
 
-__all__ = ["Distances", "WindowMatch", "distances", "window_match"]
+__all__ = ["Distances", "WindowMatch", "distances", "rate_cosine", "window_match"]
 
 _kernel = compiler([Path(__file__)])
 Steps = NDArray[np.int64]
@@ -116,6 +117,15 @@ def _matches(n: Steps, s: Steps, m: Steps, t: Steps, window: int) -> int:
             i += 1
             j += 1
     return found
+
+
+def rate_cosine(pair: Aligned) -> float:
+    """Cosine of both sides' spike counts over all compared steps, an entry a neuron and sample."""
+    counts = np.zeros((2, pair.reference.batch, pair.count), dtype=np.int64)
+    for _, sample, *sides in pair.blocks():
+        for mine, side in zip(counts, sides, strict=True):
+            mine[sample : sample + side.shape[1]] += side.sum(axis=0, dtype=np.int64)
+    return cosine(counts[0], counts[1])
 
 
 def distances(pair: Aligned, *, cost: float, tau: float) -> Distances:

@@ -23,7 +23,8 @@ def through_views(
     """Both trajectories as if read alike, and what of them is left out.
 
     Spikes of a pool shown before it (`BEFORE_POOL_VIEW`) are those of the population that feeds it. Of v shown through
-    `REFRACTORY_VIEW` the steps are left out in which it reads something else.
+    `REFRACTORY_VIEW` the steps are left out in which it reads something else. v in other units, as conventions with
+    `v_unit` give it, is brought to the reference's by the thresholds of both.
     Entries that the view hides get the same value on both sides. A record stays as it is, and is then told as not
     compared, where its own run has no spikes to tell those entries by, or the two sides are of other neurons.
 
@@ -35,6 +36,7 @@ def through_views(
     notes: list[str] = []
     outline = a.outline or b.outline
     a, b = (_before_pools(side, outline, notes) for side in (a, b))
+    b = _in_units_of(a, b, notes)
     ours, theirs = dict(a.records), dict(b.records)
     for key, record in a.records.items():
         other = theirs.get(key)
@@ -69,6 +71,38 @@ def _before_pools(trajectory: Trajectory, outline: Outline | None, notes: list[s
         elif kind and not kind.endswith("Pool2d"):
             records[key] = replace(record, view=None)
     return replace(trajectory, records=records)
+
+
+def _in_units_of(a: Trajectory, b: Trajectory, notes: list[str]) -> Trajectory:
+    """v of `b` in the units of `a`, neuron by neuron; as it is where thresholds or neurons do not tell the factor."""
+    records = dict(b.records)
+    for key, record in b.records.items():
+        ours = a.records.get((record.source, record.variable))
+        if record.variable != "v_mem" or ours is None or record.units == ours.units:
+            continue
+        levels = [
+            None if r.threshold is None else np.asarray(r.threshold, np.float64) * r.scale + r.offset
+            for r in (ours, record)
+        ]
+        mapped = any(r.index_map is not None or r.neurons is not None for r in (ours, record))
+        if levels[0] is None or levels[1] is None or min(levels[0].min(), levels[1].min()) <= 0:
+            continue
+        factor = np.unique(levels[0] / levels[1]) if mapped else levels[0] / levels[1]
+        if mapped and factor.size > 1:
+            continue
+        flat = float(factor.reshape(-1)[0])
+        offset = record.offset * factor
+        if np.all(factor == flat):
+            changed = replace(record, scale=record.scale * flat, offset=offset)
+        else:
+            changed = replace(
+                record, storage=record.values * factor, scale=1.0, offset=0.0, threshold=levels[1] * factor
+            )
+        records[key] = replace(changed, units=ours.units)
+        notes.append(
+            f"{record.source} v_mem: in units of {record.units!r}, brought to {ours.units!r} by the thresholds"
+        )
+    return replace(b, records=records)
 
 
 def _alike(shown: Record, plain: Record, spikes: Record) -> bool:

@@ -29,7 +29,7 @@ from nirdeploy.reference.program import POPULATIONS, Program, numbers_of
 from nirdeploy.reference.recording import Recorder, Selection, check_record
 from nirdeploy.schedule import NodePath, dotted, feedback_key
 from nirdeploy.trajectory import Trajectory, load_trajectory
-from nirdeploy.trajectory_file import TrajectoryWriter
+from nirdeploy.trajectory_writer import TrajectoryWriter
 from nirdeploy.version import __version__
 
 __all__ = ["check_record", "program_of", "resolve_convention", "run"]

@@ -23,7 +23,7 @@ from nirdeploy.reference.neurons import Membrane, Neuron
 from nirdeploy.reference.program import POPULATIONS
 from nirdeploy.schedule import NodePath, dotted, lateness
 from nirdeploy.trajectory import VARIABLES, Record
-from nirdeploy.trajectory_file import TrajectoryWriter
+from nirdeploy.trajectory_writer import TrajectoryWriter
 
 __all__ = ["Recorder", "Selection", "check_record"]
 

@@ -252,3 +252,53 @@ def test_spikes_that_differ_come_first():
     first = nd.compare(reference, only).first_divergence
     assert first is not None
     assert first.inputs_note == "spikes of 'if1' are not compared in step 6"
+
+
+# ---------------------------------------------------------------- units and choices
+
+
+def lif(tau: Any = 1e-2) -> nir.NIRGraph:
+    full = np.ones(3)
+    nodes = {
+        "input": make_node(nir.Input, input_type={"input": np.array([3])}),
+        "lif": make_node(
+            nir.LIF, tau=tau * full, r=full, v_leak=0 * full, v_threshold=np.array([0.1, 0.2, 0.4]), v_reset=0 * full
+        ),
+        "output": make_node(nir.Output, output_type={"output": np.array([3])}),
+    }
+    return make_graph(nodes, [("input", "lif"), ("lif", "output")])
+
+
+@pytest.mark.parametrize("tau", [1e-2, np.array([1e-2, 2e-2, 4e-2])])
+def test_v_in_other_units_is_brought_to_the_references(tau: Any):
+    raster = (np.random.default_rng(0).random((60, 2, 3)) < 0.4).astype(np.float32)
+    model = nd.run(lif(tau), raster, convention=nd.convention("snntorch", dt=1e-3, v_unit="model"))
+    for unit, name in (("gain", "input gain"), ("threshold", "threshold")):
+        other = nd.run(lif(tau), raster, convention=nd.convention("snntorch", dt=1e-3, v_unit=unit))
+        found = nd.compare(model, other)
+        assert found.per_node["lif"].v_mem_max_error < 1e-6  # float32 of both
+        assert found.per_node["lif"].spike_agreement == 1.0
+        told = f"lif v_mem: in units of {name!r}, brought to 'model' by the thresholds"
+        assert told in found.notes
+        assert nd.compare(other, model).per_node["lif"].v_mem_max_error < 1e-6
+
+
+def test_v_in_units_that_nothing_relates_is_listed():
+    v = np.ones((4, 1, 2))
+    ours = run(of("a", v), Record("a", "v_mem", v))
+    theirs = run(of("a", v), Record("a", "v_mem", v, units="input gain"), target="x")
+    found = nd.compare(ours, theirs)
+    assert [tuple(e) for e in found.unaligned] == [
+        ("a", "v_mem", "in units of 'model' in reference, 'input gain' in x (reference)")
+    ]
+
+
+def test_compares_chosen_nodes_alone():
+    a, b = spikes(seed=1), spikes(seed=2)
+    dump = run(of("a", a), target="x")
+    assert not nd.compare(run(of("a", a), of("b", b)), dump).equal
+    found = nd.compare(run(of("a", a), of("b", b)), dump, nodes=["a"])
+    assert found.equal
+    assert list(found.per_node) == ["a"]
+    with pytest.raises(ComparisonError, match=r"node 'c': is recorded by neither. Did you mean"):
+        nd.compare(run(of("aa", a), of("cc", b)), dump, nodes=["c"])

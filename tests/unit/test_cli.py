@@ -385,6 +385,8 @@ def test_compare_takes_trials_lags_and_what_came_in(built, call):
     code, said, _ = call("compare", reference, chip, "--graph", graph, "--raster", built / "some.npz", "--lag", "find")
     assert code == 1
     assert "In that step " in said
+    code, said, _ = call("compare", reference, chip, "--node", "if3", "--json")
+    assert list(json.loads(said)["per_node"]) == ["if3"]
     code, said, _ = call("compare", reference, chip, "--window", "1", "--json")
     within = json.loads(said)["window"]
     assert within["precision"] == within["matched"] / within["chip"] > json.loads(said)["spike_agreement"]

@@ -63,6 +63,17 @@ def test_page_stands_alone_and_files_read_back(result):
     assert np.array_equal(again.outputs, result.targets["loihi2"].trajectory.outputs[:, :8])
 
 
+def test_page_is_given_an_estimate_of_each_chip(result, monkeypatch):
+    sections = []
+    monkeypatch.setattr(demonstration, "write_report", lambda path, given, **facts: sections.extend(given))
+    demonstration._report(result)
+    assert [section.estimate.target for section in sections] == ["speck2f", "loihi2"]
+    for section in sections:
+        assert section.estimate.seconds == pytest.approx(20e-3)  # 20 steps of the convention's dt
+        assert {row.node for row in section.estimate.rows} >= {"if1", "if2", "if3"}
+        assert all(row.source for row in section.estimate.rows if row.joules is not None)
+
+
 def test_missing_scikit_learn_names_the_extra(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "sklearn.datasets", None)
     with pytest.raises(NotImplementedError, match=r"pip install 'nirdeploy\[demo\]'"):

@@ -23,7 +23,7 @@ from nirdeploy.bits import PackedSpikes
 from nirdeploy.comparison.align import align
 from nirdeploy.errors import FileError, RasterError
 from nirdeploy.trajectory import Record, Trajectory, load_trajectory
-from nirdeploy.trajectory_file import TrajectoryWriter
+from nirdeploy.trajectory_writer import TrajectoryWriter
 
 in_tmp = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
 shapes = st.lists(st.integers(0, 5), max_size=3).map(tuple)
@@ -421,7 +421,7 @@ def test_a_killed_process_leaves_the_old_file(tmp_path):
     Trajectory({("a", "v_mem"): Record("a", "v_mem", np.ones((3, 2)), batched=False)}).save(path)
     code = """
 import sys, os, signal, numpy as np
-from nirdeploy.trajectory_file import TrajectoryWriter
+from nirdeploy.trajectory_writer import TrajectoryWriter
 with TrajectoryWriter(sys.argv[1]) as writer:
     writer.declare("a", "v_mem", dtype=np.float32, sample_shape=(1000,))
     writer.append("a", "v_mem", np.zeros((1000, 1000), np.float32))
@@ -438,7 +438,7 @@ with TrajectoryWriter(sys.argv[1]) as writer:
 FILL = """
 import json, os, sys, numpy as np
 from nirdeploy.errors import FileError
-from nirdeploy.trajectory_file import TrajectoryWriter
+from nirdeploy.trajectory_writer import TrajectoryWriter
 if sys.argv[3] == "unreserved":
     os.posix_fallocate = lambda *_: None  # a file system whose promises do not hold
 rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Trajectories in HDF5: a writer that goes along with a run, and a reader that need not hold the run in memory.
+"""Trajectories into HDF5, as a whole or along with the run.
 
 How a full disk is survived: before HDF5 is handed any data, the writer reserves the file's space for it, for the
 steps still in its buffers and for closing the file. So the disk is found full while HDF5 has nothing half written,
@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,91 +23,34 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from nirdeploy import files
-from nirdeploy.bits import PackedSpikes, n_bytes
-from nirdeploy.errors import FileError, RasterError
-from nirdeploy.names import escape, suggest, unescape, unstorable
+from nirdeploy.bits import PackedSpikes
+from nirdeploy.errors import FileError
+from nirdeploy.names import escape, suggest, unstorable
 from nirdeploy.outline import Outline
 from nirdeploy.reference.convention import Convention
 from nirdeploy.trajectory import Record, Trajectory
+from nirdeploy.trajectory_reader import read
+from nirdeploy.trajectory_stream import (
+    DIMENSION,
+    END,
+    FORMAT,
+    FORMAT_VERSION,
+    Stream,
+    arrays_of,
+    attach_axes,
+    axis_names,
+    rows_of,
+    step_name,
+)
 
-__all__ = ["TrajectoryWriter", "read", "write"]
+__all__ = ["TrajectoryWriter", "write"]
 
-FORMAT = "nirdeploy-trajectory"
-FORMAT_VERSION = 2  # 1: without packed records, steps, neurons, complete
 Key = tuple[str, str]
 
-_CHUNK_BYTES = 256 << 10  # of one record; as much of it is buffered
 _WRITE_BYTES = 16 << 20  # handed to HDF5 at once
 _FLUSH_BYTES = 64 << 20
-_MARGIN_FILE, _MARGIN_RECORD = 256 << 10, 32 << 10  # HDF5's own structures
+_MARGIN_FILE = 256 << 10  # HDF5's own structures
 _REASON_BYTES = 240
-_END = 1 << 62  # a step that no run reaches
-_DIMENSION = "This is a netCDF dimension but not a netCDF variable. {:10d}"  # netCDF-4's own words
-_AXES = {1: ("neuron",), 2: ("y", "x"), 3: ("channel", "y", "x")}
-
-# ---------------------------------------------------------------- writing
-
-
-@dataclass(eq=False)
-class _Stream:
-    """A record that is being written; a row is one recorded step as the file holds it."""
-
-    template: Record  # all metadata, no step
-    packed: bool
-    steps: range | None
-    expected: int | None  # rows, where known from the start
-    row: tuple[int, ...] = ()
-    dtype: np.dtype[Any] = field(default_factory=lambda: np.dtype(np.uint8))
-    buffer: NDArray[Any] | None = None
-    filled: int = 0  # rows in the buffer
-    stored: int = 0  # rows in the file
-    dataset: Any = None
-    scale: Any = None
-
-    def __post_init__(self) -> None:
-        shape = self.template.shape[1:]
-        self.row = (n_bytes(shape),) if self.packed else shape
-        self.dtype = np.dtype(np.uint8) if self.packed else self.template.dtype
-
-    @property
-    def key(self) -> Key:
-        return self.template.node, self.template.variable
-
-    @property
-    def row_bytes(self) -> int:
-        return math.prod(self.row) * self.dtype.itemsize
-
-    @property
-    def chunk(self) -> int:
-        """Rows of a chunk."""
-        rows = max(1, _CHUNK_BYTES // max(1, self.row_bytes, self.dtype.itemsize))
-        known = self.expected if self.steps is None else len(self.steps)
-        return rows if known is None else max(1, min(rows, known))
-
-    @property
-    def margin(self) -> int:
-        """Bytes in the file that finishing it can take, whatever is buffered."""
-        record = self.template
-        entries = sum(0 if a is None else int(np.size(a)) for a in _arrays(record).values())
-        steps = 0 if self.steps is None else len(self.steps)
-        return self.chunk * max(1, self.row_bytes) + 8 * (entries + steps) + _MARGIN_RECORD
-
-    @property
-    def rows(self) -> int:
-        return self.stored + self.filled
-
-    @property
-    def reached(self) -> int:
-        """First step of the run that is to be recorded and is not yet."""
-        if self.steps is None:
-            return self.rows
-        return self.steps[self.rows] if self.rows < len(self.steps) else _END
-
-    def rows_before(self, step: int) -> int:
-        """Rows that belong to the steps before this one."""
-        if self.steps is None:
-            return min(step, self.rows)
-        return min(self.rows, len(range(self.steps.start, max(self.steps.start, step), self.steps.step)))
 
 
 class TrajectoryWriter:
@@ -169,7 +112,7 @@ class TrajectoryWriter:
             "n_steps": 0,
         }
         self._outputs = tuple(outputs)
-        self._streams: dict[Key, _Stream] = {}
+        self._streams: dict[Key, Stream] = {}
         self._scales: dict[tuple[str, range | None, int | None], Any] = {}
         self._margin = _MARGIN_FILE
         self._unflushed = 0
@@ -182,7 +125,7 @@ class TrajectoryWriter:
     def n_steps(self) -> int:
         """Steps of the run that all declared records have so far."""
         reached = min((stream.reached for stream in self._streams.values()), default=0)
-        if reached < _END:
+        if reached < END:
             return reached
         return max(s.steps[-1] + 1 if s.steps else 0 for s in self._streams.values())
 
@@ -300,9 +243,9 @@ class TrajectoryWriter:
             )
         except (TypeError, ValueError) as error:
             raise FileError(str(error), node=node) from error
-        self._add(_Stream(template, packed, steps, None))
+        self._add(Stream(template, packed, steps, None))
 
-    def _add(self, stream: _Stream) -> None:
+    def _add(self, stream: Stream) -> None:
         record = stream.template
         self._check_open()
         for name in (record.node, record.source, record.variable):
@@ -335,13 +278,13 @@ class TrajectoryWriter:
             known = [f"{name}/{what}" for name, what in self._streams]
             raise FileError(f"no record {node}/{variable} is declared. {suggest(f'{node}/{variable}', known)}")
         stream = self._streams[node, variable]
-        rows = _rows(stream, data)
+        rows = rows_of(stream, data)
         try:
             self._push(stream, rows)
         except (OSError, RuntimeError) as error:
             raise self._stop(_reason(error)) from error
 
-    def _push(self, stream: _Stream, rows: NDArray[Any]) -> None:
+    def _push(self, stream: Stream, rows: NDArray[Any]) -> None:
         if stream.buffer is None:
             self._reserve(0)
             stream.buffer = np.empty((stream.chunk, *stream.row), stream.dtype)
@@ -361,7 +304,7 @@ class TrajectoryWriter:
                     stream.filled = 0
             position += taken
 
-    def _write(self, stream: _Stream, rows: NDArray[Any]) -> None:
+    def _write(self, stream: Stream, rows: NDArray[Any]) -> None:
         self._reserve(rows.nbytes)
         self._put(stream, rows)
         self._unflushed += rows.nbytes
@@ -387,7 +330,7 @@ class TrajectoryWriter:
         empty = np.empty((0, *record.shape[1:]), record.dtype)
         template = replace(record, node=key[0], variable=key[1], storage=empty, steps=None)
         packed = record.read_packed(0, 0) is not None
-        stream = _Stream(template, packed, record.steps, record.n_steps)
+        stream = Stream(template, packed, record.steps, record.n_steps)
         self._add(stream)
         for start, stop in record.blocks():
             self.append(*key, (record.read_packed(start, stop) if packed else None) or record.read(start, stop))
@@ -400,7 +343,7 @@ class TrajectoryWriter:
 
     # ------------------------------------------------------------ HDF5
 
-    def _put(self, stream: _Stream, rows: NDArray[Any]) -> None:
+    def _put(self, stream: Stream, rows: NDArray[Any]) -> None:
         if stream.dataset is None:
             self._create(stream, max(1, min(stream.chunk, len(rows))))
         stop = stream.stored + len(rows)
@@ -409,7 +352,7 @@ class TrajectoryWriter:
             stream.dataset[stream.stored : stop] = rows
         stream.stored = stop
 
-    def _create(self, stream: _Stream, chunk: int) -> None:
+    def _create(self, stream: Stream, chunk: int) -> None:
         record, variable = stream.template, stream.template.variable
         group = self._file["nodes"].require_group(escape(record.node))
         compressed = variable == "spikes" and not stream.packed
@@ -424,9 +367,9 @@ class TrajectoryWriter:
             shuffle=compressed,
         )
         stream.dataset, stream.scale = dataset, self._step_scale(group, stream)
-        dataset.dims[0].label = _step_name(stream)
+        dataset.dims[0].label = step_name(stream)
         dataset.dims[0].attach_scale(stream.scale)
-        _attach_axes(group, dataset, _axis_names(stream), first=1)
+        attach_axes(group, dataset, axis_names(stream), first=1)
         for name in ("scale", "units", "source", "lag"):
             files.set_attribute(dataset, name, getattr(record, name))
         files.set_attribute(dataset, "view", record.view or "")
@@ -437,25 +380,25 @@ class TrajectoryWriter:
             details["sample_shape"] = np.asarray(record.shape[1:], dtype=np.int64)
         if stream.steps is not None:
             details["steps"] = np.array([stream.steps.start, stream.steps.stop, stream.steps.step], dtype=np.int64)
-        for name, value in _arrays(record).items():
+        for name, value in arrays_of(record).items():
             if value is not None and np.ndim(value):
                 # arrays are datasets: attributes stop at 64 KiB
                 group.create_dataset(f"{variable}.{name}", data=np.asarray(value).reshape(-1))
-                _attach_axes(group, group[f"{variable}.{name}"], ("cell",))
+                attach_axes(group, group[f"{variable}.{name}"], ("cell",))
             elif value is not None:
                 details[name] = value
 
-    def _step_scale(self, group: Any, stream: _Stream) -> Any:
+    def _step_scale(self, group: Any, stream: Stream) -> Any:
         """The group's dimension for these steps; with the steps as coordinates where not all are recorded."""
         key = (str(group.name), stream.steps, stream.expected)
         if key not in self._scales:
-            label = _step_name(stream)
+            label = step_name(stream)
             while label in group:
                 label += "_"
             if stream.steps is None:
                 length = stream.expected or 0
                 scale = group.create_dataset(label, shape=(length,), maxshape=(None,), dtype=np.int8, chunks=(4096,))
-                scale.make_scale(_DIMENSION.format(length))
+                scale.make_scale(DIMENSION.format(length))
             else:
                 values = np.asarray(stream.steps, dtype=np.int64)
                 chunk = (max(1, min(4096, values.size)),)
@@ -519,7 +462,7 @@ class TrajectoryWriter:
     def _unfinished(self, step: int) -> str | None:
         """Why records that were never cut off are not complete."""
         for stream in self._streams.values():
-            if stream.rows > stream.rows_before(step) or (stream.steps is not None and stream.reached < _END):
+            if stream.rows > stream.rows_before(step) or (stream.steps is not None and stream.reached < END):
                 late = "/".join(min(self._streams.values(), key=lambda s: s.reached).key)
                 return f"the records end at different steps, or before those declared: {late} at step {step}"
         missing = [name for name in self._outputs if (name, "output") not in self._streams]
@@ -543,7 +486,7 @@ class TrajectoryWriter:
         with h5py.File(self._temporary, "r+"):
             pass
 
-    def _settle(self, stream: _Stream, rows: int) -> None:
+    def _settle(self, stream: Stream, rows: int) -> None:
         """Bring the file to this many rows, from the buffer where it lacks some."""
         missing = max(0, rows - stream.stored)
         if stream.buffer is None:
@@ -608,30 +551,6 @@ class _Discarded(Exception):  # noqa: N818 - never leaves this module
     """Tells `files.atomic` to remove the temporary file."""
 
 
-def _rows(stream: _Stream, data: NDArray[Any] | PackedSpikes) -> NDArray[Any]:
-    """The data as the file holds them, [step, *stream.row]."""
-    record = stream.template
-    if not isinstance(data, PackedSpikes):
-        data = np.asarray(data)
-    if not data.shape or data.shape[1:] != record.shape[1:]:
-        expected = ", ".join(map(str, ("step", *record.shape[1:])))
-        raise FileError(f"{record.variable} of shape {data.shape}, declared as [{expected}]", node=record.node)
-    if stream.steps is not None and stream.rows + data.shape[0] > len(stream.steps):
-        most = len(stream.steps)
-        raise FileError(f"{stream.rows + data.shape[0]} steps, declared were {most}: {stream.steps}", node=record.node)
-    if stream.packed:
-        try:
-            return (data if isinstance(data, PackedSpikes) else PackedSpikes.pack(data)).bits
-        except RasterError as error:
-            message = f"{record.variable} from row {stream.rows} on: {error}"
-            raise FileError(message, node=record.node) from error
-    array = data.unpack().view(np.int8) if isinstance(data, PackedSpikes) else data
-    if not np.can_cast(array.dtype, stream.dtype, "safe"):
-        message = f"{record.variable} of type {array.dtype}, declared as {stream.dtype}"
-        raise FileError(message, node=record.node, remedy="Convert it first.")
-    return array
-
-
 def _mark(file: Any, step: int, trouble: str | None) -> None:
     """Say in the file's own attributes, in place, whether it is complete."""
     file.attrs.modify("complete", int(trouble is None))
@@ -644,33 +563,6 @@ def _reason(error: BaseException) -> str:
     """What the system said, from its own error or from HDF5's report of it."""
     found = re.search(r"error message = '([^']+)'", str(error))
     return found.group(1) if found else getattr(error, "strerror", None) or str(error)
-
-
-def _step_name(stream: _Stream) -> str:
-    return "step" if stream.steps is None else "recorded_step"
-
-
-def _axis_names(stream: _Stream) -> tuple[str, ...]:
-    if stream.packed:
-        return ("step", "byte")
-    record = stream.template
-    rank = len(record.neuron_axes)
-    names = _AXES.get(rank, tuple(f"axis{i}" for i in range(rank)))
-    if record.neurons is not None:
-        names = ("recorded",)
-    return ("step", "batch", *names) if record.batched else ("step", *names)
-
-
-def _attach_axes(group: Any, dataset: Any, names: tuple[str, ...], first: int = 0) -> None:
-    """Name the axes from `first` on after dimensions of the group, made where there is none of that length."""
-    for axis in range(first, len(names)):
-        length, label = dataset.shape[axis], names[axis]
-        while label in group and group[label].shape != (length,):
-            label += "_"
-        if label not in group:
-            group.create_dataset(label, shape=(length,), dtype=np.int8).make_scale(_DIMENSION.format(length))
-        dataset.dims[axis].label = names[axis]
-        dataset.dims[axis].attach_scale(group[label])
 
 
 def write(path: str | Path, trajectory: Trajectory) -> None:
@@ -697,251 +589,3 @@ def write(path: str | Path, trajectory: Trajectory) -> None:
     with writer:
         for key, record in trajectory.records.items():
             writer._copy(key, record)
-
-
-# ---------------------------------------------------------------- reading
-
-_WHAT = "a trajectory"
-_SPIKES_RATIO = 256  # gzip, level 1, of spikes that never come: measured 228
-_MOST_BYTES = 16 * files.MAX_BYTES
-_ANY_BYTES = 1 << 62
-_MOST_ENTRIES = 1 << 48  # of a packed step
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """A record's data in a file, read on access."""
-
-    path: Path
-    stamp: tuple[int, ...]
-    name: str
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    packed: bool
-    max_bytes: int
-
-    def read(self, start: int = 0, stop: int | None = None) -> NDArray[Any]:
-        """Steps [start, stop).
-
-        Raises:
-            FileError: as for `Storage.read`.
-        """
-        if self.packed:
-            return _bits(self.name, self._read(start, stop, 1), self.shape[1:]).unpack().view(self.dtype)
-        return self._read(start, stop, self.dtype.itemsize)
-
-    def read_packed(self, start: int = 0, stop: int | None = None) -> PackedSpikes | None:
-        """Steps [start, stop) as stored bits; None where they are not packed.
-
-        Raises:
-            FileError: as for `Storage.read_packed`.
-        """
-        return _bits(self.name, self._read(start, stop, 1 / 8), self.shape[1:]) if self.packed else None
-
-    def _read(self, start: int, stop: int | None, entry_bytes: float) -> NDArray[Any]:
-        first, last, _ = slice(start, stop).indices(self.shape[0])
-        last = max(first, last)
-        size = int((last - first) * math.prod(self.shape[1:]) * entry_bytes)
-        if size > self.max_bytes:
-            raise FileError(
-                f"{str(self.path)!r}: reading {last - first} steps of {self.name} takes {size} bytes, more than "
-                f"{self.max_bytes}",
-                remedy="Use record.read(start, stop), or raise max_bytes.",
-            )
-        with files.reopen(self.path, _WHAT, self.stamp) as file:
-            return np.asarray(files.member(file, self.name, h5py.Dataset)[first:last])
-
-
-def read(path: str | Path, *, lazy: bool = False, max_bytes: int | None = None) -> Trajectory:
-    """Read a trajectory file; arguments and errors are those of `load_trajectory`."""
-    source = Path(path)
-    stamp: tuple[int, ...] | None = None
-    if max_bytes is None:
-        max_bytes = files.MAX_BYTES
-        if not lazy and not files.unreadable(source):
-            max_bytes = max(max_bytes, min(_SPIKES_RATIO * source.stat().st_size, _MOST_BYTES))
-    if lazy and not files.unreadable(source):
-        source = source.absolute()
-        stamp = files.stamp(source)
-    with files.open_hdf5(source, _WHAT, max_bytes=_ANY_BYTES if lazy else max_bytes) as file:
-        if "format" not in file.attrs or files.attribute(file, "format", str) != FORMAT:
-            raise FileError(f"{str(path)!r} is HDF5 but not a trajectory")
-        version = files.attribute(file, "version", int)
-        if version > FORMAT_VERSION:
-            raise FileError(
-                f"{str(path)!r} has trajectory format {version}, this nirdeploy reads up to {FORMAT_VERSION}",
-                remedy="Update nirdeploy.",
-            )
-        try:
-            return _load(file, version, _Reader(source, stamp, max_bytes))
-        # FileErrors are ValueErrors; the rest is what wrong types and damaged bytes raise
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise FileError(f"{str(path)!r} is a damaged trajectory: {error}") from error
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """How the records of a file are read: at once, or on access where there is a stamp."""
-
-    path: Path
-    stamp: tuple[int, ...] | None
-    max_bytes: int
-
-    def array(self, dataset: Any, kinds: str = "biuf") -> NDArray[Any]:
-        """A small dataset, read at once."""
-        if dataset.shape is not None and math.prod(dataset.shape) * dataset.dtype.itemsize > self.max_bytes:
-            raise FileError(f"{dataset.name} of shape {dataset.shape} takes more than {self.max_bytes} bytes")
-        return files.numbers(dataset, kinds)
-
-    def data(self, dataset: Any, packed: bool) -> NDArray[Any] | PackedSpikes | _Stored:
-        """A record's data."""
-        if not packed:
-            if self.stamp is None:
-                return files.numbers(dataset)
-            if dataset.shape is None or not dataset.shape or dataset.dtype.kind not in "biuf":
-                raise FileError(f"{dataset.name} of type {dataset.dtype} and shape {dataset.shape}, expected numbers")
-            return _Stored(self.path, self.stamp, dataset.name, dataset.shape, dataset.dtype, False, self.max_bytes)
-        sample = files.integers(dataset, "sample_shape")
-        shape = dataset.shape
-        if min(sample, default=0) < 0 or math.prod(max(1, length) for length in sample) > _MOST_ENTRIES:
-            raise FileError(f"{dataset.name} has sample_shape {sample}")
-        if dataset.dtype != np.uint8 or shape is None or len(shape) != 2 or shape[1] != n_bytes(sample):
-            found = f"{dataset.dtype} {shape}"
-            raise FileError(f"{dataset.name} is {found}, expected uint8 [step, {n_bytes(sample)}] for {sample} a step")
-        if self.stamp is None:
-            return _bits(dataset.name, files.numbers(dataset), sample)
-        return _Stored(
-            self.path, self.stamp, dataset.name, (shape[0], *sample), np.dtype(np.int8), True, self.max_bytes
-        )
-
-
-def _bits(name: str, bits: NDArray[Any], sample: tuple[int, ...]) -> PackedSpikes:
-    try:
-        return PackedSpikes(bits, (bits.shape[0], *sample))
-    except RasterError as error:
-        raise FileError(f"{name}: {error}") from error
-
-
-def _load(file: Any, version: int, reader: _Reader) -> Trajectory:
-    records: dict[Key, Record] = {}
-    nodes = files.member(file, "nodes", h5py.Group)
-    stored = {unescape(name): name for name in nodes}
-    for node, variable in json.loads(files.attribute(file, "order", str)):
-        group = files.member(nodes, stored[node], h5py.Group)
-        records[node, variable] = _load_record(group, node, variable, version, reader)
-    outputs = tuple(json.loads(files.attribute(file, "outputs", str)))
-    for name in outputs:
-        if (name, "output") not in records:
-            raise FileError(f"no output record of {name!r}")
-    text = files.attribute(file, "convention", str)
-    return Trajectory(
-        records,
-        output_names=outputs,
-        target=files.attribute(file, "target", str),
-        executor=files.attribute(file, "executor", str),
-        convention=Convention.from_dict(json.loads(text)) if text else None,
-        graph_sha256=files.attribute(file, "graph_sha256", str),
-        counters=_counters(json.loads(files.attribute(file, "counters", str))),
-        producer=files.attribute(file, "producer", str),
-        complete=version < 2 or bool(files.attribute(file, "complete", int)),
-        reason="" if version < 2 else files.attribute(file, "reason", str),
-        outline=_outline(file),
-    )
-
-
-def _outline(file: Any) -> Outline | None:
-    text = files.attribute(file, "outline", str) if "outline" in file.attrs else ""
-    return Outline.from_json(text) if text else None
-
-
-def _counters(values: Any) -> dict[str, dict[str, int]]:
-    for found in values.values():
-        for name, count in found.items():
-            if not isinstance(count, int):
-                raise FileError(f"counter {name!r} is {count!r}, expected a whole number")
-    return {str(node): dict(found) for node, found in values.items()}
-
-
-def _arrays(record: Record) -> dict[str, Any]:
-    """What of a record may be one a neuron; None or 0 is not stored."""
-    offset = record.offset if np.any(record.offset) else None
-    return {
-        "index_map": record.index_map,
-        "threshold": record.threshold,
-        "neurons": record.neurons,
-        "offset": offset,
-        "cores": record.cores,
-    }
-
-
-def _load_record(group: Any, node: str, variable: str, version: int, reader: _Reader) -> Record:
-    dataset = files.member(group, variable, h5py.Dataset)
-    packed = version > 1 and bool(files.attribute(dataset, "packed", int))
-    data = reader.data(dataset, packed)
-    batched = bool(files.attribute(dataset, "batched", int))
-    rank = 2 if batched else 1
-    if len(data.shape) < rank:
-        raise FileError(f"{dataset.name} has shape {data.shape}, expected at least {rank} axes")
-    scale = files.attribute(dataset, "scale", float)
-    if not (math.isfinite(scale) and scale > 0):
-        raise FileError(f"{dataset.name} has scale {scale}, expected a positive number")
-    offset = _level(group, dataset, "offset", data.shape[rank:], reader)
-    if not np.isfinite(0.0 if offset is None else offset).all():
-        raise FileError(f"{dataset.name} has an offset that is not finite")
-    return Record(
-        node,
-        variable,
-        data,
-        scale=scale,
-        units=files.attribute(dataset, "units", str),
-        source=files.attribute(dataset, "source", str),
-        lag=files.attribute(dataset, "lag", int),
-        view=files.attribute(dataset, "view", str) or None,
-        batched=batched,
-        index_map=_indices(group, dataset, "index_map", math.prod(data.shape[rank:]), reader, least=-1),
-        threshold=_level(group, dataset, "threshold", data.shape[rank:], reader),
-        steps=_steps(dataset) if "steps" in dataset.attrs else None,
-        neurons=_indices(group, dataset, "neurons", math.prod(data.shape[rank:]), reader),
-        offset=0.0 if offset is None else offset,
-        cores=_cores(group, dataset, data.shape[rank:], reader),
-    )
-
-
-def _cores(group: Any, dataset: Any, shape: tuple[int, ...], reader: _Reader) -> int | NDArray[np.int64] | None:
-    if "cores" in dataset.attrs:
-        return files.attribute(dataset, "cores", int)
-    found = _indices(group, dataset, "cores", math.prod(shape), reader)
-    return None if found is None else found.reshape(shape)
-
-
-def _steps(dataset: Any) -> range:
-    found = files.integers(dataset, "steps")
-    if len(found) != 3 or found[0] < 0 or found[1] < 0 or found[2] < 1:
-        raise FileError(f"attribute 'steps' of {dataset.name} is {found}, expected start, stop, stride")
-    # a run that was cut off has fewer than were declared
-    return range(*found)[: int(dataset.shape[0])]
-
-
-def _indices(
-    group: Any, dataset: Any, what: str, count: int, reader: _Reader, least: int = 0
-) -> NDArray[np.int64] | None:
-    name = f"{dataset.name.rpartition('/')[2]}.{what}"
-    if name not in group:
-        return None
-    found = reader.array(group[name], "iu")
-    if found.shape != (count,) or (found.size and not least <= found.min() <= found.max() < 1 << 31):
-        raise FileError(f"{group.name}/{name} does not fit {dataset.name}: shape {found.shape}")
-    return found.astype(np.int64, copy=False)
-
-
-def _level(group: Any, dataset: Any, what: str, shape: tuple[int, ...], reader: _Reader) -> float | NDArray[Any] | None:
-    """A threshold or an offset: a number, one a neuron, or nothing."""
-    name = f"{dataset.name.rpartition('/')[2]}.{what}"
-    if name in group:
-        return reader.array(group[name]).reshape(shape)
-    if what not in dataset.attrs:
-        return None
-    value = dataset.attrs[what]
-    files.attribute(dataset, what, float)
-    number: float = np.asarray(value).item()
-    return number
