@@ -17,7 +17,7 @@ from torch import fx, nn
 
 from nirdeploy.convert.draft import Draft, Key, Shape, Signal, StateOf, Value
 from nirdeploy.convert.frameworks.conventions import layer_conventions
-from nirdeploy.convert.frameworks.framework import LayerRow, check_layer, framework_of, row_of
+from nirdeploy.convert.frameworks.framework import ONE_STEP, LayerRow, check_layer, framework_of, hint, row_of
 from nirdeploy.convert.operations import HANDLERS, VIEWS, in_place, is_check
 from nirdeploy.convert.primitives import BYPASSED, MODULES, TraceContext, find
 from nirdeploy.errors import ConversionError, NirdeployError
@@ -201,10 +201,13 @@ class Walk:
         """The error for an operation, with module and source line."""
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
         kind = {"call_method": "tensor method", "get_attr": "tensor attribute"}.get(node.op, "operation")
+        where = self._where(node)
+        meant, remedy = hint(where) or (
+            "",
+            "Put it into a module of its own and map that with module_map, or remove it.",
+        )
         return ConversionError(
-            f"{kind} {name!r} {why} ({self._where(node)})",
-            remedy="Put it into a module of its own and map that with module_map, or remove it.",
-            located=True,
+            f"{meant}{': ' if meant else ''}{kind} {name!r} {why} ({where})", remedy=remedy, located=True
         )
 
     def _located(self, error: ConversionError, node: fx.Node) -> ConversionError:
@@ -352,6 +355,8 @@ class Walk:
             if named[name].place == 0:
                 continue  # an output, which may stand in front of all states
             found = [n for n, leaf in enumerate(leaves) if n > last and self._comes_back(leaf, named[name])]
+            if last >= 0 and not isinstance(self.env.get(leaves[last]), StateOf):
+                found.append(last)  # one module's whole result holds several states
             if not found:
                 raise ConversionError(
                     f"{name}, the state of {named[name].owner!r}, comes back in another order than it came in",
@@ -463,8 +468,7 @@ class Walk:
             raise ConversionError(
                 f"a neuron module is called twice in one step; its state would be two states ({self._where(node)})",
                 node=path,
-                remedy="Use two modules. If forward loops over time, make the loop's body a forward of one step, "
-                "forward(x, state) -> (output, state), or keep the states in the layers.",
+                remedy=f"Use two modules. {ONE_STEP}",
                 located=True,
             )
         self.called.add(path)

@@ -63,8 +63,9 @@ class Convention:
         gain: input gain of leaky nodes, 'euler' (r dt/tau), 'decay' (r (1 - decay)) or 'unit' (1).
         use_r: whether the resistance multiplies the input.
         reset: 'v_reset' (NIR), 'zero' or 'subtract' (the threshold).
-        reset_time: in the 'same_step' as the spike, in the 'next_step', or in the next one and 'brought_forward': what is
-            left above the threshold after a subtraction is compared less another threshold, which is given back.
+        reset_time: in the 'same_step' as the spike, in the 'next_step', or in the next one and 'brought_forward':
+            what is left above the threshold after a subtraction is compared less another threshold, which is given
+            back.
         crossing: 'strict' (v > threshold) or 'inclusive' (v >= threshold).
         spikes_per_step: 'one' or 'many' (floor of v / threshold).
         v_min: lower bound of v after the reset, in model units; '-threshold'; None for none.

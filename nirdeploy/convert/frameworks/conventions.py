@@ -38,16 +38,17 @@ def layer_conventions(
 
 
 def combined(conventions: Mapping[str, Convention]) -> Convention | None:
-    """One convention for all nodes: the first one's, with what differs elsewhere as overrides; None of none.
+    """One convention for all nodes: that of the first name, with what differs elsewhere as overrides; None of none.
 
     Raises:
         ConventionError: nodes differ in something that holds for a whole graph, such as dt.
     """
     if not conventions:
         return None
-    first_name, first = next(iter(conventions.items()))
+    first_name = min(conventions)  # whatever the order in which they were found
+    first = conventions[first_name]
     overrides: dict[str, dict[str, Any]] = {}
-    for name, other in conventions.items():
+    for name, other in sorted(conventions.items(), key=lambda item: item[0]):
         for key in (f.name for f in dataclasses.fields(Convention) if f.compare):
             if getattr(other, key) == getattr(first, key):
                 continue
@@ -71,14 +72,19 @@ def convention_of(module: nn.Module, *, dt: float | None = None) -> Convention:
         dt: seconds a step stands for where the library counts steps only; None: 1e-4.
 
     Returns:
-        The convention of the first layer, with what differs at other layers as overrides by node name; the same that
-        `torch_to_nir` stores in the graph.
+        The convention of the layer whose name comes first, with what differs at other layers as overrides by node name;
+        the same that `torch_to_nir` stores in the graph. Layers that forward does not call are left out.
 
     Raises:
         ConventionError: no layer with a convention, layers that differ in dt, or a dt that a layer does not have.
     """
+    from nirdeploy.convert.trace import called_modules
+
     found: dict[str, Convention] = {}
+    called = called_modules(module)
     for path, part in module.named_modules():
+        if called is not None and path not in called:
+            continue
         own = getattr(part, "convention", None)
         framework, row = framework_of(part), row_of(part)
         if isinstance(own, Convention):

@@ -16,6 +16,7 @@ from nirdeploy.names import suggest
 from nirdeploy.reference.convention import Convention
 
 __all__ = [
+    "ONE_STEP",
     "STEP",
     "Fields",
     "Framework",
@@ -25,6 +26,7 @@ __all__ = [
     "check_mode",
     "framework",
     "framework_of",
+    "hint",
     "leading_axes",
     "row_of",
     "traceable",
@@ -32,6 +34,11 @@ __all__ = [
 
 STEP = 1e-4
 """Seconds a step stands for where a library counts steps only, unless `torch_to_nir` and `convention_of` get a `dt`."""
+
+ONE_STEP = (
+    "If forward loops over time, make the body of its loop a forward of one step, (x, states) -> (output, states), or "
+    "let the layers keep their states."
+)
 
 Fields = Mapping[str, Mapping[str, Any]]
 _TABLES = {
@@ -98,6 +105,8 @@ class Framework:
         step: layer -> seconds a step where the layer has a dt of its own; None: it counts steps.
         traceable: container of the library -> a module that forward can be traced through, with the same submodule
             paths; None: as it is.
+        hints: part of a path of the library's source -> what it means that forward runs an operation there, outside a
+            layer that is converted, and the remedy.
         repair: graph of a file that the library's exporter wrote, as stored -> what it stands for, and what was
             changed. UnsupportedError, naming the node, for what the file has lost.
         adapt: graph, its convention -> what the library's importer needs to make the same network of it.
@@ -110,6 +119,7 @@ class Framework:
     fields: Mapping[str, Any] = field(default_factory=dict)
     step: Callable[[Any], float | None] = lambda module: None
     traceable: Callable[[nn.Module], nn.Module | None] = lambda module: None
+    hints: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     repair: Callable[[nir.NIRGraph], tuple[nir.NIRGraph, tuple[Repair, ...]]] = lambda graph: (graph, ())
     adapt: Callable[[nir.NIRGraph, Convention | None], nir.NIRGraph] = lambda graph, convention: graph
 
@@ -124,6 +134,14 @@ def framework(package: str) -> Framework:
         raise ConfigurationError(f"unknown library {package!r}", remedy=suggest(package, _TABLES))
     found: Framework = import_module(_TABLES[package]).FRAMEWORK
     return found
+
+
+def hint(place: str) -> tuple[str, str] | None:
+    """What an operation at this place in a source means, and the remedy; None outside the libraries."""
+    for package in _TABLES:
+        if f"/{package}/" in place:
+            return next((found for part, found in framework(package).hints.items() if part in place), None)
+    return None
 
 
 def framework_of(module: nn.Module) -> Framework | None:

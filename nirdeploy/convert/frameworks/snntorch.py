@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nirdeploy.convert.frameworks.framework import STEP, Framework, LayerRow
+from nirdeploy.convert.frameworks.framework import ONE_STEP, STEP, Framework, LayerRow
 from nirdeploy.convert.frameworks.snntorch_numbers import broadcast, time_constant
 from nirdeploy.convert.primitives import MODULES, TraceContext, find
 from nirdeploy.errors import ConversionError
@@ -36,7 +36,6 @@ _STEP_METHODS = (
     "_base_state_reset_zero",
     *_RESETS,
 )
-_SINGLE_STEP = "Put layers that take one step at a time in its place, such as Leaky or Synaptic."
 
 
 # ---------------------------------------------------------------- what a layer does
@@ -104,7 +103,9 @@ def _check(module: Any, context: TraceContext) -> None:
     if changed or not _reset_of(module) or id(stepped) != id(module):
         what = ", ".join(changed) or "state_function"
         raise _refuse(
-            path, f"{kind} has a {what} of its own, so it is no plain {base.__name__}", "Map it with module_map."
+            path,
+            f"{kind} has a {what} of its own, so it is no plain {base.__name__}",
+            f"Map it with module_map={{{kind}: lambda m: nir....}}.",
         )
     if int(module.reset_mechanism_val) != ("subtract", "zero", "none").index(_reset_of(module)):
         raise _refuse(
@@ -136,6 +137,7 @@ def _check_spike(module: Any, path: str) -> None:
         same = False
     if not same:
         name = getattr(module.spike_grad, "__qualname__", type(module.spike_grad).__name__)
+        name = name.partition(".<locals>")[0].rpartition(".")[2]
         raise _refuse(
             path,
             f"{type(module).__name__} has spike_grad {name}, whose forward pass is not 1 where v > threshold, else 0",
@@ -302,21 +304,23 @@ def _row(name: str, states: tuple[int, ...]) -> LayerRow:
     )
 
 
-_REFUSED = (
-    ("alpha.Alpha", "has two synapses of opposite sign for each neuron, which no NIR node has", "Use Synaptic."),
-    ("deltaleaky.DeltaLeaky", "fires where v changes, not where it crosses a threshold", "Use Leaky."),
-    ("slstm.SLSTM", "is an LSTM whose output is compared with a threshold, which no NIR node holds", "Use Synaptic."),
-    (
-        "sconv2dlstm.SConv2dLSTM",
-        "is an LSTM whose output is compared with a threshold, which no NIR node holds",
-        "Use a Conv2d and Synaptic.",
+_ALL_STEPS = ("takes all steps at once and resets nothing", "Use a layer that takes one step, such as Leaky.")
+_LSTM = ("is an LSTM whose output is compared with a threshold, which no NIR node holds", "Use Synaptic.")
+_REFUSED: Mapping[str, tuple[str, str]] = {
+    "_neurons.alpha.Alpha": ("has two synapses of opposite sign a neuron, which no NIR node has", "Use Synaptic."),
+    "_neurons.deltaleaky.DeltaLeaky": ("fires where v changes, not where it crosses a threshold", "Use Leaky."),
+    "_neurons.slstm.SLSTM": _LSTM,
+    "_neurons.sconv2dlstm.SConv2dLSTM": _LSTM,
+    "_neurons.stateleaky.StateLeaky": _ALL_STEPS,
+    "_neurons.linearleaky.LinearLeaky": _ALL_STEPS,
+    "_neurons.leakyparallel.LeakyParallel": _ALL_STEPS,
+    "_neurons.leakykernel.LeakyKernel": _ALL_STEPS,
+    "_neurons.associative.AssociativeLeaky": _ALL_STEPS,
+    "_layers.graded_spikes.GradedSpikes": (
+        "multiplies along the batch, not along the neurons",
+        "Use the graded_spikes_factor of the layer before it.",
     ),
-    ("stateleaky.StateLeaky", "takes all steps at once and has no reset", _SINGLE_STEP),
-    ("linearleaky.LinearLeaky", "takes all steps at once and has no reset", _SINGLE_STEP),
-    ("leakyparallel.LeakyParallel", "takes all steps at once and has no reset", _SINGLE_STEP),
-    ("leakykernel.LeakyKernel", "takes all steps at once and has no reset", _SINGLE_STEP),
-    ("associative.AssociativeLeaky", "takes all steps at once and has no reset", _SINGLE_STEP),
-)
+}
 
 FRAMEWORK = Framework(
     "snnTorch",
@@ -327,7 +331,17 @@ FRAMEWORK = Framework(
         _row("Synaptic", (1, 2)),
         _row("RLeaky", (0, 1)),
         _row("RSynaptic", (0, 1, 2)),
-        *(LayerRow((f"snntorch._neurons.{name}",), _unsupported(why, remedy)) for name, why, remedy in _REFUSED),
+        *(LayerRow((f"snntorch.{name}",), _unsupported(why, remedy)) for name, (why, remedy) in _REFUSED.items()),
     ),
     fields={"gain": "unit", "if_gain": "r"},
+    hints={
+        "/_neurons/": (
+            "forward resets or reads the state of a layer itself",
+            f"Leave that to who calls it. {ONE_STEP}",
+        ),
+        "/surrogate.": (
+            "a surrogate by itself is a spike without a neuron",
+            "Give it to a layer as spike_grad; or map the module around it to nir.Threshold with module_map.",
+        ),
+    },
 )
