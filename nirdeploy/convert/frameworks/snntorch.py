@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from nirdeploy.convert.frameworks.framework import ONE_STEP, STEP, Framework, LayerRow
+from nirdeploy.convert.frameworks.snntorch_files import adapt, repair
 from nirdeploy.convert.frameworks.snntorch_numbers import broadcast, time_constant
 from nirdeploy.convert.primitives import MODULES, TraceContext, find
 from nirdeploy.errors import ConversionError
@@ -334,6 +335,8 @@ FRAMEWORK = Framework(
         *(LayerRow((f"snntorch.{name}",), _unsupported(why, remedy)) for name, (why, remedy) in _REFUSED.items()),
     ),
     fields={"gain": "unit", "if_gain": "r"},
+    repair=repair,
+    adapt=adapt,
     hints={
         "/_neurons/": (
             "forward resets or reads the state of a layer itself",

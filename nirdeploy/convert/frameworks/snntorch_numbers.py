@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -41,11 +42,12 @@ def broadcast(value: Tensor, shape: tuple[int, ...], name: str, path: str) -> np
         ) from error
 
 
-def time_constant(decay: np.ndarray, dt: float) -> np.ndarray:
+def time_constant(decay: np.ndarray, dt: float, decays: Callable[[np.ndarray], np.ndarray] | None = None) -> np.ndarray:
     """tau whose Euler decay 1 - dt / tau comes nearest to these decays in their own precision: tau = dt / (1 - decay).
 
     Rounding tau moves the decay; among the numbers next to tau there mostly is one that gives it back bit for bit
-    (all from 0.75 on). Below 0.5 decays are finer than 1 - x can be, and differ by at most 2**-24 in float32.
+    (all from 0.75 on). Below 0.5 decays are finer than 1 - x can be, and differ by at most 2**-24 in float32. `decays`
+    is how whoever reads tau computes them; None: as the reference does.
     """
     wanted, where = np.unique(decay, return_inverse=True)
     leaks = wanted < 1
@@ -55,10 +57,15 @@ def time_constant(decay: np.ndarray, dt: float) -> np.ndarray:
         up, down = np.nextafter(up, np.inf, dtype=up.dtype), np.nextafter(down, 0, dtype=down.dtype)
         tried += [up, down]
     tau = np.stack(tried)
-    found: Any = coefficients(
-        "LIF", Convention(dt=dt), r=torch.ones(tau.shape, dtype=torch.from_numpy(tau).dtype), tau=torch.from_numpy(tau)
-    ).decay
-    error = np.abs(found.numpy().astype(np.float64) - wanted)
+    found = _reference_decays(tau, dt) if decays is None else decays(tau)
+    error = np.abs(found.astype(np.float64) - wanted)
     best = np.take_along_axis(tau, error.argmin(0)[None], 0)[0]
     result: np.ndarray = best[where.reshape(decay.shape)]
+    return result
+
+
+def _reference_decays(tau: np.ndarray, dt: float) -> np.ndarray:
+    tensor = torch.from_numpy(tau)
+    found: Any = coefficients("LIF", Convention(dt=dt), r=torch.ones_like(tensor), tau=tensor).decay
+    result: np.ndarray = found.numpy()
     return result
