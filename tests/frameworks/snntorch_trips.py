@@ -12,6 +12,7 @@ import io
 import json
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 import nir
@@ -43,7 +44,8 @@ def exported(network, sample, path, *, checked=True):
     if not checked:
         nir.NIRGraph.infer_types = lambda graph: None
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        # nirtorch's function is deprecated, and 1 / (1 - beta) divides by 0 where beta is 1
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
             graph = export_to_nir(network, sample, **options)
     finally:
         nir.NIRGraph.infer_types = infer
@@ -94,16 +96,17 @@ def _populations():
 
 
 def _images():
-    def leaky():
-        threshold = float(off_grid(np.random.default_rng(0)))
-        return snn.Leaky(0.9, init_hidden=True, threshold=threshold, reset_mechanism="zero", reset_delay=False)
+    def leaky(*shape):
+        threshold = torch.full(shape, float(off_grid(np.random.default_rng(0))))
+        options = {"threshold": threshold, "reset_mechanism": "zero", "reset_delay": False}
+        return snn.Leaky(torch.full(shape, 0.9), init_hidden=True, **options)
 
-    yield "Conv2d", "3x3, padding 1", (nn.Conv2d(2, 3, 3, padding=1), leaky())
-    yield "Conv2d", "groups", (nn.Conv2d(2, 4, 3, groups=2), leaky())
-    yield "Conv2d", "3x1", (nn.Conv2d(2, 3, (3, 1)), leaky())
-    yield "AvgPool2d", "2", (nn.Conv2d(2, 3, 3, padding=1), leaky(), nn.AvgPool2d(2))
-    yield "AvgPool2d", "3, padding 1", (nn.Conv2d(2, 3, 3, padding=1), leaky(), nn.AvgPool2d(3, 2, padding=1))
-    yield "Flatten", "", (nn.Conv2d(2, 3, 3), leaky(), nn.Flatten(), nn.Linear(48, 4), leaky())
+    yield "Conv2d", "3x3, padding 1", (nn.Conv2d(2, 3, 3, padding=1), leaky(3, 6, 6))
+    yield "Conv2d", "groups", (nn.Conv2d(2, 4, 3, groups=2), leaky(4, 4, 4))
+    yield "Conv2d", "3x1", (nn.Conv2d(2, 3, (3, 1)), leaky(3, 4, 6))
+    yield "AvgPool2d", "2", (nn.Conv2d(2, 3, 3, padding=1), leaky(3, 6, 6), nn.AvgPool2d(2))
+    yield "AvgPool2d", "3, padding 1", (nn.Conv2d(2, 3, 3, padding=1), leaky(3, 6, 6), nn.AvgPool2d(3, 2, padding=1))
+    yield "Flatten", "", (nn.Conv2d(2, 3, 3), leaky(3, 4, 4), nn.Flatten(), nn.Linear(48, 4), leaky(4))
 
 
 def networks():

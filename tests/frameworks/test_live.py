@@ -1,4 +1,4 @@
-"""Each library's tests (live_<library>.py) in an interpreter that holds the library."""
+"""Each library's tests (live_<library>.py, live_<library>_*.py) in an interpreter that holds the library."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pytest
 from nets import ROOT, vendor_python
 
 HERE = Path(__file__).parent
-LIBRARIES = sorted(path.stem.removeprefix("live_") for path in HERE.glob("live_*.py") if path.stem != "live_common")
+LIBRARIES = sorted({path.stem.split("_")[1] for path in HERE.glob("live_*.py")} - {"common"})
 
 
 def run(library: str, *options: str) -> None:
     python = vendor_python(f".venv-with-{library}")
-    tests = str(HERE / f"live_{library}.py")
-    command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, tests]
+    tests = sorted(str(path) for path in HERE.glob(f"live_{library}*.py"))
+    command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, *tests]
     env = dict(os.environ)
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500, env=env, check=False)
     assert found.returncode == 0, found.stdout[-6000:] + found.stderr[-2000:]
