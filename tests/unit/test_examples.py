@@ -130,7 +130,9 @@ def test_a_flipped_bit_is_found_in_a_dump(tmp_path):
 
 
 def test_every_script_has_a_test():
-    assert {path.stem for path in SCRIPTS} == set(TESTED)
+    live = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests" / "frameworks").glob("live_*.py"))
+    elsewhere = {path.stem for path in SCRIPTS if path.name in live}  # in an interpreter that holds the library
+    assert {path.stem for path in SCRIPTS} == set(TESTED) | elsewhere
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
