@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Norse: digits from PyTorch to two chips
 #
-# A network of Norse's own layers, `LIFCell` by default, is trained the way Norse's users do it; then converted as it is,
-# checked against Norse spike for spike, put on a Loihi 2 and a Speck, and compared with what it did in Norse.
+# A network of Norse's own layers, `LIFCell` by default, is trained the way Norse's users do it; then converted as it
+# is, checked against Norse spike for spike, put on a Loihi 2 and a Speck, and compared with what it did in Norse.
 #
 # Needs `pip install norse 'nirdeploy[demo]'`; half a minute on two cores.
 
@@ -33,7 +33,9 @@ STEPS, CLASSES = data.train.shape[0], 10
 
 def network(first: nn.Module, second: nn.Module) -> nn.Module:
     """64 pixels, 48 hidden neurons, 10 classes."""
-    return norse.SequentialState(nn.Flatten(), nn.Linear(64, 48, bias=False), first, nn.Linear(48, 10, bias=False), second)
+    return norse.SequentialState(
+        nn.Flatten(), nn.Linear(64, 48, bias=False), first, nn.Linear(48, 10, bias=False), second
+    )
 
 
 def steps_of(net: nn.Module, raster: torch.Tensor) -> torch.Tensor:
@@ -111,8 +113,8 @@ for finding in report.findings:
     print(f"speck2f refuses: {finding}")
 
 # %% [markdown]
-# So for Speck the same network is trained with `IAFCell`, Norse's neuron that neither leaks nor has a synapse. It goes to
-# both chips.
+# So for Speck the same network is trained with `IAFCell`, Norse's neuron that neither leaks nor has a synapse. It goes
+# to both chips.
 
 # %%
 torch.manual_seed(0)

@@ -30,6 +30,14 @@ CELLS = (
 )
 SEQUENCES = ("LIF", "LI", "IAF", "LIFRecurrent", "LIFRefracRecurrent")
 WEIGHTED = ("LIFRecurrentCell", "LIFRefracRecurrentCell", "LILinearCell", "LIFRecurrent", "LIFRefracRecurrent")
+ONE_LEAK = (
+    "LIF",
+    "LI",
+    "LIFRefracCell",
+    "LIFRecurrentCell",
+    "LIFRecurrent",
+    "LIFRefracRecurrent",
+)  # torch.full(v_leak)
 GRID = 64  # weights are whole multiples of 1 / GRID, thresholds of IAF stand between two of them
 NEVER = 1e9  # a threshold that nothing reaches
 
@@ -97,9 +105,10 @@ class Builder:
     def parameters(self, name, shape):
         """Parameters of a layer whose neurons have this shape."""
         th, reset = self.value(shape, 0.5, 1.0, 1.3), self.value(shape, 0.0, 0.0, -0.25, 0.125)
-        mem = self.value(shape, 50.0, 100.0, 150.0)
-        syn, leak = self.value(shape, 100.0, 200.0, 300.0), self.one(0.0, 0.0, 0.25, -0.125)
-        leak = torch.tensor(leak)
+        mem, syn = self.value(shape, 50.0, 100.0, 150.0, 400.0), self.value(shape, 100.0, 200.0, 300.0, 500.0)
+        leak = self.value(shape, 0.0, 0.0, 0.25, -0.125)
+        if name in ONE_LEAK:
+            leak = leak.flatten()[0] if leak.ndim else leak
         method = self.one("super", "heaviside", "tanh", "triangle", "circ", "heavi_erfc")
         if name.startswith("IAF"):
             return norse.IAFParameters(v_th=th + 0.5 / GRID, v_reset=reset, method=method)

@@ -7,6 +7,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,14 @@ from torch import fx, nn
 
 from nirdeploy.convert.draft import Draft, Key, Shape, Signal, StateOf, Value
 from nirdeploy.convert.frameworks.conventions import combined, layer_conventions
-from nirdeploy.convert.frameworks.framework import LayerRow, axes_inside, check_layer, framework_of, row_of
+from nirdeploy.convert.frameworks.framework import (
+    LayerRow,
+    check_layer,
+    framework_of,
+    is_lifted,
+    leading_axes,
+    row_of,
+)
 from nirdeploy.convert.operations import HANDLERS, VIEWS, in_place, is_check
 from nirdeploy.convert.primitives import BYPASSED, MODULES, TraceContext, find
 from nirdeploy.errors import ConversionError, NirdeployError
@@ -210,10 +218,14 @@ class Walk:
         stack = node.meta.get("nn_module_stack") or {}
         return next(reversed([str(entry[0]) for entry in stack.values()]), "") if stack else ""
 
+    @cached_property
+    def _leading(self) -> int:
+        return leading_axes(self.root)
+
     def axes_of(self, node: fx.Node) -> int:
         """Axes in front of those of a sample where an operation or a module is called."""
         path = str(node.target) if node.op == "call_module" else f"{self._path(node)}.".lstrip(".")
-        return 1 if self.default_map is not None else axes_inside(self.root, path)
+        return 1 if self.default_map is not None or (path and is_lifted(self.root, path)) else self._leading
 
     def _where(self, node: fx.Node) -> str:
         path = self._path(node)

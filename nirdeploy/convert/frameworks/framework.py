@@ -21,11 +21,11 @@ __all__ = [
     "Framework",
     "LayerRow",
     "Repair",
-    "axes_inside",
     "check_layer",
     "check_mode",
     "framework",
     "framework_of",
+    "is_lifted",
     "leading_axes",
     "row_of",
     "traceable",
@@ -229,11 +229,10 @@ def leading_axes(root: nn.Module) -> int:
     return next(iter(found), 1)
 
 
-def axes_inside(root: nn.Module, path: str) -> int:
-    """Axes in front of a sample's own where the module at `path` is called: as `leading_axes`, 1 if it is lifted."""
+def is_lifted(root: nn.Module, path: str) -> bool:
+    """Whether what is called at `path` stands inside a container that applies it to each step."""
     parts = path.split(".")
-    above = (root.get_submodule(".".join(parts[:depth])) for depth in range(len(parts)))
-    return 1 if path and any(_lifts(module) for module in above) else leading_axes(root)
+    return any(_lifts(root.get_submodule(".".join(parts[:depth]))) for depth in range(len(parts)))
 
 
 def traceable(root: nn.Module) -> nn.Module:

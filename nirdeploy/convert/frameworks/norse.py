@@ -24,6 +24,7 @@ import torch
 from nirdeploy.convert.frameworks.framework import Fields, Framework, LayerRow
 from nirdeploy.convert.frameworks.norse_adapt import adapt
 from nirdeploy.convert.frameworks.norse_files import repair
+from nirdeploy.convert.frameworks.norse_recurrent import chain_fields, chain_step, chain_to_nir
 from nirdeploy.convert.frameworks.norse_refused import REFUSED
 from nirdeploy.convert.frameworks.norse_steps import Lifted, axes, check_steps, is_lift
 from nirdeploy.convert.primitives import TraceContext
@@ -108,7 +109,7 @@ def _neuron(
         check_steps(module, steps, context.path)
         shape, p = context.known_shape(type(module).__name__), parameters(module, context.path)
         if kind.startswith("Cuba"):
-            return _synaptic(kind, p, module.dt, shape, context.path)
+            return _synaptic(kind, p, float(module.dt), shape, context.path)
         values = {} if kind == "LI" else _firing(p)
         if kind != "IF":
             values |= {"tau": _tau(p, "tau_mem_inv", context.path), "v_leak": _array(p.v_leak)}
@@ -136,7 +137,7 @@ def _recurrent(
         nodes: dict[str, nir.NIRNode] = {
             "input": make_node(nir.Input, input_type={"input": np.array([inputs])}),
             "input_weights": make_node(nir.Linear, weight=_array(module.input_weights)),
-            "neuron": _synaptic(kind, parameters(module, context.path), module.dt, (hidden,), context.path),
+            "neuron": _synaptic(kind, parameters(module, context.path), float(module.dt), (hidden,), context.path),
             "output": make_node(nir.Output, output_type={"output": np.array([hidden])}),
         }
         edges = [("input", "input_weights"), ("input_weights", "neuron"), ("neuron", "output")]
@@ -261,6 +262,13 @@ FRAMEWORK = Framework(
         ),
         _row_with_weights(("leaky_integrator.LILinearCell",), "CubaLI", _p),
         LayerRow((f"{_MODULE}.conv.LConv2d",), _lconv_to_nir, axes=lambda module: 2),
+        LayerRow(
+            (f"{_MODULE}.sequential.RecurrentSequential",),
+            chain_to_nir,
+            chain_fields,
+            returns_state=lambda module: True,
+            axes=lambda module: 0,
+        ),
         *REFUSED,
     ),
     fields={
@@ -270,7 +278,7 @@ FRAMEWORK = Framework(
         "v_start": "v_leak",
         "synapse_gain": "unit",
     },
-    step=lambda module: float(module.dt) if isinstance(getattr(module, "dt", None), float | int) else None,
+    step=chain_step,
     traceable=lambda module: Lifted(module) if is_lift(module) else None,
     lifts=is_lift,
     repair=repair,
