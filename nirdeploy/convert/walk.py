@@ -558,7 +558,6 @@ class Walk:
                 remedy=f"Pass module_map={{{kind}: lambda m: nir....}}.",
                 located=True,
             )
-        foreign = self._foreign(module)
         if foreign is not None and foreign.adds_inputs:
             check_layer(module, foreign, path)
             return self._added(arguments, node)
