@@ -88,6 +88,7 @@ def test_a_graph_whose_edges_would_become_one_stays_as_it_is():
     ends["output"] = make_node(nir.Output, output_type={"output": shape})
     graph = make_graph({**ends, "wire": wires}, [("input", "wire"), ("wire", "output"), ("input", "output")])
     assert dissolved(graph) is graph
+    assert "'wire'" in str(nd.check(graph, "loihi2", convention=nd.convention("norse", dt=1e-3)).errors[0])
 
 
 @pytest.mark.parametrize("target", ["loihi1", "loihi2"])
