@@ -135,7 +135,9 @@ def torch_to_nir(
     states = [n for n, p in signature.items() if n not in concrete and (p.default is None or n in _STATE_NAMES)]
 
     def walk() -> Walk:
-        return Walk(module, module_map, default_map, shape, tuple(stateful_modules or ()), dt)
+        return Walk(
+            module, module_map, default_map, shape, tuple(stateful_modules or ()), dt, sampled=sample_input is not None
+        )
 
     if walk().is_mapped(module):
         single = shape if isinstance(shape, tuple) else None

@@ -73,6 +73,11 @@ class LayerRow:
         input_shape: layer -> shape of one sample that it takes, where the layer alone tells.
         axes: layer -> axes in front of those of a sample and a step: 1 (batch), 2 with time, 0 where it takes either.
         allows_subclasses: whether a subclass that keeps this forward is the same layer.
+        folds: whether it normalises channels with running statistics, as nn.BatchNorm1d does, and is folded likewise;
+            `to_nir` is then asked only where it stands alone.
+        refuses: whether `to_nir` always refuses, subclasses included.
+        adds_inputs: whether it is nothing but the sum of what it is called with.
+        axes_after: layer -> those axes of its output, where it changes them; 0: as they came in.
     """
 
     classes: tuple[str, ...]
@@ -82,6 +87,10 @@ class LayerRow:
     input_shape: Callable[[Any], tuple[int, ...] | None] = lambda module: None
     axes: Callable[[Any], int] = lambda module: 1
     allows_subclasses: bool = True
+    folds: bool = False
+    refuses: bool = False
+    adds_inputs: bool = False
+    axes_after: Callable[[Any], int] = lambda module: 0
 
 
 @dataclass(frozen=True)
@@ -102,6 +111,8 @@ class Framework:
             changed. UnsupportedError, naming the node, for what the file has lost.
         adapt: graph, its convention -> what the library's importer needs to make the same network of it.
             UnsupportedError, naming the node, for what it would make something else of.
+        lifts: container -> whether it applies what it holds to each step of a sequence, so that layers inside take one
+            step though the container takes all.
     """
 
     name: str
@@ -207,16 +218,20 @@ def _outermost(root: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module
 def leading_axes(root: nn.Module) -> int:
     """Axes of a sample input in front of those of one sample in one step: 1 (batch), or 2 where layers take time.
 
+    Where layers change them, those that the first layer takes, in the order in which the layers were made.
+
     Raises:
         ConversionError: some layers take time and others do not.
     """
     found: dict[int, str] = {}
+    changes = False
     for path, module in _outermost(root):
         row = row_of(module)
         axes = 2 if _lifts(module) else 0 if row is None else row.axes(module)
+        changes = changes or (row is not None and row.axes_after(module) > 0)
         if axes:
             found.setdefault(axes, path or type(module).__name__)
-    if len(found) > 1:
+    if len(found) > 1 and not changes:
         raise ConversionError(
             f"{found[1]!r} takes one step at a time, {found[2]!r} all steps at once",
             remedy="Use one of the two in all layers.",
@@ -225,9 +240,9 @@ def leading_axes(root: nn.Module) -> int:
 
 
 def is_lifted(root: nn.Module, path: str) -> bool:
-    """Whether what is called at `path` stands inside a container that applies it to each step."""
+    """Whether the module at `path` stands inside a container that applies it to each step of a sequence."""
     parts = path.split(".")
-    return any(_lifts(root.get_submodule(".".join(parts[:depth]))) for depth in range(len(parts)))
+    return bool(path) and any(_lifts(root.get_submodule(".".join(parts[:depth]))) for depth in range(len(parts)))
 
 
 def traceable(root: nn.Module) -> nn.Module:
