@@ -13,7 +13,7 @@ import numpy as np
 
 from nirdeploy import files
 from nirdeploy.errors import ConventionError, FileError, GraphError
-from nirdeploy.graph import make_graph, make_node, metadata, node_fields, parameters, with_metadata
+from nirdeploy.graph import check_finite, make_graph, make_node, metadata, node_fields, parameters, with_metadata
 from nirdeploy.graph import validate as validate_graph
 from nirdeploy.names import escape, suggest, unescape, unstorable
 from nirdeploy.reference.convention import Convention
@@ -58,9 +58,10 @@ def read(
             raise FileError(f"{str(path)!r} is HDF5 but not a NIR graph: it has no group 'node'")
         if _text(root, "type") != "NIRGraph":
             raise FileError(f"{str(path)!r} holds a single node, not a NIRGraph")
-        graph = load_graph(root, rename or {})
+        graph = load_graph(root, rename or {}, finite=exported_by is None)
     if exported_by is not None:
         graph = _repaired(graph, exported_by)
+        _check_finite(graph)
     _validate(graph)
     _check_convention(graph, str(path))
     return graph
@@ -237,13 +238,16 @@ def _store_value(group: h5py.Group, name: str, value: Any, node: str | None, fix
 # ---------------------------------------------------------------- reading
 
 
-def load_graph(group: h5py.Group, rename: Mapping[str, str] | None = None, prefix: str = "") -> nir.NIRGraph:
+def load_graph(
+    group: h5py.Group, rename: Mapping[str, str] | None = None, prefix: str = "", *, finite: bool = True
+) -> nir.NIRGraph:
     """Read a graph from an HDF5 group in NIR's layout.
 
     Args:
         group: where it is.
         rename: as in `read`.
         prefix: path of the subgraph with a '/' behind it, '' for the whole graph.
+        finite: whether to refuse parameters that are NaN or infinite, which some exporters write.
 
     Raises:
         FileError: a part is missing, damaged or of another type.
@@ -264,7 +268,17 @@ def load_graph(group: h5py.Group, rename: Mapping[str, str] | None = None, prefi
         (_renamed(_plain_name(a), renamed, prefix), _renamed(_plain_name(b), renamed, prefix))
         for a, b in _edge_table(group["edges"])
     ]
-    return make_graph(nodes, edges, _load_metadata(group))
+    graph = make_graph(nodes, edges, _load_metadata(group))
+    if finite and not prefix:
+        _check_finite(graph)
+    return graph
+
+
+def _check_finite(graph: nir.NIRGraph) -> None:
+    try:
+        check_finite(graph)
+    except GraphError as error:
+        raise FileError(str(error)) from error
 
 
 def _plain_name(stored: str) -> str:
@@ -380,10 +394,7 @@ def _load_field(item: Any, field: str, label: str, name: str) -> Any:
         return files.text_of(item[()])
     if item.dtype.kind not in "biuf":
         raise FileError(f"{label} is not a number", node=name)
-    value = item[()]
-    if not np.all(np.isfinite(value)):
-        raise FileError(f"{label} holds NaN or infinity", node=name)
-    return value
+    return item[()]
 
 
 def _load_shape(group: h5py.Group, field: str, name: str) -> Any:

@@ -272,13 +272,15 @@ def conventions(draw, exact):
                 overrides[kind] = {"integrator": "euler"}
     else:
         late = [("after_update", "same_step"), ("after_update", "next_step"), ("before_update", "same_step")]
+        late += [("after_update", "brought_forward")] * (fields["reset"] == "subtract")
         fields["fires"], fields["reset_time"] = draw(st.sampled_from(late))
         fields["gain"] = draw(st.sampled_from(("euler", "decay", "unit")))
     fields["synapse_gain"] = draw(st.sampled_from(("same", "euler", "decay", "unit", "decayed")))
     integrators = ("same", "euler") if exact else ("same", "euler", "exponential")
     fields["synapse_integrator"] = draw(st.sampled_from(integrators))
     for key in draw(st.lists(st.sampled_from((*NEURONS, "LI", "I")), max_size=2)):
-        name = draw(st.sampled_from(sorted(CHOICES)))
+        choices = set(CHOICES) - ({"reset"} if fields.get("reset_time") == "brought_forward" else set())
+        name = draw(st.sampled_from(sorted(choices)))
         overrides[key] = {**overrides.get(key, {}), name: draw(st.sampled_from(CHOICES[name]))}
     return nd.Convention(dt=2.0**-10 if exact else 1e-3, overrides=overrides, **fields)
 

@@ -32,9 +32,10 @@ class Signal:
 
 @dataclass(frozen=True)
 class StateOf:
-    """The state a module returned."""
+    """The state a module returned, at this place of what it returns; None: all that it returns."""
 
     owner: str
+    place: int | None = None
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,14 @@ def _pass(walk: Walk, node: fx.Node) -> Value:
     return constant if constant is not None else walk.signal(_first(node), node)
 
 
+def _dropout(walk: Walk, node: fx.Node) -> Value:
+    """Nothing, as of the module; but where forward does not ask whether it is training, torch's function always acts."""
+    probability = node.kwargs.get("p", node.args[1] if len(node.args) > 1 else 0.5)
+    if "training" not in node.kwargs and len(node.args) < 3 and probability:
+        raise walk.refuse(node, "without training=self.training drops values when the network only runs, too")
+    return _pass(walk, node)
+
+
 def _item(walk: Walk, node: fx.Node) -> Value:
     value, index = node.args[0], node.args[1]
     found = walk.env.get(value) if isinstance(value, fx.Node) else None
@@ -116,7 +124,7 @@ def _item(walk: Walk, node: fx.Node) -> Value:
     if isinstance(value, fx.Node) and value.op == "call_module" and isinstance(index, int):
         module = walk.root.get_submodule(str(value.target))
         if isinstance(found, Signal) and walk.returns_state(module):
-            return found if index == 0 else StateOf(found.sources[0])
+            return found if index == 0 else StateOf(found.sources[0], index)
     raise walk.refuse(node, "(indexing) does not exist in NIR")
 
 
@@ -191,9 +199,8 @@ HANDLERS: dict[Any, Callable[[Walk, fx.Node], Value]] = {
     **dict.fromkeys((operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", "multiply"), _multiply),
     **dict.fromkeys((operator.truediv, operator.itruediv, torch.div, torch.divide, "div", "div_", "divide"), _divide),
     **dict.fromkeys((operator.neg, torch.neg, torch.negative, "neg"), _negate),
-    **dict.fromkeys(
-        (torch.clone, "clone", "contiguous", functional.dropout, functional.dropout2d, torch.dropout), _pass
-    ),
+    **dict.fromkeys((torch.clone, "clone", "contiguous"), _pass),
+    **dict.fromkeys((functional.dropout, functional.dropout1d, functional.dropout2d, torch.dropout), _dropout),
     **dict.fromkeys((torch.flatten, "flatten"), _flatten),
     **dict.fromkeys(("view", "reshape", torch.reshape), _view),
     functional.avg_pool2d: _average,

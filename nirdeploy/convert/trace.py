@@ -16,13 +16,13 @@ from torch import fx, nn
 from nirdeploy import graph as graphs
 from nirdeploy.convert.build import GraphModule
 from nirdeploy.convert.draft import Shape
-from nirdeploy.convert.frameworks.framework import check_mode, leading_axes, traceable
+from nirdeploy.convert.frameworks.framework import ONE_STEP, check_mode, leading_axes, row_of, traceable
 from nirdeploy.convert.primitives import MODULES, TraceContext, find
 from nirdeploy.convert.walk import ModuleMap, Walk
 from nirdeploy.errors import ConversionError
 from nirdeploy.schedule import NodePath, dotted
 
-__all__ = ["torch_to_nir"]
+__all__ = ["called_modules", "torch_to_nir"]
 
 _STATE_NAMES = ("state", "states", "hidden", "hx", "mem")
 # what a forward raises that treats a symbolic state as if it were a value
@@ -131,8 +131,7 @@ def torch_to_nir(
         _refuse_hooks(module)
         module = traceable(module)
     concrete = dict(concrete_args or {})
-    signature = inspect.signature(module.forward).parameters
-    states = [n for n, p in signature.items() if n not in concrete and (p.default is None or n in _STATE_NAMES)]
+    states = [name for name in _states_of(module) if name not in concrete]
 
     def walk() -> Walk:
         return Walk(
@@ -175,14 +174,36 @@ def _converted(
         if "cannot be interpreted as an integer" in str(error):
             raise ConversionError(
                 f"forward of {type(module).__name__} loops over an axis of its input, such as its steps",
-                remedy="Put what it does in one step into a module with a forward(x, state), and convert that.",
+                remedy=f"A graph is one step. {ONE_STEP}",
             ) from error
         # tracing runs the user's forward, which may raise anything of these on symbolic values
+        layers = any(row_of(part) is not None for part in module.modules())
         raise ConversionError(
             f"forward of {type(module).__name__} cannot be traced: {type(error).__name__}: {error}",
-            remedy="Put what needs real values into a module of its own and map that with module_map.",
+            remedy="Put what needs real values into a module of its own and map that with module_map."
+            + (f" {ONE_STEP}" if layers else ""),
         ) from error
     return walk().run(*traced, [])
+
+
+def called_modules(module: nn.Module) -> set[str] | None:
+    """Paths of the mapped modules that forward calls, as far as that does not depend on its input; None: not known."""
+    if isinstance(module, GraphModule):
+        return None
+    walk = Walk(module, None, None, None, ())
+    if walk.is_mapped(module):
+        return None
+    try:
+        traced, _ = _trace(traceable(module), walk, dict.fromkeys(_states_of(module)))
+    except (ConversionError, *_NOT_SYMBOLIC, RuntimeError, LookupError, NotImplementedError):
+        return None
+    return {str(node.target) for node in traced.nodes if node.op == "call_module"}
+
+
+def _states_of(module: nn.Module) -> list[str]:
+    """Arguments of forward that are states by their name or default."""
+    signature = inspect.signature(module.forward).parameters
+    return [name for name, parameter in signature.items() if parameter.default is None or name in _STATE_NAMES]
 
 
 def _refuse_hooks(module: nn.Module, path: str = "") -> None:

@@ -19,9 +19,11 @@ from torch import fx, nn
 from nirdeploy.convert.draft import Draft, Key, Shape, Signal, StateOf, Value
 from nirdeploy.convert.frameworks.conventions import combined, layer_conventions
 from nirdeploy.convert.frameworks.framework import (
+    ONE_STEP,
     LayerRow,
     check_layer,
     framework_of,
+    hint,
     is_lifted,
     leading_axes,
     row_of,
@@ -68,8 +70,10 @@ class Walk:
         self.draft = Draft()
         self.env: dict[fx.Node, Value] = {}
         self.called: set[str] = set()
-        self.uses: dict[tuple[Any, ...], str] = {}  # part of the state argument -> module it was passed to
+        # part of the state argument -> what is to come back there: the module it was passed to, and the place
+        self.uses: dict[tuple[Any, ...], StateOf] = {}
         self.returned: Any = None
+        self.output: Any = None  # everything that forward returns
         self.constants: dict[str, torch.Tensor] = {}
         self._leading = 1  # axes of the input in front of those of a sample
         self._changing: dict[fx.Node, int] = {}  # calls that change them -> what they make of them
@@ -151,6 +155,7 @@ class Walk:
             states: the symbolic state arguments.
         """
         self.constants = dict(constants)
+        states = [*states, *self._layers_states(traced, states)]
         signals = [n for n in traced.nodes if n.op == "placeholder" and self._is_signal(n, states)]
         self._leading = self._axes_first_taken(traced)
         for node in traced.nodes:
@@ -200,6 +205,19 @@ class Walk:
         # fx renames an argument that is fixed to a value, and checks it
         return str(node.target) in known or fixed is None
 
+    def _layers_states(self, traced: fx.Graph, known: list[str]) -> list[str]:
+        """Arguments of forward that go nowhere but into layers of a library as their state, and unused ones then."""
+        placeholders = [n for n in traced.nodes if n.op == "placeholder" and str(n.target) not in known]
+        found = [n for n in placeholders if n.users and all(self._takes_as_state(user, n) for user in n.users)]
+        unused = [n for n in placeholders[1:] if not n.users]
+        return [str(n.target) for n in (*found, *unused)] if found else []
+
+    def _takes_as_state(self, user: fx.Node, value: fx.Node) -> bool:
+        if user.op != "call_module" or (user.args and user.args[0] is value):
+            return False
+        module = self.root.get_submodule(str(user.target))
+        return self._foreign(module) is not None and self.returns_state(module)
+
     def _visit(self, node: fx.Node, states: list[str], signals: list[fx.Node]) -> Value:
         if node.op == "placeholder":
             return self._placeholder(node, states, signals)
@@ -236,10 +254,13 @@ class Walk:
         """The error for an operation, with module and source line."""
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
         kind = {"call_method": "tensor method", "get_attr": "tensor attribute"}.get(node.op, "operation")
+        where = self._where(node)
+        meant, remedy = hint(where) or (
+            "",
+            "Put it into a module of its own and map that with module_map, or remove it.",
+        )
         return ConversionError(
-            f"{kind} {name!r} {why} ({self._where(node)})",
-            remedy="Put it into a module of its own and map that with module_map, or remove it.",
-            located=True,
+            f"{meant}{': ' if meant else ''}{kind} {name!r} {why} ({where})", remedy=remedy, located=True
         )
 
     def _located(self, error: ConversionError, node: fx.Node) -> ConversionError:
@@ -312,7 +333,7 @@ class Walk:
         return Signal((name,), shape)
 
     def _output(self, node: fx.Node) -> None:
-        value = node.args[0]
+        value = self.output = node.args[0]
         outputs, self.returned = self._split_output(value)
         if not outputs:
             raise ConversionError("forward returns no output")
@@ -332,17 +353,24 @@ class Walk:
             return [("output", value)], value if isinstance(self._state_of(value), StateOf) else None
         # (output, state): the last element is the state where it holds states only, or where a state came in
         last = value[-1]
-        kinds = [self._state_of(leaf) for leaf in _leaves(last)]
-        from_state = bool(kinds) and all(isinstance(kind, StateOf | Key) for kind in kinds)
-        empty = len(value) > 1 and not kinds
+        only = [item for item in value if self._is_state(item, whole=item is last)]
+        state: Any = None
+        leaves: Any = value
+        empty = len(value) > 1 and not _leaves(last)
         keyed = len(value) > 1 and not isinstance(last, fx.Node) and self._reads_state()
-        if len(value) > 1 and (from_state or empty or keyed or self._reads_whole(last)):
+        if 0 < len(only) < len(value) and only != [last]:
+            # (output, state, state, ...) in any order
+            state, leaves = only[0] if len(only) == 1 else only, [item for item in value if item not in only]
+        elif len(value) > 1 and (only or empty or keyed or self._reads_whole(last)):
             state, leaves = last, value[:-1]
-        else:
-            state, leaves = None, value
         if len(leaves) == 1:
             return self._split_output(leaves[0])[0], state
         return [(f"output_{index}", leaf) for index, leaf in enumerate(leaves)], state
+
+    def _is_state(self, item: Any, *, whole: bool) -> bool:
+        """Whether a returned value holds states only; with `whole`, what a module returns counts as its state, too."""
+        kinds = [self._state_of(leaf) if whole else self.env.get(leaf) for leaf in _leaves(item)]
+        return bool(kinds) and all(isinstance(kind, StateOf | Key) for kind in kinds)
 
     def _state_of(self, leaf: Any) -> Value:
         """What a returned value is as state: a stateful module's whole result stands for its state, too."""
@@ -386,19 +414,57 @@ class Walk:
 
     def _check_states(self) -> None:
         """Each module's state is returned where it is read; no recurrence is lost."""
-        for keys, owner in self.uses.items():
-            found = self._state_of(_at(self.returned, keys))
-            if not (isinstance(found, StateOf) and found.owner == owner):
+        for keys, wanted in self.uses.items():
+            if not self._comes_back(_at(self.returned, keys), wanted) and not self._is_among_outputs(keys, wanted):
                 raise ConversionError(
-                    f"the state of {owner!r} is read from {_shown(keys)}, but forward returns something else there",
+                    f"the state of {wanted.owner!r} is read from {_shown(keys)}, but forward returns something else "
+                    "there",
                     remedy="Return each module's new state under the key it is read from.",
                 )
-        lost = [leaf for leaf in _leaves(self.returned) if isinstance(self._state_of(leaf), Signal)]
+        self._check_order()
+        own = {wanted.owner for wanted in self.uses.values() if wanted.place == 0}
+        signals = [self._state_of(leaf) for leaf in _leaves(self.returned)]
+        lost = [found for found in signals if isinstance(found, Signal) and not own.issuperset(found.sources)]
         if lost and not any(name.startswith(_PREVIOUS) for name in self._sources()):
             raise ConversionError(
                 "the returned state holds an output, and forward hides how it is used (it asks if there is a state)",
                 remedy="Read it as state['key'] under `if state is not None`, or do not return it as state.",
             )
+
+    def _is_among_outputs(self, keys: tuple[Any, ...], wanted: StateOf) -> bool:
+        """Whether a state with an argument of its own is one of several values that are returned."""
+        own = keys == () or (len(keys) == 1 and keys[0] in self._arguments_of_forward())
+        flat = _at(self.returned, keys) if keys else None
+        return own and flat is None and any(self._comes_back(leaf, wanted) for leaf in _leaves(self.output))
+
+    def _check_order(self) -> None:
+        """States with arguments of their own are returned in the order of the arguments, as callers pass them on."""
+        arguments, leaves, last = self._arguments_of_forward(), _leaves(self.output), -1
+        named = {keys[0]: wanted for keys, wanted in self.uses.items() if len(keys) == 1 and keys[0] in arguments}
+        if len(named) < len(self.uses) or any(_at(self.returned, (name,)) is not None for name in named):
+            return
+        for name in sorted(named, key=arguments.index):
+            if named[name].place == 0:
+                continue  # an output, which may stand in front of all states
+            found = [n for n, leaf in enumerate(leaves) if n > last and self._comes_back(leaf, named[name])]
+            if last >= 0 and not isinstance(self.env.get(leaves[last]), StateOf):
+                found.append(last)  # one module's whole result holds several states
+            if not found:
+                raise ConversionError(
+                    f"{name}, the state of {named[name].owner!r}, comes back in another order than it came in",
+                    remedy="Return the states in the order of forward's arguments.",
+                )
+            last = found[0]
+
+    def _arguments_of_forward(self) -> list[str]:
+        return list(inspect.signature(self.root.forward).parameters)
+
+    def _comes_back(self, leaf: Any, wanted: StateOf) -> bool:
+        found = self._state_of(leaf)
+        if isinstance(found, Signal):
+            return wanted.place == 0 and found.sources == (wanted.owner,)
+        fits = isinstance(found, StateOf) and found.owner == wanted.owner
+        return fits and (wanted.place is None or found.place in (None, wanted.place))  # type: ignore[union-attr]
 
     def _check_feedback(self, graph: nir.NIRGraph, wanted: set[tuple[str, str]]) -> None:
         """The delays of forward are those of the graph, but for moves through nodes without state.
@@ -492,28 +558,31 @@ class Walk:
                 remedy=f"Pass module_map={{{kind}: lambda m: nir....}}.",
                 located=True,
             )
-        foreign = self._foreign(module)
         if foreign is not None and foreign.adds_inputs:
             check_layer(module, foreign, path)
             return self._added(arguments, node)
         self._check_axes(module, path, node)
         row = foreign or (find(MODULES, type(module)) if function is None else None)
         signal = self.draft.learn(signal, row.input_shape(module) if row is not None else None)
-        created = self.node_of(module, TraceContext(path, signal.shape, dt=self.dt, axes=self.axes_of(node)))
+        gets_state = any(value is not None for value in arguments[1:])
+        context = TraceContext(path, signal.shape, dt=self.dt, axes=self.axes_of(node), gets_state=gets_state)
+        created = self.node_of(module, context)
         if created is None:
             return signal
         if keeps_state(created) and path in self.called:
             raise ConversionError(
                 f"a neuron module is called twice in one step; its state would be two states ({self._where(node)})",
                 node=path,
-                remedy="Use two modules.",
+                remedy=f"Use two modules. {ONE_STEP}",
                 located=True,
             )
         self.called.add(path)
         if signal.shape is None and not isinstance(created, nir.NIRGraph):
             signal = self.draft.learn(signal, _own_shape(created))
         emitted = self.draft.add(path, created, signal, path)
-        self._take_state(node, emitted.sources[0], arguments[1:])
+        foreign = self._foreign(module)
+        places = foreign.states(module) if foreign is not None else (None,)
+        self._take_state(node, emitted.sources[0], arguments[1:], places)
         self._take_convention(module, emitted.sources[0])
         return emitted
 
@@ -541,17 +610,22 @@ class Walk:
         except TypeError as error:
             raise ConversionError(f"{type(module).__name__} is called with the wrong arguments: {error}") from error
         found: list[Any] = []
-        for name, value in bound.arguments.items():
-            kind = bound.signature.parameters[name].kind
+        for name, parameter in bound.signature.parameters.items():
             many = {inspect.Parameter.VAR_POSITIONAL: list, inspect.Parameter.VAR_KEYWORD: lambda v: v.values()}
-            found.extend(many[kind](value) if kind in many else [value])
+            if parameter.kind not in many:
+                found.append(bound.arguments.get(name))
+            elif name in bound.arguments:
+                found.extend(many[parameter.kind](bound.arguments[name]))
         return found
 
-    def _take_state(self, node: fx.Node, owner: str, extra: list[Any]) -> None:
-        for value in extra:
+    def _take_state(self, node: fx.Node, owner: str, extra: list[Any], places: tuple[int | None, ...]) -> None:
+        for n, value in enumerate(extra):
             found = self.env.get(value) if isinstance(value, fx.Node) else None
             if isinstance(found, Key):
-                self.uses[found.keys] = owner
+                wanted = StateOf(owner, places[min(n, len(places) - 1)])
+                if self.uses.setdefault(found.keys, wanted) != wanted:
+                    other = self.uses[found.keys].owner
+                    raise self.refuse(node, f"gets {_shown(found.keys)}, which {other!r} gets, too")
             elif value is not None and found is not None:
                 raise self.refuse(node, "gets a second argument that is not its own state")
             elif value is not None and not isinstance(value, fx.Node):

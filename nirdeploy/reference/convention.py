@@ -23,7 +23,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "gain": ("euler", "decay", "unit"),
     "use_r": (True, False),
     "reset": ("v_reset", "zero", "subtract"),
-    "reset_time": ("same_step", "next_step"),
+    "reset_time": ("same_step", "next_step", "brought_forward"),
     "crossing": ("strict", "inclusive"),
     "spikes_per_step": ("one", "many"),
     "fires": ("after_update", "before_update"),
@@ -63,7 +63,9 @@ class Convention:
         gain: input gain of leaky nodes, 'euler' (r dt/tau), 'decay' (r (1 - decay)) or 'unit' (1).
         use_r: whether the resistance multiplies the input.
         reset: 'v_reset' (NIR), 'zero' or 'subtract' (the threshold).
-        reset_time: in the 'same_step' as the spike or in the 'next_step'.
+        reset_time: in the 'same_step' as the spike, in the 'next_step', or in the next one and 'brought_forward':
+            what is left above the threshold after a subtraction is compared less another threshold, which is given
+            back.
         crossing: 'strict' (v > threshold) or 'inclusive' (v >= threshold).
         spikes_per_step: 'one' or 'many' (floor of v / threshold).
         v_min: lower bound of v after the reset, in model units; '-threshold'; None for none.
@@ -89,7 +91,7 @@ class Convention:
     gain: Literal["euler", "decay", "unit"] = "euler"
     use_r: bool = True
     reset: Literal["v_reset", "zero", "subtract"] = "v_reset"
-    reset_time: Literal["same_step", "next_step"] = "same_step"
+    reset_time: Literal["same_step", "next_step", "brought_forward"] = "same_step"
     crossing: Literal["strict", "inclusive"] = "strict"
     spikes_per_step: Literal["one", "many"] = "one"
     v_min: float | Literal["-threshold"] | None = None
@@ -112,9 +114,14 @@ class Convention:
         for name in _CHOICES:
             _check_choice(name, getattr(self, name))
         _check_v_min(self.v_min)
-        if self.fires == "before_update" and self.reset_time == "next_step":
+        if self.fires == "before_update" and self.reset_time != "same_step":
             raise ConventionError(
-                "fires='before_update' resets in the step it fires in; reset_time='next_step' contradicts it",
+                f"fires='before_update' resets in the step it fires in; reset_time={self.reset_time!r} contradicts it",
+                remedy="Use reset_time='same_step'.",
+            )
+        if self.reset_time == "brought_forward" and self.reset != "subtract":
+            raise ConventionError(
+                f"reset_time='brought_forward' is about what a subtraction leaves; reset is {self.reset!r}",
                 remedy="Use reset_time='same_step'.",
             )
         object.__setattr__(self, "feedback_edges", _edges(self.feedback_edges))

@@ -100,12 +100,14 @@ def _dt(convention: Convention, kind: str, node: str | None) -> float:
 
 
 def resets_late(convention: Convention) -> bool:
-    """Whether the reset that a crossing causes happens in the step after it.
+    """Whether v above the threshold is reset in the step after.
 
     So it is for reset_time='next_step' (snnTorch with reset_delay=True) and for fires='before_update' (spyx), which
-    differ in when the spike is emitted.
+    differ in when the spike is emitted. With 'brought_forward' (snnTorch with reset_delay=False) it is v above the
+    threshold in spite of a reset: with c for that and s for the spike, u = v' - c threshold is what is compared, and
+    u - (s - c) threshold the new v.
     """
-    return convention.reset_time == "next_step" or convention.fires == "before_update"
+    return convention.reset_time != "same_step" or convention.fires == "before_update"
 
 
 def emit(v: Tensor, threshold: Tensor, convention: Convention, surrogate: Surrogate) -> Tensor:

@@ -12,10 +12,10 @@ import numpy as np
 from nirdeploy.reference.dynamics import MOST_SPIKES
 from nirdeploy.reference.native import kernel
 
-__all__ = ["BEFORE", "BLOCK", "EXACT", "INTEGRATE", "LATE", "MANY", "ONE", "events_layer", "loop", "scan"]
+__all__ = ["BEFORE", "BLOCK", "EXACT", "FORWARD", "INTEGRATE", "LATE", "MANY", "ONE", "events_layer", "loop", "scan"]
 
 # how a population advances; the value of its `mode`
-ONE, MANY, LATE, BEFORE, EXACT, INTEGRATE = range(6)
+ONE, MANY, LATE, BEFORE, EXACT, INTEGRATE, FORWARD = range(7)
 # rows of a population's parameters
 DECAY, LEAK, GAIN, THRESHOLD, V_RESET, V_MIN, TAU = range(7)
 # kinds of operation in a loop
@@ -78,7 +78,7 @@ def _many(x, v, s, decay, leak, gain, threshold, v_reset, v_min, inclusive, subt
 
 
 @kernel
-def _late(x, v, s, decay, leak, gain, threshold, v_reset, v_min, inclusive, subtract, many, before, after):
+def _late(x, v, s, decay, leak, gain, threshold, v_reset, v_min, inclusive, subtract, many, mode, after):
     """The crossing of the step before resets, `after` decay and input or ahead of them."""
     one = v.dtype.type(1)
     for j in range(v.shape[0]):
@@ -89,9 +89,15 @@ def _late(x, v, s, decay, leak, gain, threshold, v_reset, v_min, inclusive, subt
         u = decay[j] * u + leak[j] + gain[j] * x[j]
         if crossed > 0 and after:
             u = u - crossed * threshold[j] if subtract else v_reset[j]
+        if mode == FORWARD:
+            fired = _count(u, threshold[j], one, inclusive, many)
+            u = u - (fired - crossed) * threshold[j]
+            v[j] = u if u >= v_min[j] else v_min[j]
+            s[j] = fired
+            continue
         u = u if u >= v_min[j] else v_min[j]
         v[j] = u
-        s[j] = crossed if before else _count(u, threshold[j], one, inclusive, many)
+        s[j] = crossed if mode == BEFORE else _count(u, threshold[j], one, inclusive, many)
 
 
 @kernel
@@ -162,8 +168,7 @@ def _advance(x, v, s, p, a, b, how, dt):
         # rows GAIN and LEAK hold r and v_leak here
         _exact(x, v, s, gain, leak, threshold, v_reset, v_min, p[TAU][a:b], dt, inclusive, subtract, many)
     else:
-        before = mode == BEFORE
-        _late(x, v, s, decay, leak, gain, threshold, v_reset, v_min, inclusive, subtract, many, before, after)
+        _late(x, v, s, decay, leak, gain, threshold, v_reset, v_min, inclusive, subtract, many, mode, after)
 
 
 # ---------------------------------------------------------------- a population whose inputs are known

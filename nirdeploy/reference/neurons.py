@@ -262,13 +262,16 @@ class Neuron(Membrane):
             v = reset(v, spikes, self.v_threshold, self.v_reset, convention)
             return spikes, self.join(lower_bound(v, self.v_threshold, convention), current)
         # the crossing of the step before
-        spikes = emit(v, self.v_threshold, convention, self.surrogate)
+        spikes = crossed = emit(v, self.v_threshold, convention, self.surrogate)
         if late_after_update(convention):
-            v = reset(self.integrate(v, x), spikes, self.v_threshold, self.v_reset, convention)
+            v = reset(self.integrate(v, x), crossed, self.v_threshold, self.v_reset, convention)
         else:
-            v = self.integrate(reset(v, spikes, self.v_threshold, self.v_reset, convention), x)
+            v = self.integrate(reset(v, crossed, self.v_threshold, self.v_reset, convention), x)
+        if convention.reset_time == "brought_forward":
+            spikes = emit(v, self.v_threshold, convention, self.surrogate)
+            v = v - (spikes - crossed) * self.v_threshold
         v = lower_bound(v, self.v_threshold, convention)
-        if convention.fires == "after_update":
+        if convention.reset_time == "next_step":
             spikes = emit(v, self.v_threshold, convention, self.surrogate)
         return spikes, self.join(v, current)
 

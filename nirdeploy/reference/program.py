@@ -129,6 +129,8 @@ def native(module: Membrane, shape: tuple[int, ...], dtype: torch.dtype) -> Nati
             mode = kernels.BEFORE
         elif convention.reset_time == "next_step":
             mode = kernels.LATE
+        elif convention.reset_time == "brought_forward":
+            mode = kernels.FORWARD
     for n, value in enumerate(rows):
         p[n] = full(value)
     synapse = module.synapse()

@@ -145,6 +145,18 @@ def test_reset_to_zero_in_the_next_step_comes_before_the_input():
     assert run(lif_node((1,), tau=4e-3), [8.0, 2.0], **fields) == ([1, 0], [2.0, 0.5])
 
 
+def test_a_subtraction_brought_forward_is_that_of_the_same_step_until_v_stays_above_the_threshold():
+    fields = {"reset": "subtract", "reset_time": "brought_forward"}
+    assert run(if_node((1,)), [1.5, 0.25, 0.5], **fields) == ([1, 0, 1], [0.5, 0.75, 0.25])
+    # 2.5 - 1 = 1.5; then 1.5 + 0.25 is compared less 1: 0.75, no spike, and the 1 is given back; then 1.75 + 0.5 - 1
+    assert run(if_node((1,)), [2.5, 0.25, 0.5], **fields) == ([1, 0, 1], [1.5, 1.75, 1.25])
+
+
+def test_only_a_subtraction_can_be_brought_forward():
+    with pytest.raises(ConventionError, match="about what a subtraction leaves; reset is 'zero'"):
+        nd.Convention(reset="zero", reset_time="brought_forward")
+
+
 def test_comparing_before_the_update_emits_a_step_late():
     fields = {"reset": "subtract", "fires": "before_update"}
     assert run(lif_node((1,), tau=4e-3), [8.0, 0.0, 0.0], **fields) == ([0, 1, 0], [2.0, 0.5, 0.375])

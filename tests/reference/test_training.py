@@ -40,6 +40,7 @@ CONVENTIONS = {
     "bounded": {"reset": "zero", "v_min": -0.05},
     "sinabs": {"reset": "subtract", "v_min": "-threshold", "spikes_per_step": "many", "crossing": "inclusive"},
     "next_step": {"reset_time": "next_step"},  # late resets go through torch's own operations
+    "brought_forward": {"reset": "subtract", "reset_time": "brought_forward"},
     "delayed": {"population_delay": 1},
     "start": {"v_start": "v_leak", "synapse_gain": "decayed", "gain": "unit"},
 }

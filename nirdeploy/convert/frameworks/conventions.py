@@ -73,14 +73,19 @@ def convention_of(module: nn.Module, *, dt: float | None = None) -> Convention:
         dt: seconds a step stands for where the library counts steps only; None: 1e-4.
 
     Returns:
-        The convention of the layer whose name comes first, with what differs at other layers as overrides by node
-        name; the same that `torch_to_nir` stores in the graph.
+        The convention of the layer whose name comes first, with what differs at other layers as overrides by node name;
+        the same that `torch_to_nir` stores in the graph. Layers that forward does not call are left out.
 
     Raises:
         ConventionError: no layer with a convention, layers that differ in dt, or a dt that a layer does not have.
     """
+    from nirdeploy.convert.trace import called_modules
+
     found: dict[str, Convention] = {}
+    called = called_modules(module)
     for path, part in module.named_modules():
+        if called is not None and path not in called:
+            continue
         own = getattr(part, "convention", None)
         framework, row = framework_of(part), row_of(part)
         if isinstance(own, Convention):

@@ -16,6 +16,7 @@ from nirdeploy.names import suggest
 from nirdeploy.reference.convention import Convention
 
 __all__ = [
+    "ONE_STEP",
     "STEP",
     "Fields",
     "Framework",
@@ -25,6 +26,7 @@ __all__ = [
     "check_mode",
     "framework",
     "framework_of",
+    "hint",
     "is_lifted",
     "leading_axes",
     "row_of",
@@ -33,6 +35,11 @@ __all__ = [
 
 STEP = 1e-4
 """Seconds a step stands for where a library counts steps only, unless `torch_to_nir` and `convention_of` get a `dt`."""
+
+ONE_STEP = (
+    "If forward loops over time, make the body of its loop a forward of one step, (x, states) -> (output, states), or "
+    "let the layers keep their states."
+)
 
 Fields = Mapping[str, Mapping[str, Any]]
 _TABLES = {
@@ -70,6 +77,8 @@ class LayerRow:
         fields: layer -> fields of its Convention, by the node's name inside the graph that `to_nir` gives, '' where it
             gives one node; without dt. What differs from the library's own `Framework.fields`.
         returns_state: layer -> whether its forward returns (output, state, ...).
+        states: layer -> for each argument of its forward behind the input, the place, in what it returns, of the value
+            that is to come back there in the next step; place 0 is the output.
         input_shape: layer -> shape of one sample that it takes, where the layer alone tells.
         axes: layer -> axes in front of those of a sample and a step: 1 (batch), 2 with time, 0 where it takes either.
         allows_subclasses: whether a subclass that keeps this forward is the same layer.
@@ -84,6 +93,7 @@ class LayerRow:
     to_nir: Callable[[Any, TraceContext], nir.NIRNode | None]
     fields: Callable[[Any], Fields] = _no_fields
     returns_state: Callable[[Any], bool] = lambda module: False
+    states: Callable[[Any], tuple[int, ...]] = lambda module: (1,)
     input_shape: Callable[[Any], tuple[int, ...] | None] = lambda module: None
     axes: Callable[[Any], int] = lambda module: 1
     allows_subclasses: bool = True
@@ -107,6 +117,8 @@ class Framework:
             paths; None: as it is.
         lifts: container -> whether it applies what it holds to each step of a sequence, so that layers inside take one
             step though the container takes all.
+        hints: part of a path of the library's source -> what it means that forward runs an operation there, outside a
+            layer that is converted, and the remedy.
         repair: graph of a file that the library's exporter wrote, as stored -> what it stands for, and what was
             changed. UnsupportedError, naming the node, for what the file has lost.
         adapt: graph, its convention -> what the library's importer needs to make the same network of it.
@@ -122,6 +134,7 @@ class Framework:
     step: Callable[[Any], float | None] = lambda module: None
     traceable: Callable[[nn.Module], nn.Module | None] = lambda module: None
     lifts: Callable[[nn.Module], bool] = lambda module: False
+    hints: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     repair: Callable[[nir.NIRGraph], tuple[nir.NIRGraph, tuple[Repair, ...]]] = lambda graph: (graph, ())
     adapt: Callable[[nir.NIRGraph, Convention | None], nir.NIRGraph] = lambda graph, convention: graph
 
@@ -136,6 +149,14 @@ def framework(package: str) -> Framework:
         raise ConfigurationError(f"unknown library {package!r}", remedy=suggest(package, _TABLES))
     found: Framework = import_module(_TABLES[package]).FRAMEWORK
     return found
+
+
+def hint(place: str) -> tuple[str, str] | None:
+    """What an operation at this place in a source means, and the remedy; None outside the libraries."""
+    for package in _TABLES:
+        if f"/{package}/" in place:
+            return next((found for part, found in framework(package).hints.items() if part in place), None)
+    return None
 
 
 def framework_of(module: nn.Module) -> Framework | None:
