@@ -451,9 +451,9 @@ def check_finite(graph: nir.NIRGraph) -> None:
 
 
 def sha256(graph: nir.NIRGraph) -> str:
-    """Hash of names, types, parameters and edges; independent of node order, edge order and metadata."""
+    """Hash of names, types, parameters and edges; independent of node order, edge order, metadata and `dissolved`."""
     digest = hashlib.sha256()
-    _feed(digest, graph)
+    _feed(digest, dissolved(graph))
     return digest.hexdigest()
 
 
