@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from torch import fx, nn
 from torch.nn import functional
 
 from nirdeploy.convert.draft import Batch, Key, Signal, StateOf, Value
+from nirdeploy.convert.frameworks.framework import framework_of
 from nirdeploy.convert.primitives import MODULES, TraceContext, find, flatten_node
 
 if TYPE_CHECKING:
@@ -107,10 +109,11 @@ def _pass(walk: Walk, node: fx.Node) -> Value:
 
 
 def _dropout(walk: Walk, node: fx.Node) -> Value:
-    """Nothing, as of the module; but where forward does not ask whether it is training, torch's function always acts."""
-    probability = node.kwargs.get("p", node.args[1] if len(node.args) > 1 else 0.5)
-    if "training" not in node.kwargs and len(node.args) < 3 and probability:
-        raise walk.refuse(node, "without training=self.training drops values when the network only runs, too")
+    """Nothing, as of the module; but not where it acts outside training, or in another library's network."""
+    given = inspect.signature(functional.dropout).bind(*node.args, **node.kwargs).arguments
+    acts = given.get("training", True) is True and given.get("p", 0.5) > 0
+    if acts and (not walk.root.training or any(framework_of(part) for part in walk.root.modules())):
+        raise walk.refuse(node, "drops values by chance; call eval(), and give it training=self.training")
     return _pass(walk, node)
 
 

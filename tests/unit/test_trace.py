@@ -296,8 +296,8 @@ def remembers(s, x):
         (Body(lambda s, x: s.a(x) * int(x.sum())), "depends on its data|cannot be traced"),
         (Body(lambda s, x: s.a(x) / 0), "by zero"),
         (
-            Body(lambda s, x: functional.dropout(s.a(x), 0.2)),
-            "'dropout' without training=self.training drops values when the network only runs",
+            Body(lambda s, x: functional.dropout(s.a(x), 0.2)).eval(),
+            r"'dropout' drops values by chance; call eval\(\), and give it training=self.training",
         ),
         (Body(lambda s, x: 1 / s.a(x)), "by a signal"),
         (Body(lambda s, x: s.a(x) + torch.randn(2)), None),
