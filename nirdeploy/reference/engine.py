@@ -25,7 +25,7 @@ from nirdeploy.reference.lanes import WIDTH
 from nirdeploy.reference.memory import LINE, NUMPY, address
 from nirdeploy.reference.neurons import Delay, Membrane, Neuron
 from nirdeploy.reference.program import FOLDED, POPULATIONS, Part, Program, is_plain
-from nirdeploy.reference.sparse import Rows, from_raster, join, survey, to_raster
+from nirdeploy.reference.sparse import Rows, from_raster, join, to_raster
 from nirdeploy.reference.stack import Stack
 from nirdeploy.reference.threads import share, split
 from nirdeploy.schedule import NodePath, dotted, feedback_key
@@ -90,23 +90,16 @@ class Signal:
             return np.ascontiguousarray(self._raw).reshape(shape)
         return self.dense().detach().cpu().contiguous().reshape(shape).numpy()
 
-    def rows(self) -> Rows:
-        """The same as events."""
-        if self._rows is None:
-            source = self._raw if self._raw is not None else self.dense().detach().numpy()
-            like = np.empty(0, torch.empty(0, dtype=self._dtype).numpy().dtype)
-            flat = np.ascontiguousarray(source).reshape(self.steps, self.batch, self.size)
-            self._rows = from_raster(flat, like)
-        return self._rows
-
-    def density(self) -> float:
-        """Share of numbers that are not zero."""
+    def rows(self, density: float = 1.0) -> Rows | None:
+        """The same as events; None where more than this share of the numbers is not zero."""
         if self._rows is not None:
-            return self._rows.density
-        if self._density is not None:
-            return self._density
+            return self._rows if self._rows.density <= density else None
+        if self._density is not None and self._density > density:
+            return None
         source = self._raw if self._raw is not None else self.dense().detach().numpy()
-        return survey(np.ascontiguousarray(source), np.inf)[1] / max(1, source.size)
+        flat = np.ascontiguousarray(source).reshape(self.steps, self.batch, self.size)
+        self._rows = from_raster(flat, np.empty(0, NUMPY[self._dtype]), density)
+        return self._rows
 
 
 def _past_cache(record: np.ndarray) -> bool:
@@ -308,8 +301,9 @@ class Engine:
                 self._signals[path] = self.signal(sources[0][0])  # an Output is a wire
                 return self._signals[path]
             x, _ = self._input(path)
-            if self.sparse and is_plain(module, (nn.Linear,)) and self._sparse(path):
-                x = training.sparse_linear(module, x, self.signal(sources[0][0]).rows())  # type: ignore[arg-type]
+            rows = self._sparse(path) if self.sparse and is_plain(module, (nn.Linear,)) else None
+            if rows is not None:
+                x = training.sparse_linear(module, x, rows)  # type: ignore[arg-type]
             elif self.native and path in self.program.pools:
                 x = self._pool(path, x)
             elif module is not None:
@@ -331,12 +325,12 @@ class Engine:
         )
         return torch.from_numpy(out).reshape(self._steps, self.batch, *shape)
 
-    def _sparse(self, path: NodePath) -> bool:
-        """Whether a Linear's input comes from one node and is mostly zero."""
+    def _sparse(self, path: NodePath) -> Rows | None:
+        """A Linear's input as events, where it comes from one node and is mostly zero."""
         sources = self.program.sources[path]
         if len(sources) != 1 or sources[0][1] is not None:
-            return False
-        return self.signal(sources[0][0]).density() <= _CROSSOVER[nn.Linear]
+            return None
+        return self.signal(sources[0][0]).rows(_CROSSOVER[nn.Linear])
 
     def _emitted(self, path: NodePath, dense: Tensor | None = None, *, raw: np.ndarray | None = None) -> Signal:
         shape = self.shapes[path].output
@@ -486,11 +480,10 @@ class Engine:
         chain = self.program.chains.get(path)
         if chain is None or self.sink.wants(chain.weight, "output"):
             return False
-        source = self.signal(chain.source)
-        kind = type(self.program.modules[chain.weight])
-        if source.density() > _CROSSOVER[kind]:
+        rows = self.signal(chain.source).rows(_CROSSOVER[type(self.program.modules[chain.weight])])
+        if rows is None:
             return False
-        rows, weights = source.rows(), self.program.weights(path)
+        weights = self.program.weights(path)
         native = self.program.native(path, self.dtype)
         order = weights.order
         p, q, padded = native.p, native.q, order

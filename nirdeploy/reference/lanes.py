@@ -25,6 +25,7 @@ __all__ = [
     "bits_of",
     "choose",
     "count_set",
+    "differs",
     "first_set",
     "get",
     "keep",
@@ -281,6 +282,16 @@ def _compare(sign: str) -> Any:
 
 
 above, at_least = _compare(">"), _compare(">=")
+
+
+@intrinsic
+def differs(typing: Any, a: Any, b: Any) -> Any:
+    """Set where two lanes are not equal; NaN differs from everything, as for `!=`."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.fcmp_unordered("!=", *arguments)
+
+    return Mask(a.count)(a, b), build
 
 
 @intrinsic
