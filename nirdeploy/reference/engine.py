@@ -22,84 +22,21 @@ from nirdeploy.reference import event_kernels, kernels, pool_kernels, scan_kerne
 from nirdeploy.reference.cycle import Cycle
 from nirdeploy.reference.dynamics import MOST_SPIKES
 from nirdeploy.reference.lanes import WIDTH
-from nirdeploy.reference.memory import LINE, NUMPY, address
+from nirdeploy.reference.memory import LINE, address
 from nirdeploy.reference.neurons import Delay, Membrane, Neuron
 from nirdeploy.reference.program import FOLDED, POPULATIONS, Part, Program, is_plain
-from nirdeploy.reference.sparse import Rows, from_raster, join, to_raster
+from nirdeploy.reference.signals import Signal
+from nirdeploy.reference.sparse import Rows, join, to_raster
 from nirdeploy.reference.stack import Stack
 from nirdeploy.reference.threads import share, split
 from nirdeploy.schedule import NodePath, dotted, feedback_key
 
-__all__ = ["Engine", "Signal", "Sink"]
+__all__ = ["Engine", "Sink"]
 
 _LEAST = 1 << 20  # neuron-steps that are worth a thread
 _PAST = 8 << 20  # bytes of a record from which on it does not stay in the cache
 # densities above which torch is faster than events, measured by benchmarks/reference.py on two cores
 _CROSSOVER = {nn.Linear: 0.25, nn.Conv2d: 0.10}
-
-
-class Signal:
-    """What a node emits over a chunk, in the form it came in and in those that were asked for.
-
-    Attributes:
-        shape: of one sample at one step.
-        steps: steps of the chunk.
-        batch: samples.
-    """
-
-    def __init__(
-        self,
-        shape: Sequence[int],
-        steps: int,
-        batch: int,
-        *,
-        dense: Tensor | None = None,
-        rows: Rows | None = None,
-        raw: np.ndarray | None = None,
-        density: float | None = None,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self.shape, self.steps, self.batch = tuple(shape), steps, batch
-        self._dense, self._rows, self._raw = dense, rows, raw
-        self._dtype, self._device, self._density = dtype, device, density
-
-    @property
-    def size(self) -> int:
-        """Numbers a sample."""
-        return math.prod(self.shape)
-
-    def dense(self) -> Tensor:
-        """[step, batch, *shape]."""
-        if self._dense is None:
-            if self._raw is not None:
-                # torch warns of memory that must not be written to, though nothing here writes to it
-                raw = self._raw if self._raw.flags.writeable else self._raw.copy()
-                self._dense = torch.from_numpy(raw).to(device=self._device, dtype=self._dtype)
-            else:
-                assert self._rows is not None
-                empty = torch.zeros((self.steps, self.batch, self.size), dtype=self._dtype)
-                to_raster(self._rows, empty.numpy())
-                self._dense = empty.reshape(self.steps, self.batch, *self.shape)
-        return self._dense
-
-    def numbers(self) -> np.ndarray:
-        """[step, batch, number], contiguous."""
-        shape = (self.steps, self.batch, self.size)
-        if self._dense is None and self._raw is not None and self._raw.dtype == NUMPY[self._dtype]:
-            return np.ascontiguousarray(self._raw).reshape(shape)
-        return self.dense().detach().cpu().contiguous().reshape(shape).numpy()
-
-    def rows(self, density: float = 1.0) -> Rows | None:
-        """The same as events; None where more than this share of the numbers is not zero."""
-        if self._rows is not None:
-            return self._rows if self._rows.density <= density else None
-        if self._density is not None and self._density > density:
-            return None
-        source = self._raw if self._raw is not None else self.dense().detach().numpy()
-        flat = np.ascontiguousarray(source).reshape(self.steps, self.batch, self.size)
-        self._rows = from_raster(flat, np.empty(0, NUMPY[self._dtype]), density)
-        return self._rows
 
 
 def _past_cache(record: np.ndarray) -> bool:
@@ -373,15 +310,27 @@ class Engine:
             self._hold(path, *self.initial(path))
         if self.events and self._driven(path):
             return
-        x, own = self._input(path)
+        given = self._unchecked(path)
         shape, size = self.shapes[path].output, math.prod(self.shapes[path].output)
-        flat = x.contiguous().reshape(self._steps, self.batch, size)
+        if given is not None:
+            flat, own = torch.from_numpy(given.unchecked), False
+        else:
+            x, own = self._input(path)
+            flat = x.contiguous().reshape(self._steps, self.batch, size)
         out = self._record_of_output(path, flat)
         if out is None:
             out = flat if own else torch.empty_like(flat)
-        self._scan(path, flat.numpy(), out.numpy())
+        self._scan(path, flat.numpy(), out.numpy(), given)
         self._signals[path] = self._emitted(path, out.reshape(self._steps, self.batch, *shape))
         self._put_emitted(path, out)
+
+    def _unchecked(self, path: NodePath) -> Signal | None:
+        """An Input's numbers that nobody has checked yet, where a scan in vectors is what reads them."""
+        source = self.program.direct(path)
+        found = None if source is None else self.signal(source)
+        if found is None or found.unchecked is None:
+            return None
+        return found if self.program.native(path, self.dtype).how[0] in (kernels.ONE, kernels.INTEGRATE) else None
 
     def _record_of_output(self, path: NodePath, like: Tensor) -> Tensor | None:
         """The record of an Output that a population alone feeds, to be written to without a copy in between."""
@@ -404,7 +353,7 @@ class Engine:
         flat = v.numpy().reshape(self.batch, -1)
         return flat, flat[:0, :0] if i is None else i.numpy().reshape(self.batch, -1)
 
-    def _scan(self, path: NodePath, x: np.ndarray, out: np.ndarray) -> None:
+    def _scan(self, path: NodePath, x: np.ndarray, out: np.ndarray, unchecked: Signal | None) -> None:
         native = self.program.native(path, self.dtype)
         v, i = self._held(path)
         v_record, i_record, none = self._targets(path, x.dtype)
@@ -415,13 +364,16 @@ class Engine:
             most = scan_kernels.BLOCK * (4 if uniform else 1)  # those of one kind have no parameters to keep near
             block = share(neurons, batch, WIDTH, most, steps * batch * neurons // _LEAST)
 
-            def work(first: int, last: int) -> None:
-                scan_kernels.scan(
+            def work(first: int, last: int) -> int:
+                found: int = scan_kernels.scan(
                     x, v, i, native.p, native.q, mode == kernels.ONE, inclusive, subtract, uniform, out, v_record,
-                    i_record, past, block, first, last,
+                    i_record, past, unchecked is not None, block, first, last,
                 )  # fmt: skip
+                return found
 
-            split(work, batch * -(-neurons // block), max(1, _LEAST // max(1, steps * block)))
+            highest = split(work, batch * -(-neurons // block), max(1, _LEAST // max(1, steps * block)))
+            if unchecked is not None:
+                unchecked.passed(max(highest))
         else:
             direct = out is not x and not np.may_share_memory(x, out)
 

@@ -43,7 +43,6 @@ def aligned_copy(array: NDArray[Any]) -> NDArray[Any]:
     return found
 
 
-
 class _Lease:
     """Memory lent to arrays; when the last of them is gone, the next run gets it."""
 

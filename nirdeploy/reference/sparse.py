@@ -22,6 +22,7 @@ from nirdeploy.reference.threads import split
 __all__ = [
     "Rows",
     "Weights",
+    "as_bits",
     "from_raster",
     "in_blocks",
     "join",
@@ -116,11 +117,12 @@ def survey(raster: Array, limit: float) -> tuple[bool, int]:
     """
     bits = raster.reshape(-1).view(f"u{raster.itemsize}")
     parts = split(lambda first, last: _survey(bits, first, last), bits.size, 1 << 21)
-    return max(int(p[0]) for p in parts) <= _as_bits(limit, raster.dtype), sum(int(p[1]) for p in parts)
+    return max(int(p[0]) for p in parts) <= as_bits(limit, raster.dtype), sum(int(p[1]) for p in parts)
 
 
 @lru_cache
-def _as_bits(limit: float, kind: np.dtype[Any]) -> int:
+def as_bits(limit: float, kind: np.dtype[Any]) -> int:
+    """The bits of the largest number of a type up to a limit, read as an unsigned integer."""
     most = int(min(limit, np.iinfo(kind).max)) if kind.kind in "iu" else limit
     return int(np.array(most).astype(kind).view(f"u{kind.itemsize}"))
 

@@ -126,7 +126,9 @@ def by_address(begins, index, value, steps, batch, sources):
 
 
 @inline
-def _columns(g, near, c, left, rows, neurons, sources, padded, ends, which, factors, plain, target, sums, nothing, count):
+def _columns(
+    g, near, c, left, rows, neurons, sources, padded, ends, which, factors, plain, target, sums, nothing, count
+):
     """`weight_gradient` for `count` neurons (a constant) from c on, of which `left` are there."""
     for r in range(0, rows, CHUNK):
         here, first = min(CHUNK, rows - r), r // CHUNK * sources

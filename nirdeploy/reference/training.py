@@ -122,7 +122,7 @@ class _Linear(torch.autograd.Function):
         return out, torch.from_numpy(state).reshape(v.shape)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, v, out = ctx.saved_tensors
         wanted = any(ctx.needs_input_grad[2:])
@@ -161,7 +161,7 @@ class _Population(torch.autograd.Function):
         return spikes, torch.from_numpy(state).reshape(v.shape)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, v, spikes = ctx.saved_tensors
         wanted, options = any(ctx.needs_input_grad[2:7]), ctx.options
@@ -214,7 +214,7 @@ class _SparseLinear(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
         g, rows, plain = gradients[0].contiguous(), ctx.rows, ctx.plain
