@@ -411,7 +411,8 @@ class Engine:
             self._hold(path, *self.initial(path))
         keep = any(self.sink.wants(path, variable) for variable in ("v_mem", "i_syn"))
         if self.device.type == "cpu" and not keep and training.foldable(module, self.dtype):
-            out, self._states[path] = training.scan(module, self._input(path)[0], self._states[path])
+            x, own = self._input(path)
+            out, self._states[path] = training.scan(module, x, self._states[path], own)
             self._signals[path] = self._emitted(path, out)
             self._put_emitted(path, out)
         else:

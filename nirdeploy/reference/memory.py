@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import threading
-import weakref
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ from numpy.typing import NDArray
 __all__ = ["LINE", "NUMPY", "address", "aligned", "aligned_copy", "lend"]
 
 LINE = 64  # bytes
-_KEPT_BYTES = 256 << 20  # of memory that nobody holds any more, for the next run: fresh memory costs more than a scan
 NUMPY: dict[torch.dtype, np.dtype[Any]] = {
     torch.float32: np.dtype(np.float32),
     torch.float64: np.dtype(np.float64),
@@ -44,8 +42,9 @@ def aligned_copy(array: NDArray[Any]) -> NDArray[Any]:
 
 
 class _Lease:
-    """Memory lent to arrays; when the last of them is gone, the next run gets it."""
+    """Memory lent to arrays; when the last of them is gone, the next run gets it, as fresh memory is slow."""
 
+    most = 256 << 20  # bytes that are kept
     free: list[NDArray[Any]] = []  # noqa: RUF012 (of the process)
     lock = threading.RLock()  # the same thread may come back, when a lease ends while it holds the lock
 
@@ -56,14 +55,13 @@ class _Lease:
             "data": (address(block) + -address(block) % LINE, False),
             "version": 3,
         }
-        weakref.finalize(self, _Lease.back, block)
+        self._block = block
 
-    @staticmethod
-    def back(block: NDArray[Any]) -> None:
-        with _Lease.lock:
-            _Lease.free.append(block)
-            while sum(b.nbytes for b in _Lease.free) > _KEPT_BYTES:
-                _Lease.free.pop(0)
+    def __del__(self) -> None:
+        with self.lock:
+            self.free.append(self._block)
+            while sum(b.nbytes for b in self.free) > self.most:
+                self.free.pop(0)
 
 
 def lend(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:

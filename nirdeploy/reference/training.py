@@ -34,12 +34,16 @@ def foldable(module: Membrane, dtype: torch.dtype) -> bool:
     return dtype in (torch.float32, torch.float64) and convention.integrator != "exact" and not resets_late(convention)
 
 
-def scan(module: Membrane, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-    """A population over [step, batch, ...], as calling the module step after step: what it emits and its state."""
+def scan(module: Membrane, x: Tensor, state: Any, own: bool) -> tuple[Tensor, Any]:
+    """A population over [step, batch, ...], as calling the module step after step: what it emits and its state.
+
+    `own`: whether nobody else reads the memory of `x`, so that v before the resets may take its place.
+    """
     v, i = module.split(state, x[0])
     synapse = module.synapse()
     if synapse is not None and i is not None:
         x, i = _integrated(x, i, synapse.decay, synapse.gain, 0.0)
+        own = False  # its own backward pass reads it
     decay, gain, leak = module.membrane()
     if not isinstance(module, Neuron):
         out, v = _integrated(x, v, decay, gain, leak)
@@ -50,6 +54,7 @@ def scan(module: Membrane, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         "inclusive": convention.crossing == "inclusive",
         "subtract": convention.reset == "subtract",
         "many": convention.spikes_per_step == "many",
+        "own": own,
         "bound": bound,
         "v_min": convention.v_min if bound == 1 else None,
         "code": module.surrogate.code,
@@ -151,11 +156,12 @@ class _Population(torch.autograd.Function):
         low = {0: -np.inf, 1: options["v_min"], 2: None}[options["bound"]]
         p[kernels.V_MIN] = -p[kernels.THRESHOLD] if low is None else low
         given, state = _flat(x), _flat(v, False).copy()
-        u, spikes = lend(given.shape, given.dtype), _buffer(tuple(x.shape), x.dtype)
+        wanted, many = any(ctx.needs_input_grad[2:7]), options["many"]
+        u = given if options["own"] and not (wanted or many) else lend(given.shape, given.dtype)
+        spikes = _buffer(tuple(x.shape), x.dtype)
         target = spikes.reshape(given.shape).numpy()
-        flags = (options["inclusive"], options["subtract"], options["many"])
-        split(lambda a, b: kernels.forward(given, state, p, *flags, u, target, a, b), x.shape[1], _least(given))
-        wanted = any(ctx.needs_input_grad[2:7])
+        forward, flags = kernels.forward_many if many else kernels.forward, (options["inclusive"], options["subtract"])
+        split(lambda a, b: forward(given, state, p, *flags, u, target, a, b), x.shape[1], _least(given))
         ctx.save_for_backward(x if wanted else None, v, spikes)
         ctx.u, ctx.p, ctx.options = u, p, options
         return spikes, torch.from_numpy(state).reshape(v.shape)
@@ -175,8 +181,8 @@ class _Population(torch.autograd.Function):
         def work(a: int, b: int) -> Array:
             gp = np.zeros(ctx.p.shape, np.float64)
             kernels.backward(
-                g, given, start, ctx.u, emitted, ctx.p, options["subtract"], options["bound"], options["code"], factor,
-                target, carried, gp, wanted, a, b,
+                g, given, start, ctx.u, emitted, ctx.p, options["inclusive"], options["subtract"], options["many"],
+                options["bound"], options["code"], factor, target, carried, gp, wanted, a, b,
             )  # fmt: skip
             return gp
 
