@@ -91,9 +91,9 @@ class Signal:
         Raises:
             RasterError: there is a number that is not sound.
         """
-        if self._check is not None and highest <= self._check.limit:
-            self._check = None
-        assert self._raw is not None
+        check, self._check = self._check, None
+        if check is not None and highest > check.limit:
+            self._density = check.check()
 
     def dense(self) -> Tensor:
         """[step, batch, *shape]."""
