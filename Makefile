@@ -7,15 +7,15 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 BIN = .venv/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-all lint types format oracles clean
+.PHONY: demo test test-all lint types format oracles browser clean
 
 demo: .venv/.demo
 	$(BIN)/nirdeploy demo
 
-test: .venv/.test oracles lint types
+test: .venv/.test oracles browser lint types
 	$(BIN)/python -m pytest -m "not long"
 
-test-all: .venv/.test oracles lint types
+test-all: .venv/.test oracles browser lint types
 	$(BIN)/python -m pytest
 
 lint: .venv/.test
@@ -46,6 +46,12 @@ format: .venv/.test
 # the vendors' software that tests are held against; skipped, saying so, where it cannot be had
 oracles: .venv/.test
 	$(BIN)/python tests/golden/environments.py
+
+# a browser for the tests of the page; installed where that needs nobody's password, else those tests are skipped
+browser:
+	@which chromium chromium-browser google-chrome google-chrome-stable 2>/dev/null | grep -q . \
+	|| { test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
+	|| echo "no Chromium here: the tests of the page in a browser are skipped"
 
 clean:
 	rm -rf .venv .venv-lava .venv-lava-dl .venv-nir104 .venv-sinabs .venv-with-* out dist build

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from nirdeploy import files, io
 from nirdeploy.comparison import Comparison, compare
+from nirdeploy.comparison.ladder import Ladder, ladder
 from nirdeploy.comparison.metrics import accuracy
 from nirdeploy.comparison.report import Section, write_report
 from nirdeploy.convert.trace import torch_to_nir
@@ -35,6 +36,7 @@ ACTIVE_STEPS = 16
 SILENT_STEPS = 4
 TARGETS = ("speck2f", "loihi2")
 CALIBRATION_IMAGES = 96
+LADDER_IMAGES = 24
 CONVENTION = Convention(dt=1e-3, reset="zero", if_gain="r")
 
 Progress = Callable[[str, int], Any]
@@ -59,6 +61,7 @@ class Target:
     comparison: Comparison
     accuracy: float
     seconds: float
+    ladder: Ladder
 
 
 @dataclass(frozen=True)
@@ -269,7 +272,9 @@ def _target(deployment: Deployment, reference: Trajectory, data: Digits) -> Targ
     trajectory = deployment.run(data.test)
     seconds = time.perf_counter() - started
     comparison = compare(reference, trajectory)
-    return Target(deployment, trajectory, comparison, accuracy(trajectory.outputs, data.test_labels), seconds)
+    right = accuracy(trajectory.outputs, data.test_labels)
+    few = ladder(deployment, data.test[:, :LADDER_IMAGES], data.test_labels[:LADDER_IMAGES])
+    return Target(deployment, trajectory, comparison, right, seconds, few)
 
 
 def _summary(data: Digits, reference: float, found: dict[str, Target], seconds: float) -> dict[str, Any]:
@@ -315,7 +320,8 @@ def _report(result: Demo) -> None:
             placement=target.deployment.placement,
             report=target.deployment.report,
             seconds=target.seconds,
-            notes=target.deployment.quantized.notes,
+            notes=(*target.deployment.quantized.notes, f"the rungs were run on the first {LADDER_IMAGES} images"),
+            ladder=target.ladder,
             estimate=estimate(target.trajectory, seconds_per_step=CONVENTION.dt),
         )
         for name, target in result.targets.items()

@@ -38,6 +38,7 @@ __all__ = [
     "conv1d_options",
     "conv2d_options",
     "copy_graph",
+    "dissolved",
     "feedback_edges",
     "input_names",
     "is_neuron",
@@ -259,6 +260,28 @@ def feedback_edges(graph: nir.NIRGraph) -> list[Edge]:
 def order(graph: nir.NIRGraph) -> list[str]:
     """Node names in the one execution order: topological without feedback edges, ties by name."""
     return [dotted(path) for path in schedule(graph).order]
+
+
+def dissolved(graph: nir.NIRGraph) -> nir.NIRGraph:
+    """The same network without subgraphs: their nodes are called 'subgraph.node', as in conventions and trajectories.
+
+    Returns:
+        A graph that shares its nodes with the one given; that one itself where it has no subgraphs, or where two edges
+        or two names would become one.
+    """
+    if not any(isinstance(node, nir.NIRGraph) for node in graph.nodes.values()):
+        return graph
+    plan = schedule(graph)
+    nodes = {dotted(path): node for path, node in plan.nodes.items()}
+    edges = [(dotted(source), dotted(target)) for target in plan.order for source in plan.sources[target]]
+    if len(nodes) < len(plan.nodes) or len(set(edges)) < len(edges):
+        return graph
+    found = make_graph(nodes, edges, _plain_metadata(graph))
+    known = metadata(graph).get("torch_paths")
+    if not isinstance(known, Mapping):
+        return found
+    paths = {dotted(path): known[path[0]] for path in plan.nodes if path[0] in known}
+    return with_metadata(found, torch_paths=paths)
 
 
 # ---------------------------------------------------------------- shapes

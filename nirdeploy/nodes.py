@@ -73,14 +73,34 @@ def make_node(kind: type[nir.NIRNode], **values: Any) -> nir.NIRNode:
         values.pop("v_reset")
     extra = values.pop("metadata", None)
     try:
-        node = kind(**values)
-    except AttributeError as error:  # e.g. padding 'same' in nir 1.0.4
+        node = _held(kind, values)
+    except AttributeError as error:
         raise GraphError(
             f"nir {nir.version} cannot build this {kind.__name__}: {error}", remedy="Install a newer nir."
         ) from error
     if extra and hasattr(node, "metadata"):
         node.metadata = dict(extra)
     return node
+
+
+def _held(kind: type[nir.NIRNode], values: dict[str, Any]) -> nir.NIRNode:
+    """A node; padding 'same', which nir 1.0.4 fails on, in numbers where that is needed and possible.
+
+    Raises:
+        AttributeError: out of nir.
+    """
+    try:
+        return kind(**values)
+    except AttributeError:
+        if values.get("padding") != "same":
+            raise
+        kernel = np.shape(values["weight"])[2:]
+        dilation = np.broadcast_to(values["dilation"], len(kernel))
+        total = [int(d) * (size - 1) for d, size in zip(dilation, kernel, strict=True)]
+        if any(n % 2 for n in total):
+            raise
+        rows = tuple(n // 2 for n in total)
+        return kind(**{**values, "padding": rows if len(rows) > 1 else rows[0]})
 
 
 def make_graph(

@@ -53,6 +53,7 @@ def check(graph: nir.NIRGraph, target: str | Target, *, convention: Convention |
     chip = find_target(target)
     _require_convention(convention)
     graphs.validate(graph)
+    graph = graphs.dissolved(graph)
     found: list[Finding] = list(repaired(graph))
     used = _convention_or_finding(graph, convention, found)
     if used is not None:
@@ -163,7 +164,7 @@ def quantize(
         shape = graphs.shapes(graph)[graphs.input_names(graph)[0]].input
         calibration, _ = check_raster(calibration, shape, integer=True)
     used = resolve_convention(graph, convention)
-    own = graphs.copy_graph(graph)  # the caller may change the one given
+    own = graphs.copy_graph(graphs.dissolved(graph))  # the caller may change the one given
     found = backend_of(chip.backend).quantize(own, chip, used, quantizer=quantizer, calibration=calibration)
     if quantizer == "max":
         for note in found.notes:

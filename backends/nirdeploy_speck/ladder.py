@@ -36,13 +36,13 @@ def ladder_steps(quantized: Quantized, placement: Placement) -> Sequence[Step]:
     return (
         Step("chip convention", "threshold inclusive, v bounded below", converted),
         Step("quantised parameters", "integer weights, thresholds and bounds", lambda x: _integers(quantized, x)),
-        Step("integer states", "16-bit v that saturates", emulated("step")),
+        Step("integer states", "registers of whole numbers, of any size", emulated("step")),
         Step(
             "sinabs",
             "sinabs's own arithmetic",
             lambda x: simulator.run(quantized, placement, x, mode="step", **plain),
         ),
-        Step("event order", "v is compared after every event", emulated("event")),
+        Step("event order", "v is compared, and held to 16 bits, after every event", emulated("event")),
         Step("chip", "silicon", lambda x: samna_runner.run(quantized, placement, x, mode="event", **plain)),
     )
 

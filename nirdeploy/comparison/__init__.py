@@ -3,9 +3,12 @@
 align.py   same neurons, same steps, same units
 metrics.py spike agreement and voltage errors
 measure.py `compare`
+hints.py   what the records bear out of `hypotheses.py`: a shift, a turned map, another reset, ...
 cause.py   why a spike differs, as far as the records tell
 result.py  `Comparison` and its parts
-report.py  the page, with plots.py and report.html.j2
+report.py  the page: report.html.j2 with page.css and page.js, filled by page_data.py (spikes and traces for the
+           script), network.py and layout.py (the drawing), core_map.py, picture.py (for paper), excerpt.py (what of a
+           run is shown)
 text.py    numbers, names and tables as text
 """
 

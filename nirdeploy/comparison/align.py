@@ -109,9 +109,9 @@ class Aligned:
                     self.chip.block(theirs, samples, self.columns[1]),
                 )
 
-    def sample(self, sample: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        """All compared steps of one sample: reference and chip as [step, neuron] in model units."""
-        ours, theirs = self.rows(0, self.steps)
+    def sample(self, sample: int, first: int = 0, last: int | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Entries [first, last) of `when` of one sample: reference and chip as [step, neuron] in model units."""
+        ours, theirs = self.rows(first, self.steps if last is None else last)
         chosen = slice(sample, sample + 1)
         return (
             self.reference.block(ours, chosen, self.columns[0])[:, 0],

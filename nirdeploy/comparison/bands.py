@@ -98,9 +98,9 @@ class Banded(Aligned):
             b = [one[3] for one in found[len(self.ours) :]]
             yield first, sample, *_nearest(a, b)
 
-    def sample(self, sample: int) -> Both:
+    def sample(self, sample: int, first: int = 0, last: int | None = None) -> Both:
         """As of `Aligned`."""
-        return self._of(lambda pair: pair.sample(sample))
+        return self._of(lambda pair: pair.sample(sample, first, last))
 
     def at(self, step: int, sample: int) -> Both | None:
         """As of `Aligned`."""

@@ -1,217 +1,264 @@
-"""What the page's pictures show: one sample, a window of steps, the neurons that matter most."""
+"""What the page shows of a run: for a node one sample, a window of steps, the neurons that matter most."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nirdeploy.comparison.align import Aligned
-from nirdeploy.comparison.result import Comparison, Divergence
+if TYPE_CHECKING:
+    from nirdeploy.comparison.align import Aligned
+    from nirdeploy.comparison.result import Comparison, Divergence
 
-__all__ = ["Excerpt", "RasterPanel", "TracePanel", "excerpt"]
+__all__ = ["PAPER", "Excerpt", "Limits", "Trace", "excerpt"]
 
-MAX_NEURONS = 80
-MAX_LAYERS = 8
-MAX_TRACES = 3
-MAX_STEPS = 120
+_VALUES = ("v_mem", "i_syn", "output")  # what a trace may show, the first that is compared
+_BLOCK = 1 << 22  # entries read at once, and most that are looked at
+_SPIKE_BYTES = 4  # of a spike in the page's JSON: the distance to the one before, and a comma
+_VALUE_BYTES = 11  # of a value: six digits, sign, point, comma
+
+
+class Limits(NamedTuple):
+    """How much of a node is shown.
+
+    Attributes:
+        neurons: rows of the raster.
+        traces: neurons whose values are shown.
+        steps: length of the window.
+        size: bytes of the page, roughly.
+    """
+
+    neurons: int
+    traces: int
+    steps: int
+    size: int
+
+
+PAPER = Limits(neurons=48, traces=1, steps=96, size=30_000)
 
 
 @dataclass(frozen=True, eq=False)
-class RasterPanel:
-    """Spikes of one node in the window.
+class Trace:
+    """Values of one neuron over the window.
 
     Attributes:
-        node: name in the original graph.
-        neurons: flat index of each neuron shown.
-        total: neurons there are.
-        first: reference step of the first row.
-        reference: counts [step, neuron].
-        chip: counts [step, neuron].
+        flat: flat index of the neuron in its node.
+        neuron: the same in the node's own shape.
+        values: reference and chip [step], in model units; NaN where not compared.
+        thresholds: of reference and chip in model units, where recorded.
+        differs: reference step of its first different spike count inside the window, or None.
     """
 
-    node: str
-    neurons: tuple[int, ...]
-    total: int
-    first: int
-    reference: NDArray[Any]
-    chip: NDArray[Any]
-
-    @property
-    def counts(self) -> tuple[int, int, int]:
-        """Entries with a spike on both sides, with more on the reference, with more on the chip."""
-        both = np.count_nonzero(np.minimum(self.reference, self.chip))
-        more = np.count_nonzero(self.reference > self.chip), np.count_nonzero(self.chip > self.reference)
-        return int(both), int(more[0]), int(more[1])
-
-
-@dataclass(frozen=True, eq=False)
-class TracePanel:
-    """v_mem and spikes of one neuron in the window.
-
-    Attributes:
-        node: name in the original graph.
-        neuron: index in the node's own shape.
-        sample: index in the batch.
-        first: reference step of the first value.
-        voltages: reference and chip, [step], model units.
-        thresholds: reference and chip in model units, where recorded.
-        spikes: reference and chip, counts [step], where compared, each from `spikes_first`.
-        spikes_first: reference step of the first count.
-        divergence: the node's first difference, where it has one.
-    """
-
-    node: str
+    flat: int
     neuron: tuple[int, ...]
-    sample: int
-    first: int
-    voltages: tuple[NDArray[Any], NDArray[Any]]
+    values: tuple[NDArray[Any], NDArray[Any]]
     thresholds: tuple[float | None, float | None]
-    spikes: tuple[NDArray[Any], NDArray[Any]] | None
-    spikes_first: int
-    divergence: Divergence | None
+    differs: int | None
 
 
 @dataclass(frozen=True, eq=False)
 class Excerpt:
-    """Everything the pictures of one comparison show.
+    """A part of one node's run.
 
     Attributes:
-        sample: the sample of the raster.
-        window: first and last reference step shown.
-        n_steps: steps compared.
-        rasters: one panel a node.
-        n_layers: nodes with compared spikes.
-        traces: one panel a node, the first difference of the run first.
-        divergence: the first difference of the run.
+        node: name in the original graph.
+        sample: index in the batch.
+        first: reference step of the first row.
+        compared: all compared steps of the reference.
+        neurons: flat index of each neuron shown, ascending; empty where spikes are not compared.
+        total: compared neurons of the node.
+        shape: the node's shape.
+        reference: spike counts [step, neuron]; no neuron where spikes are not compared.
+        chip: likewise.
+        variable: what the traces show; '' where there is none.
+        traces: neurons that differ first, earliest first; where none differs, the most active.
+        divergence: the node's first difference where it is in this sample.
     """
 
+    node: str
     sample: int
-    window: tuple[int, int]
-    n_steps: int
-    rasters: tuple[RasterPanel, ...]
-    n_layers: int
-    traces: tuple[TracePanel, ...]
+    first: int
+    compared: range
+    neurons: tuple[int, ...]
+    total: int
+    shape: tuple[int, ...]
+    reference: NDArray[Any]
+    chip: NDArray[Any]
+    variable: str
+    traces: tuple[Trace, ...]
     divergence: Divergence | None
 
+    @property
+    def steps(self) -> range:
+        """Reference steps shown."""
+        return range(self.first, self.first + len(self.reference))
 
-def excerpt(comparison: Comparison) -> Excerpt:
-    """Choose the sample of the first difference (else 0), a window around it, and the neurons to show."""
-    divergence = comparison.first_divergence
-    sample = divergence.sample if divergence else 0
-    pairs = [pair for (_, variable), pair in comparison.pairs.items() if variable in ("spikes", "v_mem")]
-    first = min((pair.start for pair in pairs), default=0)
-    end = max((pair.when[-1] + 1 for pair in pairs), default=0)
-    window = _window(first, end, divergence.step if divergence else first)
-    spiking = [pair for pair in pairs if pair.variable == "spikes" and sample < pair.reference.batch]
-    differing = [p for p in spiking if comparison.per_node[p.node].differing_entries]
-    chosen = sorted(spiking, key=lambda p: p not in differing)[:MAX_LAYERS]  # stable: order of recording
+    @property
+    def masks(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
+        """Where [step, neuron] both sides spike, the reference spikes more, the chip spikes more."""
+        return np.minimum(self.reference, self.chip) > 0, self.reference > self.chip, self.chip > self.reference
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """How many entries each mask has."""
+        both, ours, theirs = (int(np.count_nonzero(mask)) for mask in self.masks)
+        return both, ours, theirs
+
+
+def excerpt(comparison: Comparison, node: str, sample: int, limits: Limits) -> Excerpt | None:
+    """The part of a node around its first difference, or from the start where it has none in this sample.
+
+    A third of the window lies before the difference. None where neither spikes nor values of this sample are
+    compared.
+    """
+    spikes = comparison.pairs.get((node, "spikes"))
+    values = next((comparison.pairs[node, v] for v in _VALUES if (node, v) in comparison.pairs), None)
+    leading = spikes or values
+    if leading is None or sample >= leading.reference.batch:
+        return None
+    divergence = comparison.per_node[node].first_divergence
+    if divergence is not None and divergence.sample != sample:
+        divergence = None
+    compared = range(leading.when.start, leading.when[-1] + 1)
+    centre = divergence.step if divergence else compared.start
+    wide = _around(compared, centre, max(1, min(limits.steps, _BLOCK // leading.count)))
+    reference, chip = _cut(leading, sample, wide)
+    chosen = _neurons(reference, chip, limits.neurons) if spikes else np.arange(0)
+    told = _told(leading, reference, chip, values, limits.traces, divergence)
+    if spikes:
+        chosen = np.union1d(chosen, [position for _, position in told]).astype(np.int64)
+    window = _affordable(wide, centre, _weights(reference, chip, chosen, len(told)), limits.size)
+    inside = slice(window.start - wide.start, window.stop - wide.start)
     return Excerpt(
+        node=node,
         sample=sample,
-        window=window,
-        n_steps=end - first,
-        rasters=tuple(_raster(pair, sample, window) for pair in spiking if pair in chosen),
-        n_layers=len(spiking),
-        traces=tuple(_traces(comparison, sample, window)),
+        first=window.start,
+        compared=compared,
+        neurons=tuple(leading.flat(int(position)) for position in chosen),
+        total=leading.count,
+        shape=leading.shape,
+        reference=reference[inside][:, chosen],
+        chip=chip[inside][:, chosen],
+        variable=values.variable if values and told else "",
+        traces=_traces(values, sample, window, told, (reference[inside], chip[inside]) if spikes else None),
         divergence=divergence,
     )
 
 
-def _window(first: int, end: int, centre: int) -> tuple[int, int]:
-    """At most MAX_STEPS steps, a third of them before the centre."""
-    if end - first <= MAX_STEPS:
-        return first, end - 1
-    start = max(first, min(centre - MAX_STEPS // 3, end - MAX_STEPS))
-    return start, start + MAX_STEPS - 1
+def _around(within: range, centre: int, length: int) -> range:
+    """At most `length` steps of a range, a third of them before the centre."""
+    if len(within) <= length:
+        return within
+    start = max(within.start, min(centre - length // 3, within.stop - length))
+    return range(start, start + length)
 
 
-def _cut(pair: Aligned, sample: int, window: tuple[int, int]) -> tuple[int, NDArray[Any], NDArray[Any]]:
-    """Steps of the window of one sample: the first step there is, reference and chip [step, neuron]."""
-    reference, chip = (_every_step(pair, side) for side in pair.sample(sample))
-    low, high = max(0, window[0] - pair.start), max(0, window[1] + 1 - pair.start)
-    return pair.start + low, reference[low:high], chip[low:high]
+def _cut(pair: Aligned, sample: int, window: range) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Both sides of one sample at every step of a window [step, neuron], read a block at a time.
+
+    Where a step is not compared there is no spike, or NaN.
+    """
+    when = pair.when
+    first, last = (
+        min(max(0, -((when.start - bound) // when.step)), len(when)) for bound in (window.start, window.stop)
+    )
+    shape = (2, len(window), pair.count)
+    found = np.zeros(shape, np.int64) if pair.variable == "spikes" else np.full(shape, np.nan)
+    length = max(1, _BLOCK // (pair.reference.batch * pair.count))
+    for a in range(first, last, length):
+        b = min(a + length, last)
+        rows = slice(when[a] - window.start, when[b - 1] - window.start + 1, when.step)
+        found[0, rows], found[1, rows] = pair.sample(sample, a, b)
+    return found[0], found[1]
 
 
-def _every_step(pair: Aligned, values: NDArray[Any]) -> NDArray[Any]:
-    """[step, neuron] of all steps from the first compared one on: no spike, or NaN, between those compared."""
-    if pair.when.step == 1:
-        return values
-    spikes = pair.variable == "spikes"
-    shape = (pair.when[-1] + 1 - pair.start, values.shape[1])
-    found = np.zeros(shape, values.dtype) if spikes else np.full(shape, np.nan)
-    found[:: pair.when.step] = values
+def _neurons(reference: NDArray[Any], chip: NDArray[Any], most: int) -> NDArray[np.int64]:
+    """The neurons that differ most, then those that spike most, in order of their index."""
+    differing, active = (reference != chip).sum(axis=0), (reference + chip).sum(axis=0)
+    return np.sort(np.lexsort((-active, -differing))[:most])
+
+
+def _told(
+    leading: Aligned,
+    reference: NDArray[Any],
+    chip: NDArray[Any],
+    values: Aligned | None,
+    most: int,
+    divergence: Divergence | None,
+) -> list[tuple[int, int]]:
+    """Neurons to trace, as their positions in the values and in what leads: earliest difference first."""
+    if values is None:
+        return []
+    apart = reference != chip
+    if leading is values:
+        with np.errstate(invalid="ignore"):  # of two infinite values
+            gap = np.abs(np.nan_to_num(np.subtract(reference, chip, dtype=np.float64))).max(axis=0)
+        order = np.argsort(-gap, kind="stable")
+    else:
+        first = np.where(apart.any(axis=0), apart.argmax(axis=0), len(apart))
+        order = np.lexsort((-(reference + chip).sum(axis=0), first))
+        if divergence is not None:
+            flat = int(np.ravel_multi_index(divergence.neuron, leading.shape))
+            position = leading.position(flat)
+            order = np.array([position, *order[order != position]]) if position is not None else order
+        differing = int((first < len(apart)).sum())
+        order = order[: max(1, differing)]
+    found: list[tuple[int, int]] = []
+    for position in order:
+        where = values.position(leading.flat(int(position)))
+        if where is not None:
+            found.append((where, int(position)))
+        if len(found) == most:
+            break
     return found
 
 
-def _raster(pair: Aligned, sample: int, window: tuple[int, int]) -> RasterPanel:
-    """The neurons that differ most, then those that spike most, in order of their index."""
-    first, reference, chip = _cut(pair, sample, window)
-    differing, active = (reference != chip).sum(axis=0), (reference + chip).sum(axis=0)
-    order = np.lexsort((-active, -differing))[:MAX_NEURONS]
-    order.sort()
-    return RasterPanel(
-        node=pair.node,
-        neurons=tuple(pair.flat(int(i)) for i in order),
-        total=pair.count,
-        first=first,
-        reference=reference[:, order],
-        chip=chip[:, order],
-    )
+def _weights(reference: NDArray[Any], chip: NDArray[Any], chosen: NDArray[np.int64], traces: int) -> NDArray[np.int64]:
+    """Bytes that each step takes on the page."""
+    spikes = np.count_nonzero((reference[:, chosen] != 0) | (chip[:, chosen] != 0), axis=1)
+    found: NDArray[np.int64] = _SPIKE_BYTES * spikes + 2 * _VALUE_BYTES * traces
+    return found
 
 
-def _traces(comparison: Comparison, sample: int, window: tuple[int, int]) -> Iterator[TracePanel]:
-    """The neurons that differ first, in order of time; where none differs, the most active of each node."""
-    nodes = [node for node in comparison.per_node.values() if (node.node, "v_mem") in comparison.pairs]
-    diverging = sorted((n for n in nodes if n.first_divergence), key=_step_of)
-    for node in (diverging or nodes)[:MAX_TRACES]:
-        v_mem, spikes = comparison.pairs[node.node, "v_mem"], comparison.pairs.get((node.node, "spikes"))
-        divergence = node.first_divergence
-        if divergence:
-            flat = int(np.ravel_multi_index(divergence.neuron, spikes.shape)) if spikes else 0
-            panel = _trace((v_mem, spikes), flat, divergence.sample, window, divergence)
+def _affordable(window: range, centre: int, weights: NDArray[np.int64], size: int) -> range:
+    """The longest window around the centre whose steps weigh at most `size`; never shorter than one step."""
+    total = np.concatenate([[0], np.cumsum(weights)])
+    low, high = 1, len(window)
+    while low < high:
+        length = (low + high + 1) // 2
+        found = _around(window, centre, length)
+        if total[found.stop - window.start] - total[found.start - window.start] <= size:
+            low = length
         else:
-            measure = spikes or v_mem
-            position = int(np.abs(measure.sample(sample)[0]).sum(axis=0).argmax())
-            panel = _trace((v_mem, spikes), measure.flat(position), sample, window, None)
-        if panel:
-            yield panel
+            high = length - 1
+    return _around(window, centre, low)
 
 
-def _step_of(node: Any) -> int:
-    return int(node.first_divergence.step)
-
-
-def _trace(
-    pairs: tuple[Aligned, Aligned | None],
-    flat: int,
+def _traces(
+    values: Aligned | None,
     sample: int,
-    window: tuple[int, int],
-    divergence: Divergence | None,
-) -> TracePanel | None:
-    v_mem, spikes = pairs
-    position = v_mem.position(flat)
-    if position is None or sample >= v_mem.reference.batch:
-        return None
-    first, reference, chip = _cut(v_mem, sample, window)
-    if not len(reference):
-        return None
-    counts, counts_first = None, first
-    where = spikes.position(flat) if spikes else None
-    if spikes is not None and where is not None and sample < spikes.reference.batch:
-        counts_first, ours, theirs = _cut(spikes, sample, window)
-        counts = ours[:, where], theirs[:, where]
-    own, its = (None if t is None else float(t[0] if t.size == 1 else t[position]) for t in v_mem.thresholds())
-    return TracePanel(
-        node=v_mem.node,
-        neuron=v_mem.neuron(position),
-        sample=sample,
-        first=first,
-        voltages=(reference[:, position], chip[:, position]),
-        thresholds=(own, its),
-        spikes=counts,
-        spikes_first=counts_first,
-        divergence=divergence,
-    )
+    window: range,
+    told: list[tuple[int, int]],
+    spikes: tuple[NDArray[Any], NDArray[Any]] | None,
+) -> tuple[Trace, ...]:
+    if values is None or not told:
+        return ()
+    positions = [where for where, _ in told]
+    sides = [side[:, positions] for side in _cut(values, sample, window)]
+    thresholds = values.thresholds() if values.variable == "v_mem" else (None, None)
+    found = []
+    for i, (where, position) in enumerate(told):
+        apart = np.flatnonzero(spikes[0][:, position] != spikes[1][:, position]) if spikes else np.arange(0)
+        own, its = (None if t is None else float(t[0] if t.size == 1 else t[where]) for t in thresholds)
+        found.append(
+            Trace(
+                flat=values.flat(where),
+                neuron=values.neuron(where),
+                values=(sides[0][:, i], sides[1][:, i]),
+                thresholds=(own, its),
+                differs=window.start + int(apart[0]) if apart.size else None,
+            )
+        )
+    return tuple(found)

@@ -91,6 +91,13 @@ class Rung:
         sums = self.cost.spikes if self.cost else None
         return sums.differing if sums else 0
 
+    @property
+    def output_error(self) -> float:
+        """Root mean square change of what an Output shows since the rung before, the largest of all Outputs."""
+        nodes = self.cost.per_node.values() if self.cost else ()
+        found = [node.variables["output"].rmse for node in nodes if "output" in node.variables]
+        return max((math.inf if math.isnan(value) else value for value in found), default=0.0)
+
 
 @dataclass(frozen=True, eq=False)
 class Ladder:
@@ -106,15 +113,28 @@ class Ladder:
 
     @property
     def dominating(self) -> Rung | None:
-        """The rung at which most spikes change; None where none does."""
-        worst = max(self.rungs, key=lambda rung: rung.differing)
-        return worst if worst.differing else None
+        """The rung at which most spikes change; where none does, that at which an Output changes most; or None.
+
+        What populations that only integrate, and Outputs wired wrongly, show is no spike.
+        """
+        by_spikes = max(self.rungs, key=lambda rung: rung.differing)
+        if by_spikes.differing:
+            return by_spikes
+        by_output = max(self.rungs, key=lambda rung: rung.output_error)
+        return by_output if by_output.output_error else None
 
     def verdict(self) -> str:
         """The dominating rung in a sentence."""
         worst = self.dominating
         if worst is None or worst.cost is None:
-            return f"{self.target}: no spike changes on any rung."
+            return f"{self.target}: no spike changes on any rung, and no Output."
+        if not worst.differing:
+            node, variable = worst.cost.first_departure or ("", "")
+            return (
+                f"{self.target}: no spike changes on any rung; an Output changes most with '{worst.name}' "
+                f"({worst.change}): {number(worst.output_error)} (RMS); the first node with other values is "
+                f"{shown(node)} ({variable})."
+            )
         share = worst.differing / max(1, sum(rung.differing for rung in self.rungs))
         first = worst.cost.first_divergence
         at = f"; the first is {first}" if first else ""
@@ -126,10 +146,13 @@ class Ladder:
     def summary(self) -> str:
         """Plain text: a table of the rungs, the verdict, what did not run."""
         labelled = any(rung.accuracy is not None for rung in self.rungs)
-        head = ["rung", "spikes changed", "agreement", "v_mem RMS", "to the first"]
-        rows = [_row(rung, labelled) for rung in self.rungs if rung.trajectory is not None]
+        valued = any(rung.output_error and not rung.differing for rung in self.rungs)
+        head = ["rung", "spikes changed", "agreement", "v_mem RMS", *(["output RMS"] if valued else []), "to the first"]
+        rows = [_row(rung, labelled, valued) for rung in self.rungs if rung.trajectory is not None]
         lines = table([*head, *(["accuracy"] if labelled else []), "change"], rows)
         lines += ["", self.verdict()]
+        worst = self.dominating
+        lines += [f"hint: {hint}" for hint in (worst.cost.hints if worst and worst.cost else ())]
         lines += [f"not run: {rung.name}: {rung.reason}" for rung in self.rungs if rung.trajectory is None]
         return "\n".join(lines)
 
@@ -174,7 +197,7 @@ class Ladder:
             raise ComparisonError("no rung but the reference ran, there is nothing to show")
         missing = {f"not run: {rung.name}": rung.reason for rung in self.rungs if rung.trajectory is None}
         title = f"{self.target}: what each step from the reference to the chip costs"
-        write_report(path, sections, title=title, lead=self.verdict(), facts=missing)
+        write_report(path, sections, title=title, lead=self.verdict(), facts=missing, ladder=self)
 
 
 def in_reference(graph: nir.NIRGraph, convention: Convention) -> Callable[[Any], Trajectory]:
@@ -270,13 +293,14 @@ def _accuracy(trajectory: Trajectory, labels: Any) -> float | None:
     return accuracy(classes, wanted)
 
 
-def _row(rung: Rung, labelled: bool) -> list[str]:
+def _row(rung: Rung, labelled: bool, valued: bool) -> list[str]:
     cost, total = rung.cost, rung.total
     return [
         shown(rung.name),
         number(rung.differing) if cost else "-",
         percent(cost.spike_agreement) if cost else "-",
         number(cost.v_mem_error) if cost else "-",
+        *([number(rung.output_error) if cost else "-"] if valued else []),
         percent(total.spike_agreement) if total else "-",
         *([percent(rung.accuracy, 1)] if labelled else []),
         rung.change or "as trained",
@@ -293,8 +317,10 @@ def _plain(rung: Rung) -> dict[str, Any]:
         "spikes_changed": rung.differing if rung.cost else None,
         "agreement": rung.cost.spike_agreement if rung.cost else None,
         "v_mem_error": rung.cost.v_mem_error if rung.cost else None,
+        "output_error": rung.output_error if rung.cost else None,
         "agreement_with_first": rung.total.spike_agreement if rung.total else None,
         "first_divergence": str(first) if first else None,
+        "hints": list(rung.cost.hints) if rung.cost else [],
         "accuracy": rung.accuracy,
     }
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}

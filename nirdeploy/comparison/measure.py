@@ -14,12 +14,14 @@ from nirdeploy.comparison.align import Aligned, Alignment, Lags, align, labels
 from nirdeploy.comparison.arrivals import arrivals
 from nirdeploy.comparison.bands import align_trials, node_bands
 from nirdeploy.comparison.cause import Earlier, explain
+from nirdeploy.comparison.hints import hints
 from nirdeploy.comparison.lags import find_lags
 from nirdeploy.comparison.metrics import ErrorSums, SpikeSums, error_sums, first_difference, spike_sums
 from nirdeploy.comparison.result import Comparison, Difference, Divergence, NodeComparison, Unit
 from nirdeploy.comparison.text import several
-from nirdeploy.errors import ComparisonError
+from nirdeploy.errors import ComparisonError, NirdeployError
 from nirdeploy.names import suggest
+from nirdeploy.outline import Outline
 from nirdeploy.trajectory import Trajectory
 
 __all__ = ["compare"]
@@ -47,7 +49,8 @@ def compare(
         lag: steps by which `b` is later, for all nodes or by node; None: what the records say; 'find': for each node
             the one at which it agrees best (`lags.find_lags`), told in the notes.
         nodes: of the original graph, those to compare; None: all that are recorded.
-        graph: the network, for the weights of what arrived at the first difference; None: the one `a` or `b` ran.
+        graph: the network, for the order of the nodes, and the weights of what arrived at the first difference; None:
+            the one `a` or `b` ran.
         raster: what came in, for the same; None: what `a` was given.
 
     Returns:
@@ -59,8 +62,9 @@ def compare(
     ours, theirs = _trials(a), _trials(b)
     if nodes is not None:
         ours, theirs = _of_nodes((ours, theirs), [nodes] if isinstance(nodes, str) else list(nodes))
-    alignment = _aligned(ours, theirs, lag)
     a, b = ours[0], theirs[0]
+    outline = _outline(a, b, graph)
+    alignment = _in_order(_aligned(ours, theirs, lag), outline)
     if not alignment.pairs:
         raise ComparisonError(_nothing(a, b, alignment), remedy="Record the same nodes and variables on both sides.")
     spikes = {node: _measure_spikes(p) for (node, variable), p in alignment.pairs.items() if variable == "spikes"}
@@ -74,7 +78,7 @@ def compare(
         pairs=alignment.pairs,
         bands=node_bands(alignment.pairs),
     )
-    return _with_inputs(found, graph, raster)
+    return _with_hints(_with_inputs(found, graph, raster), outline)
 
 
 def _trials(given: Any) -> tuple[Trajectory, ...]:
@@ -122,6 +126,28 @@ def _aligned(a: Sequence[Trajectory], b: Sequence[Trajectory], lag: Lags | str) 
     return Alignment(alignment.pairs, alignment.unaligned, (*alignment.notes, *notes))
 
 
+def _outline(a: Trajectory, b: Trajectory, graph: nir.NIRGraph | None) -> Outline | None:
+    known = a.outline or b.outline
+    if known is not None or graph is None:
+        return known
+    try:
+        return Outline.of(graph)
+    except NirdeployError:
+        return None  # `arrivals` says so
+
+
+def _in_order(alignment: Alignment, outline: Outline | None) -> Alignment:
+    """Pairs in the order in which the nodes are executed, so that of those that differ in one step the first is named.
+
+    A recording may list them in any order; where no graph is known, that order stays.
+    """
+    if outline is None:
+        return alignment
+    place = {name: k for k, name in enumerate(outline.nodes)}
+    ordered = sorted(alignment.pairs.items(), key=lambda item: place.get(item[0][0], len(place)))
+    return replace(alignment, pairs=dict(ordered))
+
+
 def _with_inputs(found: Comparison, graph: nir.NIRGraph | None, raster: Any) -> Comparison:
     """The same with what arrived at the first difference."""
     first = found.first_divergence
@@ -135,6 +161,13 @@ def _with_inputs(found: Comparison, graph: nir.NIRGraph | None, raster: Any) -> 
     node = found.per_node[first.node]
     told = replace(node, first_divergence=replace(first, inputs=inputs, inputs_note=note))
     return replace(found, per_node={**found.per_node, first.node: told})
+
+
+def _with_hints(found: Comparison, outline: Outline | None) -> Comparison:
+    first = found.first_divergence
+    if first is None:
+        return found
+    return replace(found, hints=hints(found.pairs, outline, first, found.per_node[first.node].counters))
 
 
 def _nothing(a: Trajectory, b: Trajectory, alignment: Alignment) -> str:

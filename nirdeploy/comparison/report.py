@@ -2,37 +2,44 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import platform
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
+from importlib import metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nirdeploy import files
 from nirdeploy.comparison.align import labels
-from nirdeploy.comparison.excerpt import MAX_LAYERS, MAX_NEURONS, MAX_TRACES, Excerpt, excerpt
+from nirdeploy.comparison.core_map import core_map
+from nirdeploy.comparison.excerpt import PAPER, excerpt
+from nirdeploy.comparison.network import network, outline_of
+from nirdeploy.comparison.page_data import as_json, payload
+from nirdeploy.comparison.picture import Picture, picture
 from nirdeploy.comparison.text import neuron_text, number, percent, several, shown
 from nirdeploy.errors import ComparisonError, TargetError
 from nirdeploy.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from numpy.typing import NDArray
 
+    from nirdeploy.comparison.ladder import Ladder, Rung
     from nirdeploy.comparison.result import Comparison
     from nirdeploy.energy import Estimate
-    from nirdeploy.placement import Placement, Usage
+    from nirdeploy.placement import Placement
     from nirdeploy.rules import Report
     from nirdeploy.target import Target
     from nirdeploy.trajectory import Trajectory
 
 __all__ = ["Section", "verdict", "write_report"]
 
-_MAX_CORES = 24
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f]")
+_ON_PAPER = 3  # nodes whose raster and trace stand on paper
+_SIDES = ("reference", "chip")
+_OPEN = 3  # with more sections, all but one are folded
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +59,7 @@ class Section:
         seconds: wall time of the chip's run.
         notes: sentences to show, e.g. what the quantiser says.
         target: the chip; None: looked up by the trajectory's target name.
+        ladder: what each step from the reference to this target costs.
         estimate: energy and time of the chip's run, marked as an estimate.
     """
 
@@ -67,6 +75,7 @@ class Section:
     seconds: float | None = None
     notes: tuple[str, ...] = ()
     target: Target | None = None
+    ladder: Ladder | None = None
     estimate: Estimate | None = None
 
 
@@ -77,8 +86,11 @@ def write_report(
     title: str = "From simulation to chip",
     lead: str = "",
     facts: Mapping[str, str] | None = None,
+    ladder: Ladder | None = None,
 ) -> None:
-    """Write one HTML file that needs nothing from outside: no network, script or font.
+    """Write one HTML file that needs nothing from outside: no network, no font, no script but its own.
+
+    Its Content-Security-Policy allows the page's one script and one style by their hashes and nothing else.
 
     Args:
         path: the file; replaced only when the new one is complete.
@@ -86,6 +98,7 @@ def write_report(
         title: heading of the page.
         lead: a sentence below it.
         facts: name -> value, shown beside the versions under 'Provenance', e.g. the data set.
+        ladder: the ladder whose rungs the sections are; it comes first and the sections are folded.
 
     Raises:
         ComparisonError: there is no section.
@@ -93,11 +106,21 @@ def write_report(
     """
     if not sections:
         raise ComparisonError("a report needs at least one section", remedy="Compare at least one target.")
+    style, script = _own("page.css"), _own("page.js")
+    found = [_section(section, f"target-{i}", len(sections)) for i, section in enumerate(sections, 1)]
+    anchors = {id(section.comparison): entry["anchor"] for section, entry in zip(sections, found, strict=True)}
     page = _template().render(
         title=title,
         lead=lead,
-        sections=[_section(section, f"target-{i}") for i, section in enumerate(sections, 1)],
+        sections=found,
+        ladder=_ladder(ladder, anchors) if ladder is not None else None,
+        fold=ladder is not None or len(sections) > _OPEN,
+        unfolded=_unfolded(sections, ladder),
         facts={**_versions(), **(facts or {})},
+        style=style,
+        script=script,
+        style_hash=_hash(style),
+        script_hash=_hash(script),
     )
     safe = _CONTROL.sub("\ufffd", page).encode("utf-8", "backslashreplace").decode("utf-8")
     files.write_text(path, safe)
@@ -126,6 +149,8 @@ def verdict(section: Section) -> str:
 def _template() -> Any:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
+    from nirdeploy.energy import with_unit
+
     environment = Environment(
         loader=PackageLoader("nirdeploy.comparison", "."),
         autoescape=True,
@@ -134,7 +159,21 @@ def _template() -> Any:
         lstrip_blocks=True,
     )
     environment.filters.update(shown=shown, percent=percent, number=number, neuron=neuron_text, several=several)
+    environment.filters["with_unit"] = with_unit
     return environment.get_template("report.html.j2")
+
+
+def _own(name: str) -> Any:
+    """A file of this package, as it stands on the page."""
+    from markupsafe import Markup
+
+    text = resources.files("nirdeploy.comparison").joinpath(name).read_text(encoding="utf-8")
+    return Markup(text.replace("\r\n", "\n"))  # noqa: S704 - our own file
+
+
+def _hash(text: str) -> str:
+    """A source of a Content-Security-Policy: this text and no other."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}'"
 
 
 def _versions() -> dict[str, str]:
@@ -147,30 +186,41 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _section(section: Section, anchor: str) -> dict[str, Any]:
-    comparison = section.comparison
-    part = excerpt(comparison)
-    reference, chip = labels(section.reference, section.chip)
+def _section(section: Section, anchor: str, n_sections: int) -> dict[str, Any]:
+    from markupsafe import Markup
+
+    comparison, first = section.comparison, section.comparison.first_divergence
+    target = section.target or _find_target(section.chip.target)
+    outline = outline_of(comparison)
+    drawn = network(comparison, outline)
+    data = payload(section, [box["name"] for box in drawn["boxes"]], outline, n_sections)
     return {
         "anchor": anchor,
         "name": section.name,
         "verdict": verdict(section),
+        "remark": verdict(section).removeprefix(shown(section.name)).lstrip(": "),
         "state": _state(comparison),
         "comparison": comparison,
         "nodes": list(comparison.per_node.values()),
-        "first": comparison.first_divergence,
+        "first": first,
+        "drive": [sum(getattr(i, side) * i.weight for i in first.inputs) for side in _SIDES] if first else [],
         "accuracy": section.accuracy,
         "reference_accuracy": section.reference_accuracy,
         "seconds": section.seconds,
-        "side_names": (reference, chip),
-        "raster": _rasters(part, section),
-        "traces": _traces(part),
-        "cores": _cores(section.placement.usage if section.placement else ()),
+        "side_names": labels(section.reference, section.chip),
+        "network": drawn,
+        "numbers": {box["name"]: i for i, box in enumerate(drawn["boxes"])},
+        "data": Markup(as_json(data)),  # noqa: S704 - escaped there
+        "explorable": any(node["views"] for node in data["nodes"]),
+        "pictures": _pictures(comparison),
+        "cores": core_map(section.placement, target),
         "placement": section.placement,
         "counters": {node: dict(found) for node, found in section.chip.counters.items() if found},
         "report": section.report,
-        "notes": (*comparison.notes, *section.notes),
-        "provenance": _provenance(section),
+        "notes": (*comparison.notes, *map(str, comparison.bands.values()), *section.notes),
+        "ladder": _ladder(section.ladder, {}) if section.ladder is not None else None,
+        "estimate": section.estimate,
+        "provenance": _provenance(section, target),
     }
 
 
@@ -180,97 +230,52 @@ def _state(comparison: Comparison) -> str:
     return "differs" if comparison.first_divergence or comparison.spike_agreement is None else "partly"
 
 
-def _pictures(draw: Any, part: Excerpt) -> dict[str, str]:
-    from nirdeploy.comparison.plots import DARK, LIGHT
+def _unfolded(sections: Sequence[Section], ladder: Ladder | None) -> int:
+    """Which section is open from the start: the dominating rung's, else the first."""
+    worst = ladder.dominating if ladder is not None else None
+    return next((i for i, s in enumerate(sections) if worst is not None and s.comparison is worst.cost), 0)
 
-    return {"light": draw(part, LIGHT), "dark": draw(part, DARK)}
+
+def _pictures(comparison: Comparison) -> list[tuple[str, Picture]]:
+    """Raster and trace of the nodes that differ first, else of the first node, as (caption, picture)."""
+    nodes = list(comparison.per_node.values())
+    differing = [(n.first_divergence.step, n) for n in nodes if n.first_divergence is not None]
+    chosen = [n for _, n in sorted(differing, key=lambda entry: entry[0])] or nodes[:1]
+    found = []
+    for node in chosen[:_ON_PAPER]:
+        sample = node.first_divergence.sample if node.first_divergence else 0
+        part = excerpt(comparison, node.node, sample, PAPER)
+        if part is None or not (part.neurons or part.traces):
+            continue
+        rows = f"{len(part.neurons)} of {several(part.total, 'neuron')} by flat index" if part.neurons else ""
+        steps = (
+            f"steps {part.steps.start} to {part.steps.stop - 1} of {part.compared.start} to {part.compared.stop - 1}"
+        )
+        about = [f"{shown(node.node)}, sample {sample}", *([rows] if rows else []), steps]
+        found.append(("; ".join(about) + ".", picture(part)))
+    return found
 
 
-def _rasters(part: Excerpt, section: Section) -> dict[str, Any] | None:
-    if not part.rasters:
-        return None
-    from nirdeploy.comparison.plots import draw_rasters
-
-    label = section.labels[part.sample] if section.labels is not None and len(section.labels) > part.sample else None
-    about = [f"Sample {part.sample}" + (f" (label {label})" if label is not None else "")]
-    if part.divergence:
-        about[0] += ", the one of the first difference"
-    about.append(_window_text(part))
-    if any(len(panel.neurons) < panel.total for panel in part.rasters):
-        about.append(f"of each layer the {MAX_NEURONS} neurons that differ most, then spike most, by flat index")
-    if part.n_layers > len(part.rasters):
-        about.append(f"{MAX_LAYERS} of {part.n_layers} layers, those that differ first")
-    panels = [(shown(panel.node), *panel.counts) for panel in part.rasters]
-    told = "; ".join(f"{name}: {b} both, {r} reference only, {c} chip only" for name, b, r, c in panels)
+def _ladder(ladder: Ladder, anchors: Mapping[int, str]) -> dict[str, Any]:
+    most = max(1, *(rung.differing for rung in ladder.rungs))
     return {
-        "caption": "; ".join(about) + ".",
-        "alt": f"Spike rasters of reference and chip over each other, sample {part.sample}. {told}.",
-        **_pictures(draw_rasters, part),
+        "verdict": ladder.verdict(),
+        "labelled": any(rung.accuracy is not None for rung in ladder.rungs),
+        "rungs": [_rung(rung, most, rung is ladder.dominating, anchors) for rung in ladder.rungs],
     }
 
 
-def _traces(part: Excerpt) -> dict[str, Any] | None:
-    if not part.traces:
-        return None
-    from nirdeploy.comparison.plots import draw_traces
-
-    told = "; ".join(
-        f"{shown(p.node)} neuron {neuron_text(p.neuron)}, sample {p.sample}"
-        + (f", first difference at step {p.divergence.step}" if p.divergence else "")
-        for p in part.traces
-    )
-    which = (
-        f"The neuron that differs first in each layer, at most {MAX_TRACES} layers, earliest first"
-        if part.divergence
-        else f"No spike differs; the most active neuron of at most {MAX_TRACES} layers"
-    )
+def _rung(rung: Rung, most: int, dominating: bool, anchors: Mapping[int, str]) -> dict[str, Any]:
     return {
-        "caption": f"{which}; v_mem after the reset; {_window_text(part)}.",
-        "alt": f"Membrane traces of reference and chip with threshold and spikes: {told}.",
-        **_pictures(draw_traces, part),
+        "rung": rung,
+        "dominating": dominating,
+        "share": rung.differing / most if rung.cost else None,
+        "anchor": anchors.get(id(rung.cost)) if rung.cost else None,
     }
 
 
-def _window_text(part: Excerpt) -> str:
-    first, last = part.window
-    every = last - first + 1 == part.n_steps
-    return f"steps {first} to {last}" + ("" if every else f" of {part.n_steps}") + " in the reference's time"
-
-
-def _cores(usage: Iterable[Usage]) -> dict[str, Any]:
-    """Usage by core and resource: the fullest cores, in order of their index, and how full the others are."""
-    by_core: dict[int, dict[str, list[Usage]]] = {}
-    for entry in usage:
-        by_core.setdefault(entry.core, {}).setdefault(entry.resource, []).append(entry)
-    cores = [_core(core, resources) for core, resources in sorted(by_core.items())]
-    cores.sort(key=lambda core: -core["fullest"])  # stable: equally full ones stay in order of their index
-    rest = cores[_MAX_CORES:]
-    return {
-        "shown": sorted(cores[:_MAX_CORES], key=lambda core: int(core["core"])),
-        "rest": len(rest),
-        "rest_fullest": rest[0]["fullest"] if rest else 0.0,
-    }
-
-
-def _core(core: int, resources: Mapping[str, list[Usage]]) -> dict[str, Any]:
-    rows: list[dict[str, Any]] = []
-    fullest = 0.0
-    for name, entries in resources.items():
-        used, limit = sum(entry.used for entry in entries), entries[0].limit
-        share = used / limit if limit else float(used > 0)
-        fullest = max(fullest, share)
-        widest = max(1.0, share)
-        segments = [
-            {"node": e.node, "used": e.used, "width": f"{100 * e.share / widest:.2f}"} for e in entries if e.used
-        ]
-        rows.append({"name": name, "used": used, "limit": limit, "share": share, "segments": segments})
-    nodes = list(dict.fromkeys(entry.node for entries in resources.values() for entry in entries))
-    return {"core": core, "nodes": nodes, "rows": rows, "fullest": fullest}
-
-
-def _provenance(section: Section) -> dict[str, str]:
+def _provenance(section: Section, target: Target | None) -> dict[str, str]:
     chip, reference = section.chip, section.reference
-    target = section.target or _find_target(chip.target)
     found = {
         "target": f"{chip.target} ({target.title})" if target else chip.target,
         "chip side run by": chip.executor + (f", {chip.producer}" if chip.producer else ""),

@@ -202,6 +202,11 @@ class NodeComparison:
         return self.spikes.entries if self.spikes else None
 
     @property
+    def differing_variables(self) -> tuple[str, ...]:
+        """Variables other than the spikes that are not the same in every entry."""
+        return tuple(name for name, found in self.variables.items() if found.sums.differing)
+
+    @property
     def v_mem_rmse(self) -> float | None:
         """Root mean square difference of v_mem in `v_unit`; None: not compared."""
         return self.variables["v_mem"].rmse if "v_mem" in self.variables else None
@@ -244,11 +249,13 @@ class Comparison:
     Attributes:
         reference: the first trajectory.
         chip: the second one.
-        per_node: node of the original graph -> its comparison, in the reference's order of recording.
+        per_node: node of the original graph -> its comparison, in order of execution; where no graph is known, in the
+            reference's order of recording.
         unaligned: what was not compared, as (node, variable, reason).
         notes: differences between the two runs as such: other graph, other convention.
         pairs: (node, variable) -> both sides at the same neurons and steps.
         bands: node -> its spikes over all trials, where there were several.
+        hints: what could explain the first divergence and its records bear out, a sentence each; see `hints.hints`.
     """
 
     reference: Trajectory = field(repr=False)
@@ -258,6 +265,7 @@ class Comparison:
     notes: tuple[str, ...] = ()
     pairs: Mapping[tuple[str, str], Aligned] = field(default_factory=dict, repr=False)
     bands: Mapping[str, NodeBand] = field(default_factory=dict)
+    hints: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "per_node", MappingProxyType(dict(self.per_node)))
@@ -299,6 +307,15 @@ class Comparison:
         """The first spike that differs: smallest step, then order of nodes, then sample, then neuron."""
         found = [node.first_divergence for node in self.per_node.values() if node.first_divergence]
         return min(found, key=lambda divergence: divergence.step, default=None)
+
+    @property
+    def first_departure(self) -> tuple[str, str] | None:
+        """Node and variable of `first_divergence`; where no spike differs, of the first node with other values."""
+        first = self.first_divergence
+        if first:
+            return first.node, "spikes"
+        differing = ((node.node, name) for node in self.per_node.values() for name in node.differing_variables)
+        return next(differing, None)
 
     def window_match(self, window: int) -> dict[str, WindowMatch]:
         """Spikes of each node that find a partner at most `window` steps away: precision and recall.
@@ -370,6 +387,8 @@ class Comparison:
             "v_mem_error": self.v_mem_error,
             "v_unit": self.v_unit,
             "first_divergence": asdict(first) if first else None,
+            "first_departure": self.first_departure,
+            "hints": list(self.hints),
             "per_node": {name: node.to_dict() for name, node in self.per_node.items()},
             "unaligned": [entry._asdict() for entry in self.unaligned],
             "notes": list(self.notes),
@@ -407,8 +426,9 @@ class Comparison:
         if first:
             lines += [f"first difference: {first}", f"  {first.cause}"]
             lines += [f"  {first.arrived()}"] if first.arrived() else []
+            lines += [f"  hint: {hint}" for hint in self.hints]
         elif agreement is not None:
-            lines.append("no spike differs")
+            lines.append(f"no spike differs{_values_of(self.first_departure)}")
         lines += [f"note: {note}" for note in self.notes]
         if self.unaligned:
             lines.append("not compared:")
@@ -425,6 +445,10 @@ class Comparison:
 
         section = Section(self.target, self, self.reference, self.chip)
         write_report(path, [section], title=f"{self.target}: comparison with the reference")
+
+
+def _values_of(departure: tuple[str, str] | None) -> str:
+    return f"; the first node with other values is {shown(departure[0])} ({departure[1]})" if departure else ""
 
 
 _BOUNDED = ("saturations", "clamps", "wraps")

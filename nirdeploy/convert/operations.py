@@ -153,7 +153,8 @@ def _flatten(walk: Walk, node: fx.Node) -> Value:
 
 def _flattened(walk: Walk, node: fx.Node, start: int, end: int) -> Signal:
     signal = walk.signal(_first(node), node)
-    return walk.draft.add("flatten", flatten_node(start, end, TraceContext("flatten", signal.shape)), signal)
+    context = TraceContext("flatten", signal.shape, axes=walk.axes_of(node))
+    return walk.draft.add("flatten", flatten_node(start, end, context), signal)
 
 
 def _view(walk: Walk, node: fx.Node) -> Value:
@@ -162,7 +163,7 @@ def _view(walk: Walk, node: fx.Node) -> Value:
         list(node.args[1]) if len(node.args) == 2 and isinstance(node.args[1], list | tuple) else list(node.args[1:])
     )
     signal = walk.signal(node.args[0], node)
-    if len(sizes) == 2:
+    if len(sizes) == 2 and walk.axes_of(node) == 1:
         first, second = sizes
         batch = isinstance(first, fx.Node) and isinstance(walk.env.get(first), Batch)
         flat = int(np.prod(signal.shape)) if signal.shape is not None else None

@@ -53,6 +53,7 @@ class TraceContext:
         bare: whether the node is wanted by itself, outside a graph, where NIR lets shapes be unknown.
         dt: seconds a step stands for where a module counts steps only; None: not said.
         gets_state: whether forward hands the module its state, so that what it holds itself does not matter.
+        axes: axes in front of those of a sample: the batch, or 2 where layers take all steps at once.
     """
 
     path: str
@@ -60,6 +61,7 @@ class TraceContext:
     bare: bool = False
     dt: float | None = None
     gets_state: bool = False
+    axes: int = 1
 
     def known_shape(self, what: str) -> Shape | None:
         """The input shape; None only for a bare node."""
@@ -259,15 +261,18 @@ def _flatten_to_torch(node: nir.Flatten, context: BuildContext) -> nn.Module:
 
 
 def flatten_node(start_dim: int, end_dim: int, context: TraceContext) -> nir.NIRNode:
-    """nir.Flatten, whose dimensions count without the batch, from torch's, which count with it."""
-    if start_dim == 0:
-        raise ConversionError("Flatten(start_dim=0) merges the batch", node=context.path, remedy="Use start_dim=1.")
+    """nir.Flatten, whose dimensions count without batch and steps, from torch's, which count with them."""
+    lead = context.axes
+    if 0 <= start_dim < lead:
+        raise ConversionError(
+            f"Flatten(start_dim={start_dim}) merges the batch", node=context.path, remedy=f"Use start_dim={lead}."
+        )
     shape = context.known_shape("Flatten")
     return make_node(
         nir.Flatten,
         input_type={"input": None if shape is None else np.array(shape)},
-        start_dim=start_dim - 1 if start_dim > 0 else start_dim,
-        end_dim=end_dim - 1 if end_dim > 0 else end_dim,
+        start_dim=start_dim - lead if start_dim > 0 else start_dim,
+        end_dim=end_dim - lead if end_dim > 0 else end_dim,
     )
 
 

@@ -16,7 +16,7 @@ from torch import fx, nn
 from nirdeploy import graph as graphs
 from nirdeploy.convert.build import GraphModule
 from nirdeploy.convert.draft import Shape
-from nirdeploy.convert.frameworks.framework import ONE_STEP, check_mode, leading_axes, row_of, traceable
+from nirdeploy.convert.frameworks.framework import LOOP_REMEDY, check_mode, leading_axes, row_of, traceable
 from nirdeploy.convert.primitives import MODULES, TraceContext, find
 from nirdeploy.convert.walk import ModuleMap, Walk
 from nirdeploy.errors import ConversionError
@@ -53,10 +53,11 @@ class _Tracer(fx.Tracer):
 
     proxy_buffer_attributes = True  # so that an operation on a buffer is seen, not run
 
-    def __init__(self, mapped: Callable[[nn.Module], bool]) -> None:
+    def __init__(self, walk: Walk) -> None:
         super().__init__()
         self.record_stack_traces = True
-        self._mapped = mapped
+        self._mapped = walk.is_mapped
+        self._libraries = walk.default_map is None
         self.constants: dict[str, torch.Tensor] = {}
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -72,6 +73,15 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return self._mapped(m) or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        stand_in = traceable(m) if self._libraries and not self._mapped(m) else m
+        if stand_in is m:
+            return super().call_module(m, forward, args, kwargs)
+        _refuse_hooks(m, self.path_of_module(m))
+        return super().call_module(m, stand_in.forward, args, kwargs)
 
 
 def torch_to_nir(
@@ -115,19 +125,22 @@ def torch_to_nir(
     if isinstance(module, GraphModule):
         _shape_of(sample_input, input_shape, 1)
         return _from_graph_module(module, module_map or {})
+    shape = _shape_of(sample_input, input_shape, leading_axes(module) if sample_input is not None else 1)
     if default_map is None:
         check_mode(module)
+        _refuse_hooks(module)
         module = traceable(module)
-    shape = _shape_of(sample_input, input_shape, leading_axes(module) if sample_input is not None else 1)
     concrete = dict(concrete_args or {})
     states = [name for name in _states_of(module) if name not in concrete]
 
     def walk() -> Walk:
-        return Walk(module, module_map, default_map, shape, tuple(stateful_modules or ()), dt)
+        return Walk(
+            module, module_map, default_map, shape, tuple(stateful_modules or ()), dt, sampled=sample_input is not None
+        )
 
     if walk().is_mapped(module):
         single = shape if isinstance(shape, tuple) else None
-        return walk().node_of(module, TraceContext("module", single, bare=True, dt=dt))
+        return walk().alone(module, TraceContext("module", single, bare=True, dt=dt))
     graph = _converted(module, walk, concrete, states)
     if type_check:
         graphs.shapes(graph)
@@ -140,7 +153,7 @@ def _converted(
     """Trace with symbolic states; where forward needs to know whether they are there, with none."""
     if states:
         try:
-            symbolic = _trace(module, walk().is_mapped, concrete)
+            symbolic = _trace(module, walk(), concrete)
         except ConversionError:
             raise
         except _NOT_SYMBOLIC:
@@ -149,7 +162,7 @@ def _converted(
             return walk().run(*symbolic, states)
     fixed = {**concrete, **dict.fromkeys(states)}
     try:
-        traced = _trace(module, walk().is_mapped, fixed)
+        traced = _trace(module, walk(), fixed)
     except ConversionError:
         raise
     except fx.proxy.TraceError as error:
@@ -158,12 +171,17 @@ def _converted(
             remedy="Move the condition out of forward, or fix its argument with concrete_args.",
         ) from error
     except (TypeError, ValueError, RuntimeError, AttributeError, LookupError, NotImplementedError) as error:
+        if "cannot be interpreted as an integer" in str(error):
+            raise ConversionError(
+                f"forward of {type(module).__name__} loops over an axis of its input, such as its steps",
+                remedy="Put what it does in one step into a module with a forward(x, state), and convert that.",
+            ) from error
         # tracing runs the user's forward, which may raise anything of these on symbolic values
         layers = any(row_of(part) is not None for part in module.modules())
         raise ConversionError(
             f"forward of {type(module).__name__} cannot be traced: {type(error).__name__}: {error}",
             remedy="Put what needs real values into a module of its own and map that with module_map."
-            + (f" {ONE_STEP}" if layers else ""),
+            + (f" {LOOP_REMEDY}" if layers else ""),
         ) from error
     return walk().run(*traced, [])
 
@@ -176,7 +194,7 @@ def called_modules(module: nn.Module) -> set[str] | None:
     if walk.is_mapped(module):
         return None
     try:
-        traced, _ = _trace(traceable(module), walk.is_mapped, dict.fromkeys(_states_of(module)))
+        traced, _ = _trace(traceable(module), walk, dict.fromkeys(_states_of(module)))
     except (ConversionError, *_NOT_SYMBOLIC, RuntimeError, LookupError, NotImplementedError):
         return None
     return {str(node.target) for node in traced.nodes if node.op == "call_module"}
@@ -188,15 +206,19 @@ def _states_of(module: nn.Module) -> list[str]:
     return [name for name, parameter in signature.items() if parameter.default is None or name in _STATE_NAMES]
 
 
-def _trace(
-    module: nn.Module, mapped: Callable[[nn.Module], bool], concrete: dict[str, Any]
-) -> tuple[fx.Graph, dict[str, torch.Tensor]]:
-    """The traced operations, and the tensors that appear in them by name."""
+def _refuse_hooks(module: nn.Module, path: str = "") -> None:
     if module._forward_hooks or module._forward_pre_hooks:
         raise ConversionError(
-            f"{type(module).__name__} has forward hooks, which NIR cannot hold", remedy="Remove them."
+            f"{type(module).__name__} has forward hooks, which NIR cannot hold",
+            node=path or None,
+            remedy="Remove them.",
         )
-    tracer = _Tracer(mapped)
+
+
+def _trace(module: nn.Module, walk: Walk, concrete: dict[str, Any]) -> tuple[fx.Graph, dict[str, torch.Tensor]]:
+    """The traced operations, and the tensors that appear in them by name."""
+    _refuse_hooks(module)
+    tracer = _Tracer(walk)
     with _unchanged(module):
         return tracer.trace(module, concrete_args=concrete or None), tracer.constants
 

@@ -7,6 +7,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,21 @@ import torch
 from torch import fx, nn
 
 from nirdeploy.convert.draft import Draft, Key, Shape, Signal, StateOf, Value
-from nirdeploy.convert.frameworks.conventions import layer_conventions
-from nirdeploy.convert.frameworks.framework import ONE_STEP, LayerRow, check_layer, framework_of, hint, row_of
+from nirdeploy.convert.frameworks.conventions import combined, layer_conventions
+from nirdeploy.convert.frameworks.framework import (
+    LOOP_REMEDY,
+    LayerRow,
+    check_layer,
+    framework_of,
+    hint,
+    is_lifted,
+    leading_axes,
+    row_of,
+)
 from nirdeploy.convert.operations import HANDLERS, VIEWS, in_place, is_check
 from nirdeploy.convert.primitives import BYPASSED, MODULES, TraceContext, find
 from nirdeploy.errors import ConversionError, NirdeployError
+from nirdeploy.graph import with_metadata
 from nirdeploy.nodes import keeps_state, make_node
 from nirdeploy.reference.neurons import Stateful
 from nirdeploy.schedule import schedule
@@ -29,8 +40,9 @@ from nirdeploy.shapes import own_input_shape
 __all__ = ["ModuleMap", "Walk"]
 
 ModuleMap = Mapping[type, Callable[..., "nir.NIRNode | None"]]
-_TORCH = str(Path(torch.__file__).parent)
+_NOT_THE_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+_ONE_STEP = (nn.Conv1d, nn.Conv2d, nn.AvgPool2d)  # torch's own that take no second axis before a sample's
 _PREVIOUS = "\0previous "
 
 
@@ -45,8 +57,11 @@ class Walk:
         shape: Any,
         stateful: tuple[type[nn.Module], ...],
         dt: float | None = None,
+        *,
+        sampled: bool = False,
     ) -> None:
         self.root = root
+        self.sampled = sampled
         self.dt = dt
         self.user_map = dict(module_map or {})
         self.default_map = default_map
@@ -60,6 +75,8 @@ class Walk:
         self.returned: Any = None
         self.output: Any = None  # everything that forward returns
         self.constants: dict[str, torch.Tensor] = {}
+        self._leading = 1  # axes of the input in front of those of a sample
+        self._changing: dict[fx.Node, int] = {}  # calls that change them -> what they make of them
         self._keys_of: dict[str, tuple[Any, ...]] = {}  # placeholder of a previous output -> its keys in the state
         self.parameters: set[Any] = set()  # traced values that are Parameters: kept as nodes of their own
 
@@ -100,7 +117,8 @@ class Walk:
             return _with_arrays(node)
         row: Any = self._foreign(module)
         if row is not None:
-            check_layer(module, row, context.path)
+            if not row.refuses:
+                check_layer(module, row, context.path)
         else:
             row = find(MODULES, type(module))
             _refuse_altered(module, row.modules, context.path)
@@ -118,6 +136,14 @@ class Walk:
             ) from error
         return converted
 
+    def alone(self, module: nn.Module, context: TraceContext) -> nir.NIRNode | None:
+        """The node of a module that is the whole network; where that is a graph, with its convention."""
+        node, framework, row = self.node_of(module, context), framework_of(module), self._foreign(module)
+        if not isinstance(node, nir.NIRGraph) or framework is None or row is None:
+            return node
+        found = combined(layer_conventions(module, framework, row, self.dt))
+        return node if found is None else with_metadata(node, convention=found.to_dict())
+
     # ------------------------------------------------------------ walk
 
     def run(self, traced: fx.Graph, constants: Mapping[str, torch.Tensor], states: list[str]) -> nir.NIRGraph:
@@ -131,6 +157,7 @@ class Walk:
         self.constants = dict(constants)
         states = [*states, *self._layers_states(traced, states)]
         signals = [n for n in traced.nodes if n.op == "placeholder" and self._is_signal(n, states)]
+        self._leading = self._axes_first_taken(traced)
         for node in traced.nodes:
             try:
                 value = self._visit(node, states, signals)
@@ -143,6 +170,32 @@ class Walk:
                 value = dataclasses.replace(value, foldable=folds and len(node.users) == 1)
             self.env[node] = value
         return self._finish()
+
+    def _axes_first_taken(self, traced: fx.Graph) -> int:
+        """Axes of the input in front of those of a sample: what the first layer called with some takes.
+
+        Raises:
+            ConversionError: the sample input was cut by those of another layer.
+        """
+        first, called = leading_axes(self.root) if self.default_map is None else 1, []
+        for node in traced.nodes:
+            module = self.root.get_submodule(str(node.target)) if node.op == "call_module" else None
+            row = None if module is None else self._foreign(module)
+            if row is None or is_lifted(self.root, str(node.target)):
+                continue
+            called.append((node, row.axes(module)))
+            if row.axes_after(module):
+                self._changing[node] = row.axes_after(module)
+        for node, taken in called:
+            if taken and taken != first and self.sampled:
+                raise ConversionError(
+                    f"the layer called first takes {taken} axes before those of a sample, the one made first {first}",
+                    node=str(node.target),
+                    remedy="Pass input_shape= instead of sample_input=.",
+                )
+            if taken:
+                return taken
+        return first
 
     def _is_signal(self, node: fx.Node, states: list[str]) -> bool:
         if str(node.target) in states:
@@ -213,11 +266,50 @@ class Walk:
     def _located(self, error: ConversionError, node: fx.Node) -> ConversionError:
         return ConversionError(f"{error} ({self._where(node)})", located=True)
 
-    def _where(self, node: fx.Node) -> str:
+    @staticmethod
+    def _path(node: fx.Node) -> str:
+        """The module whose forward an operation stands in."""
         stack = node.meta.get("nn_module_stack") or {}
-        path = next(reversed([str(entry[0]) for entry in stack.values()]), "") if stack else ""
+        return next(reversed([str(entry[0]) for entry in stack.values()]), "") if stack else ""
+
+    @cached_property
+    def _leading(self) -> int:
+        return leading_axes(self.root)
+
+    def axes_of(self, node: fx.Node) -> int:
+        """Axes in front of those of a sample where an operation or a module is called."""
+        path = str(node.target) if node.op == "call_module" else f"{self._path(node)}.".lstrip(".")
+        if self.default_map is not None or is_lifted(self.root, path):
+            return 1
+        return self._axes_before(node) or self._leading
+
+    def _axes_before(self, node: fx.Node) -> int:
+        """What the nearest layer before that changes those axes makes of them; 0 where there is none."""
+        waiting = dict.fromkeys(node.all_input_nodes if self._changing else ())
+        while waiting:  # first in, first out: the nearest come first
+            before = next(iter(waiting))
+            del waiting[before]
+            if before in self._changing:
+                return self._changing[before]
+            waiting.update(dict.fromkeys(before.all_input_nodes))
+        return 0
+
+    def _check_axes(self, module: nn.Module, path: str, node: fx.Node) -> None:
+        row = self._foreign(module)
+        plain = 1 if self._function(module) is None and isinstance(module, _ONE_STEP) else 0
+        wanted, here = plain if row is None else row.axes(module), self.axes_of(node)
+        if wanted and self.default_map is None and wanted != here:
+            ways = ("one step of [batch, ...]", "all steps, with batch and step as its first two axes")
+            raise ConversionError(
+                f"{type(module).__name__} takes {ways[wanted - 1]}, and gets {ways[here - 1]}",
+                node=path,
+                remedy="Use one of the two in all layers, or the library's layer that turns one into the other.",
+            )
+
+    def _where(self, node: fx.Node) -> str:
+        path = self._path(node)
         frames = re.findall(r'File "(.+?)", line (\d+)', node.stack_trace or "")
-        own = [f"{file}:{line}" for file, line in frames if not file.startswith(_TORCH)]
+        own = [f"{file}:{line}" for file, line in frames if not file.startswith(_NOT_THE_USERS)]
         return f"in module {path or type(self.root).__name__!r}, {own[-1] if own else 'unknown line'}"
 
     # ------------------------------------------------------------ ends
@@ -448,8 +540,16 @@ class Walk:
         function = self._function(module)
         if function is None and isinstance(module, BYPASSED):
             return signal
+        foreign = self._foreign(module)
+        if foreign is not None and foreign.folds:
+            check_layer(module, foreign, path)
+            return self._batch_norm(module, path, self.draft.learn(signal, foreign.input_shape(module)))
         if function is None and self.default_map is None and isinstance(module, _BATCH_NORMS):
-            return self._batch_norm(module, path, signal)
+            if self.axes_of(node) > 1:
+                raise self.refuse(node, "would take the batch of [step, batch, channel] for its channels")
+            _refuse_altered(module, _BATCH_NORMS, path)
+            shape = (module.num_features,) if isinstance(module, nn.BatchNorm1d) else None
+            return self._batch_norm(module, path, self.draft.learn(signal, shape))
         if not self.is_mapped(module):
             kind = type(module).__name__
             raise ConversionError(
@@ -458,28 +558,45 @@ class Walk:
                 remedy=f"Pass module_map={{{kind}: lambda m: nir....}}.",
                 located=True,
             )
-        row = self._foreign(module) or (find(MODULES, type(module)) if function is None else None)
+        foreign = self._foreign(module)
+        if foreign is not None and foreign.adds_inputs:
+            check_layer(module, foreign, path)
+            return self._added(arguments, node)
+        self._check_axes(module, path, node)
+        row = foreign or (find(MODULES, type(module)) if function is None else None)
         signal = self.draft.learn(signal, row.input_shape(module) if row is not None else None)
-        gets_state = any(value is not None for value in arguments[1:])
-        created = self.node_of(module, TraceContext(path, signal.shape, dt=self.dt, gets_state=gets_state))
+        context = TraceContext(
+            path,
+            signal.shape,
+            dt=self.dt,
+            axes=self.axes_of(node),
+            gets_state=any(value is not None for value in arguments[1:]),
+        )
+        created = self.node_of(module, context)
         if created is None:
             return signal
         if keeps_state(created) and path in self.called:
             raise ConversionError(
                 f"a neuron module is called twice in one step; its state would be two states ({self._where(node)})",
                 node=path,
-                remedy=f"Use two modules. {ONE_STEP}",
+                remedy=f"Use two modules. {LOOP_REMEDY}",
                 located=True,
             )
         self.called.add(path)
         if signal.shape is None and not isinstance(created, nir.NIRGraph):
             signal = self.draft.learn(signal, _own_shape(created))
         emitted = self.draft.add(path, created, signal, path)
-        foreign = self._foreign(module)
         places = foreign.states(module) if foreign is not None else (None,)
         self._take_state(node, emitted.sources[0], arguments[1:], places)
         self._take_convention(module, emitted.sources[0])
         return emitted
+
+    def _added(self, arguments: list[Any], node: fx.Node) -> Signal:
+        """The sum of what a layer is called with."""
+        total, *others = [self.signal(argument, node) for argument in arguments]
+        for other in others:
+            total = self.draft.merge(total, other)
+        return total
 
     def _take_convention(self, module: nn.Module, name: str) -> None:
         if isinstance(module, Stateful):
@@ -519,9 +636,8 @@ class Walk:
             elif value is not None and not isinstance(value, fx.Node):
                 raise self.refuse(node, f"gets the second argument {value!r}, which a NIR node cannot hold")
 
-    def _batch_norm(self, module: nn.BatchNorm1d | nn.BatchNorm2d, path: str, signal: Signal) -> Signal:
+    def _batch_norm(self, module: Any, path: str, signal: Signal) -> Signal:
         """y = (x - mean) / sqrt(var + eps) * weight + bias, in float64, with the running statistics."""
-        _refuse_altered(module, _BATCH_NORMS, path)
         if module.running_mean is None or module.running_var is None:
             raise ConversionError("BatchNorm without running statistics depends on the batch", node=path)
         ones = torch.ones_like(module.running_mean)
@@ -530,7 +646,6 @@ class Walk:
         deviation = np.sqrt(_array(module.running_var).astype(np.float64) + module.eps)
         factor = gain / deviation
         shift = offset - _array(module.running_mean).astype(np.float64) * factor
-        signal = self.draft.learn(signal, (module.num_features,) if isinstance(module, nn.BatchNorm1d) else None)
         return self.draft.normalise(signal, path, factor, shift.astype(_array(module.running_mean).dtype))
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import snntorch as snn
@@ -9,6 +13,7 @@ import torch
 from frameworks.live_common import Seen, assert_same, fill_weights, graph_convention, off_grid
 from frameworks.snntorch_networks import Hidden, networks, own
 from hypothesis import HealthCheck, given, settings
+from nets import ROOT
 from snntorch import surrogate
 from torch import nn
 
@@ -355,3 +360,22 @@ def test_the_helpers_find_a_wrong_network():
         assert_same(network, raster, lambda _: (output, wrong))
     with pytest.raises(AssertionError):
         assert_same(network, raster, lambda _: (1 - output, seen))
+
+
+# ---------------------------------------------------------------- tutorial
+
+
+def test_the_tutorial_takes_a_trained_network_to_two_chips(tmp_path):
+    command = [sys.executable, "-W", "error", str(ROOT / "examples" / "snntorch_digits.py")]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
+    assert found.returncode == 0, found.stderr
+    text = found.stdout
+    assert "convention: reset zero, same_step, dt 0.001\n" in text
+    assert "reference: 0 of 72000 output entries differ from snnTorch's\n" in text
+    shares = {name: float(right) for name, right in re.findall(r"^(\w+): ([\d.]+)% right", text, re.MULTILINE)}
+    assert set(shares) == {"snnTorch", "speck2f", "loihi2"}
+    assert min(shares.values()) > 90
+    assert len(re.findall("of spikes agree", text)) == 2
+    assert "loihi2, node 2: reset is 'subtract'" in text
+    assert "loihi2, node 2: reset_time is 'next_step'" in text
+    assert (tmp_path / "out" / "examples" / "snntorch_speck2f.html").exists()

@@ -10,12 +10,12 @@ import pytest
 from nets import ROOT, vendor_python
 
 HERE = Path(__file__).parent
-LIBRARIES = sorted({path.stem.split("_")[1] for path in HERE.glob("live_*.py")} - {"common"})
+LIBRARIES = [name for name in ("norse", "sinabs", "snntorch", "spikingjelly") if (HERE / f"live_{name}.py").is_file()]
 
 
 def run(library: str, *options: str) -> None:
     python = vendor_python(f".venv-with-{library}")
-    tests = sorted(str(path) for path in HERE.glob(f"live_{library}*.py"))
+    tests = [str(HERE / f"live_{library}.py"), *map(str, sorted(HERE.glob(f"live_{library}_*.py")))]
     command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, *tests]
     env = dict(os.environ)
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500, env=env, check=False)

@@ -8,7 +8,13 @@ from torch import nn
 import nirdeploy as nd
 from nirdeploy.convert.layers import SumPool2d
 from nirdeploy.convert.primitives import PRIMITIVES
-from nirdeploy.errors import ConventionError, ConversionError, MissingTimeStepError, RasterError, UnsupportedError
+from nirdeploy.errors import (
+    ConventionError,
+    ConversionError,
+    MissingTimeStepError,
+    RasterError,
+    UnsupportedError,
+)
 from nirdeploy.graph import make_node, sha256
 from nirdeploy.reference.neurons import IF, LIF
 
@@ -325,3 +331,12 @@ def test_table_has_one_row_a_primitive():
 def test_convention_of_our_own_modules_travels_in_the_graph():
     graph = nd.torch_to_nir(nn.Sequential(nn.Linear(2, 2), LIF(1e-2, convention=PLAIN)))
     assert nd.Convention.from_dict(nd.graph.metadata(graph)["convention"]) == PLAIN
+
+
+@pytest.mark.parametrize("kernel", [(3, 5), 3])
+def test_padding_same_is_held_by_every_nir(kernel):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(2, 3, kernel, padding="same", dilation=2), nn.Identity())
+    graph = nd.torch_to_nir(network, input_shape=(2, 9, 9))
+    x = torch.randn(2, 2, 9, 9)
+    assert torch.equal(nd.nir_to_torch(graph)(x)[0], network(x))

@@ -2,10 +2,12 @@ import json
 
 import numpy as np
 import pytest
+from browser import browser, chromium
 
 import nirdeploy as nd
 from nirdeploy import demonstration
 from nirdeploy.comparison.metrics import accuracy
+from nirdeploy.comparison.text import neuron_text
 from nirdeploy.demonstration import SILENT_STEPS, demo, digits, encode
 
 
@@ -72,6 +74,23 @@ def test_page_is_given_an_estimate_of_each_chip(result, monkeypatch):
         assert section.estimate.seconds == pytest.approx(20e-3)  # 20 steps of the convention's dt
         assert {row.node for row in section.estimate.rows} >= {"if1", "if2", "if3"}
         assert all(row.source for row in section.estimate.rows if row.joules is not None)
+
+
+def test_page_is_small_opens_within_a_second_and_shows_a_clicked_node(result, tmp_path):
+    assert (result.folder / "report.html").stat().st_size < 3_000_000
+    with browser(chromium(), tmp_path / "profile") as tab:
+        seconds = []
+        for _ in range(3):  # the machine may be busy
+            tab.open(result.folder / "report.html")
+            seconds.append(tab.value("performance.getEntriesByType('navigation')[0].loadEventEnd") / 1000)
+        assert 0 < min(seconds) <= 1
+        for i, name in enumerate(("if1", "if2", "if3")):
+            tab.click(f"#target-2-network a[data-node='{[1, 3, 7][i] + 1}'] rect")
+            assert tab.value("document.querySelector('#target-2-explorer h4').textContent") == name
+            told = tab.value("document.querySelector('#target-2-explorer .neurons select').value")
+            first = result.targets["loihi2"].comparison.per_node[name].first_divergence
+            assert told == f"{neuron_text(first.neuron)}, differs at step {first.step}"
+        assert tab.complaints == []
 
 
 def test_missing_scikit_learn_names_the_extra(monkeypatch):

@@ -50,7 +50,7 @@ def test_the_dominating_rung_is_named_in_a_sentence(climbed):
     assert climbed.dominating.name == "event order"
     changed = climbed.dominating.differing
     assert changed == max(r.differing for r in climbed.rungs)
-    assert "comes with 'event order' (v is compared after every event): " in climbed.verdict()
+    assert "comes with 'event order' (v is compared, and held to 16 bits, after every event): " in climbed.verdict()
     assert "the first is if1 neuron" in climbed.verdict()
 
 

@@ -27,6 +27,8 @@ def test_wheel_holds_code_tables_and_templates(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     for wanted in (
         "nirdeploy/py.typed",
+        "nirdeploy/comparison/page.css",
+        "nirdeploy/comparison/page.js",
         "nirdeploy/comparison/report.html.j2",
         "nirdeploy_speck/targets/speck2f.toml",
         "nirdeploy_loihi/targets/loihi2.toml",

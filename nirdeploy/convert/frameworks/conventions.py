@@ -38,17 +38,18 @@ def layer_conventions(
 
 
 def combined(conventions: Mapping[str, Convention]) -> Convention | None:
-    """One convention for all nodes: that of the first name, with what differs elsewhere as overrides; None of none.
+    """One convention for all nodes: the first name's, with what differs elsewhere as overrides; None of none.
+
+    Names in order, so that a network whose forward has another order than its constructor gives the same.
 
     Raises:
         ConventionError: nodes differ in something that holds for a whole graph, such as dt.
     """
     if not conventions:
         return None
-    first_name = min(conventions)  # whatever the order in which they were found
-    first = conventions[first_name]
+    (first_name, first), *_ = ordered = sorted(conventions.items(), key=lambda item: item[0])
     overrides: dict[str, dict[str, Any]] = {}
-    for name, other in sorted(conventions.items(), key=lambda item: item[0]):
+    for name, other in ordered:
         for key in (f.name for f in dataclasses.fields(Convention) if f.compare):
             if getattr(other, key) == getattr(first, key):
                 continue
@@ -72,8 +73,8 @@ def convention_of(module: nn.Module, *, dt: float | None = None) -> Convention:
         dt: seconds a step stands for where the library counts steps only; None: 1e-4.
 
     Returns:
-        The convention of the layer whose name comes first, with what differs at other layers as overrides by node name;
-        the same that `torch_to_nir` stores in the graph. Layers that forward does not call are left out.
+        The convention of the layer whose name comes first, with what differs at other layers as overrides by node
+        name; the same that `torch_to_nir` stores in the graph. Layers that forward does not call are left out.
 
     Raises:
         ConventionError: no layer with a convention, layers that differ in dt, or a dt that a layer does not have.

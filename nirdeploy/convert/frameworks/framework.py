@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from nirdeploy.names import suggest
 from nirdeploy.reference.convention import Convention
 
 __all__ = [
-    "ONE_STEP",
+    "LOOP_REMEDY",
     "STEP",
     "Fields",
     "Framework",
@@ -27,6 +27,7 @@ __all__ = [
     "framework",
     "framework_of",
     "hint",
+    "is_lifted",
     "leading_axes",
     "row_of",
     "traceable",
@@ -35,7 +36,7 @@ __all__ = [
 STEP = 1e-4
 """Seconds a step stands for where a library counts steps only, unless `torch_to_nir` and `convention_of` get a `dt`."""
 
-ONE_STEP = (
+LOOP_REMEDY = (
     "If forward loops over time, make the body of its loop a forward of one step, (x, states) -> (output, states), or "
     "let the layers keep their states."
 )
@@ -79,8 +80,13 @@ class LayerRow:
         states: layer -> for each argument of its forward behind the input, the place, in what it returns, of the value
             that is to come back there in the next step; place 0 is the output.
         input_shape: layer -> shape of one sample that it takes, where the layer alone tells.
-        axes: layer -> axes in front of those of a sample and a step: 1 (batch), or 2 with time.
+        axes: layer -> axes in front of those of a sample and a step: 1 (batch), 2 with time, 0 where it takes either.
         allows_subclasses: whether a subclass that keeps this forward is the same layer.
+        folds: whether it normalises channels with running statistics, as nn.BatchNorm1d does, and is folded likewise;
+            `to_nir` is then asked only where it stands alone.
+        refuses: whether `to_nir` always refuses, subclasses included.
+        adds_inputs: whether it is nothing but the sum of what it is called with.
+        axes_after: layer -> those axes of its output, where it changes them; 0: as they came in.
     """
 
     classes: tuple[str, ...]
@@ -91,6 +97,10 @@ class LayerRow:
     input_shape: Callable[[Any], tuple[int, ...] | None] = lambda module: None
     axes: Callable[[Any], int] = lambda module: 1
     allows_subclasses: bool = True
+    folds: bool = False
+    refuses: bool = False
+    adds_inputs: bool = False
+    axes_after: Callable[[Any], int] = lambda module: 0
 
 
 @dataclass(frozen=True)
@@ -107,6 +117,8 @@ class Framework:
             paths; None: as it is.
         hints: part of a path of the library's source -> what it means that forward runs an operation there, outside a
             layer that is converted, and the remedy.
+        lifts: container -> whether it applies what it holds to each step of a sequence, so that layers inside take one
+            step though the container takes all.
         repair: graph of a file that the library's exporter wrote, as stored -> what it stands for, and what was
             changed. UnsupportedError, naming the node, for what the file has lost.
         adapt: graph, its convention -> what the library's importer needs to make the same network of it.
@@ -120,6 +132,7 @@ class Framework:
     step: Callable[[Any], float | None] = lambda module: None
     traceable: Callable[[nn.Module], nn.Module | None] = lambda module: None
     hints: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    lifts: Callable[[nn.Module], bool] = lambda module: False
     repair: Callable[[nir.NIRGraph], tuple[nir.NIRGraph, tuple[Repair, ...]]] = lambda graph: (graph, ())
     adapt: Callable[[nir.NIRGraph, Convention | None], nir.NIRGraph] = lambda graph, convention: graph
 
@@ -208,23 +221,47 @@ def check_mode(root: nn.Module) -> None:
             )
 
 
+def _lifts(module: nn.Module) -> bool:
+    framework = framework_of(module)
+    return framework is not None and framework.lifts(module)
+
+
+def _outermost(root: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Modules by path, without what stands inside a container that lifts it."""
+    yield path, root
+    if not _lifts(root):
+        for name, child in root.named_children():
+            yield from _outermost(child, f"{path}.{name}".lstrip("."))
+
+
 def leading_axes(root: nn.Module) -> int:
     """Axes of a sample input in front of those of one sample in one step: 1 (batch), or 2 where layers take time.
+
+    Where layers change them, those that the first layer takes, in the order in which the layers were made.
 
     Raises:
         ConversionError: some layers take time and others do not.
     """
     found: dict[int, str] = {}
-    for path, module in root.named_modules():
+    changes = False
+    for path, module in _outermost(root):
         row = row_of(module)
-        if row is not None:
-            found.setdefault(row.axes(module), path or type(module).__name__)
-    if len(found) > 1:
+        axes = 2 if _lifts(module) else 0 if row is None else row.axes(module)
+        changes = changes or (row is not None and row.axes_after(module) > 0)
+        if axes:
+            found.setdefault(axes, path or type(module).__name__)
+    if len(found) > 1 and not changes:
         raise ConversionError(
             f"{found[1]!r} takes one step at a time, {found[2]!r} all steps at once",
             remedy="Use one of the two in all layers.",
         )
     return next(iter(found), 1)
+
+
+def is_lifted(root: nn.Module, path: str) -> bool:
+    """Whether the module at `path` stands inside a container that applies it to each step of a sequence."""
+    parts = path.split(".")
+    return bool(path) and any(_lifts(root.get_submodule(".".join(parts[:depth]))) for depth in range(len(parts)))
 
 
 def traceable(root: nn.Module) -> nn.Module:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nirdeploy.convert.frameworks.framework import ONE_STEP, STEP, Framework, LayerRow
+from nirdeploy.convert.frameworks.framework import LOOP_REMEDY, STEP, Framework, LayerRow
 from nirdeploy.convert.frameworks.snntorch_files import adapt, repair
 from nirdeploy.convert.frameworks.snntorch_numbers import broadcast, time_constant
 from nirdeploy.convert.primitives import MODULES, TraceContext, find
@@ -340,7 +340,7 @@ FRAMEWORK = Framework(
     hints={
         "/_neurons/": (
             "forward resets or reads the state of a layer itself",
-            f"Leave that to who calls it. {ONE_STEP}",
+            f"Leave that to who calls it. {LOOP_REMEDY}",
         ),
         "/surrogate.": (
             "a surrogate by itself is a spike without a neuron",
