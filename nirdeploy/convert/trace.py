@@ -174,7 +174,7 @@ def _converted(
         if "cannot be interpreted as an integer" in str(error):
             raise ConversionError(
                 f"forward of {type(module).__name__} loops over an axis of its input, such as its steps",
-                remedy="Put what it does in one step into a module with a forward(x, state), and convert that.",
+                remedy=LOOP_REMEDY,
             ) from error
         # tracing runs the user's forward, which may raise anything of these on symbolic values
         layers = any(row_of(part) is not None for part in module.modules())

@@ -585,10 +585,14 @@ class Walk:
         self.called.add(path)
         if signal.shape is None and not isinstance(created, nir.NIRGraph):
             signal = self.draft.learn(signal, _own_shape(created))
-        emitted = self.draft.add(path, created, signal, path)
+        names: dict[str, str] = {}
+        if isinstance(created, nir.NIRGraph) and foreign is not None and foreign.apart:
+            emitted, names = self.draft.add_apart(path, created, signal, path)
+        else:
+            emitted = self.draft.add(path, created, signal, path)
         places = foreign.states(module) if foreign is not None else (None,)
         self._take_state(node, emitted.sources[0], arguments[1:], places)
-        self._take_convention(module, emitted.sources[0])
+        self._take_convention(module, emitted.sources[0], names)
         return emitted
 
     def _added(self, arguments: list[Any], node: fx.Node) -> Signal:
@@ -598,12 +602,17 @@ class Walk:
             total = self.draft.merge(total, other)
         return total
 
-    def _take_convention(self, module: nn.Module, name: str) -> None:
+    def _take_convention(self, module: nn.Module, name: str, apart: Mapping[str, str]) -> None:
         if isinstance(module, Stateful):
             self.draft.conventions[name] = {"": module.convention}
         framework, row = framework_of(module), self._foreign(module)
-        if framework is not None and row is not None:
-            self.draft.conventions[name] = layer_conventions(module, framework, row, self.dt)
+        if framework is None or row is None:
+            return
+        found = layer_conventions(module, framework, row, self.dt)
+        if apart:
+            self.draft.conventions.update({apart[inner]: {"": convention} for inner, convention in found.items()})
+        else:
+            self.draft.conventions[name] = found
 
     @staticmethod
     def _arguments(module: nn.Module, node: fx.Node) -> list[Any]:

@@ -147,7 +147,8 @@ def test_states_of_one_layer_keep_their_places():
         graph = nd.torch_to_nir(Pair(snn.Synaptic(alpha=0.7, beta=0.9), body), sample_input=X)
         assert list(graph.nodes) == ["input", "fc", "lif", "output"]
     graph = nd.torch_to_nir(Pair(snn.RLeaky(beta=0.9, linear_features=8), whole), sample_input=X)
-    assert list(graph.nodes["lif"].nodes) == ["input", "lif", "w_rec", "output"]
+    assert list(graph.nodes) == ["input", "fc", "lif.lif", "lif.w_rec", "output"]
+    assert ("lif.w_rec", "lif.lif") in graph.edges
 
 
 def test_one_state_given_to_two_layers_is_refused():
@@ -184,13 +185,13 @@ class Looping(Net):
     [
         (True, 5, "(?s)forward resets or reads the state of a layer itself.*'lif1.mem'"),
         (False, 5, "node 'lif1': a neuron module is called twice"),
-        (False, None, "forward of Looping cannot be traced"),
+        (False, None, "forward of Looping loops over an axis of its input"),
     ],
 )
 def test_a_forward_that_loops_over_time_is_refused_with_the_remedy(resets, steps, message):
     with pytest.raises(ConversionError, match=message) as refused:
         nd.torch_to_nir(Looping(resets, steps), sample_input=X)
-    assert "make the body of its loop a forward of one step" in str(refused.value)
+    assert "put what it does in one step into a forward of its own" in str(refused.value)
 
 
 def test_layers_called_in_another_order_or_not_at_all_have_the_convention_of_the_graph():
@@ -360,6 +361,17 @@ def test_the_helpers_find_a_wrong_network():
         assert_same(network, raster, lambda _: (output, wrong))
     with pytest.raises(AssertionError):
         assert_same(network, raster, lambda _: (1 - output, seen))
+
+
+def test_a_recurrent_network_is_one_that_chips_can_hold():
+    """Its nodes are the network's own, not a subgraph."""
+    same = {"reset_mechanism": "zero", "reset_delay": False, "init_hidden": True}
+    layers = (nn.Linear(6, 8), snn.RLeaky(beta=0.8, linear_features=8, **same), nn.Linear(8, 4))
+    network = fill_weights(Hidden(*layers, snn.Synaptic(alpha=0.7, beta=0.8, **same)), np.random.default_rng(1))
+    graph = nd.torch_to_nir(network, sample_input=X)
+    assert list(graph.nodes) == ["input", "0", "1.lif", "1.w_rec", "2", "3", "output"]
+    assert nd.feedback_edges(graph) == [("1.w_rec", "1.lif")]
+    assert not [f for f in nd.check(graph, "loihi2").findings if f.severity == "error"]
 
 
 # ---------------------------------------------------------------- tutorial

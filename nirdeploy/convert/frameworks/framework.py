@@ -37,8 +37,8 @@ STEP = 1e-4
 """Seconds a step stands for where a library counts steps only, unless `torch_to_nir` and `convention_of` get a `dt`."""
 
 LOOP_REMEDY = (
-    "If forward loops over time, make the body of its loop a forward of one step, (x, states) -> (output, states), or "
-    "let the layers keep their states."
+    "If forward loops over time, put what it does in one step into a forward of its own, (x, states) -> (output, "
+    "states), or let the layers keep their states, and convert that."
 )
 
 Fields = Mapping[str, Mapping[str, Any]]
@@ -86,6 +86,8 @@ class LayerRow:
             `to_nir` is then asked only where it stands alone.
         refuses: whether `to_nir` always refuses, subclasses included.
         adds_inputs: whether it is nothing but the sum of what it is called with.
+        apart: whether the nodes of a graph that `to_nir` gives become nodes of the network's own, named
+            '<path>.<inner name>', which chips can hold, instead of a subgraph.
         axes_after: layer -> those axes of its output, where it changes them; 0: as they came in.
     """
 
@@ -100,6 +102,7 @@ class LayerRow:
     folds: bool = False
     refuses: bool = False
     adds_inputs: bool = False
+    apart: bool = False
     axes_after: Callable[[Any], int] = lambda module: 0
 
 
