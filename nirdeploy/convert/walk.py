@@ -28,6 +28,7 @@ from nirdeploy.convert.frameworks.framework import (
     leading_axes,
     row_of,
 )
+from nirdeploy.convert.loops import Loop, unrolled_loop
 from nirdeploy.convert.operations import HANDLERS, VIEWS, in_place, is_check
 from nirdeploy.convert.primitives import BYPASSED, MODULES, TraceContext, find
 from nirdeploy.convert.returned import PREVIOUS, at, check_states, shown, split_output
@@ -70,6 +71,7 @@ class Walk:
         self.draft = Draft()
         self.env: dict[fx.Node, Value] = {}
         self.called: set[str] = set()
+        self.reset: set[str] = set()  # layers that forward resets before it uses them
         # part of the state argument -> what is to come back there: the module it was passed to, and the place
         self.uses: dict[tuple[Any, ...], StateOf] = {}
         self.returned: Any = None
@@ -94,7 +96,7 @@ class Walk:
             return True
         return self.default_map is None and (find(MODULES, type(module)) is not None or row_of(module) is not None)
 
-    def _foreign(self, module: nn.Module) -> LayerRow | None:
+    def foreign(self, module: nn.Module) -> LayerRow | None:
         """The row of a library's layer that no map of the user's takes."""
         return row_of(module) if self.default_map is None and self._function(module) is None else None
 
@@ -102,7 +104,7 @@ class Walk:
         """Whether forward returns (output, state): ours do, declared ones, and mapped ones that take a state."""
         if isinstance(module, (Stateful, *self.stateful)):
             return True
-        foreign = self._foreign(module)
+        foreign = self.foreign(module)
         if foreign is not None:
             return foreign.returns_state(module)
         return self._function(module) is not None and len(inspect.signature(module.forward).parameters) > 1
@@ -115,7 +117,7 @@ class Walk:
             if node is not None and not isinstance(node, nir.NIRNode):
                 raise ConversionError(f"its map returned a {type(node).__name__}, not a NIR node", node=context.path)
             return _with_arrays(node)
-        row: Any = self._foreign(module)
+        row: Any = self.foreign(module)
         if row is not None:
             if not row.refuses:
                 check_layer(module, row, context.path)
@@ -138,7 +140,7 @@ class Walk:
 
     def alone(self, module: nn.Module, context: TraceContext) -> nir.NIRNode | None:
         """The node of a module that is the whole network; where that is a graph, with its convention."""
-        node, framework, row = self.node_of(module, context), framework_of(module), self._foreign(module)
+        node, framework, row = self.node_of(module, context), framework_of(module), self.foreign(module)
         if not isinstance(node, nir.NIRGraph) or framework is None or row is None:
             return node
         found = combined(layer_conventions(module, framework, row, self.dt))
@@ -146,19 +148,33 @@ class Walk:
 
     # ------------------------------------------------------------ walk
 
-    def run(self, traced: fx.Graph, constants: Mapping[str, torch.Tensor], states: list[str]) -> nir.NIRGraph:
+    def run(
+        self,
+        traced: fx.Graph,
+        constants: Mapping[str, torch.Tensor],
+        resets: list[tuple[str, int]],
+        states: list[str],
+    ) -> nir.NIRGraph:
         """Draft the graph of a traced forward.
 
         Args:
             traced: the operations.
             constants: tensors in them, by name.
+            resets: paths of the layers that forward reset, with the number of operations traced by then.
             states: the symbolic state arguments.
         """
         self.constants = dict(constants)
         states = [*states, *self._layers_states(traced, states)]
         signals = [n for n in traced.nodes if n.op == "placeholder" and self._is_signal(n, states)]
         self._leading = self._axes_first_taken(traced)
-        for node in traced.nodes:
+        loop = unrolled_loop(traced, self._places)
+        self._check_resets(resets, loop)
+        if loop is not None and loop.indexed and self.sampled and isinstance(self.shape, tuple):
+            self.shape = self.shape[1:]  # the sample input has all steps
+        for node in traced.nodes if loop is None else loop.nodes:
+            if loop is not None and (node in loop.same or node in loop.parts):
+                self.env[node] = self.env[loop.same.get(node) or node.args[0]]  # type: ignore[index]
+                continue
             try:
                 value = self._visit(node, states, signals)
             except ConversionError as error:
@@ -171,6 +187,27 @@ class Walk:
             self.env[node] = value
         return self._finish()
 
+    def _places(self, node: fx.Node) -> tuple[int, ...] | None:
+        """Where a layer of a library returns what is to come back into it; None where it keeps no state."""
+        module = self.root.get_submodule(str(node.target)) if node.op == "call_module" else None
+        row = None if module is None else self.foreign(module)
+        return row.states(module) if row is not None and row.resets else None
+
+    def _check_resets(self, resets: list[tuple[str, int]], loop: Loop | None) -> None:
+        """Layers are reset in front of a loop over time, or behind it, where it makes them start at rest.
+
+        Raises:
+            ConversionError: a layer that is reset in each step.
+        """
+        for path, traced in resets:
+            if loop is None or loop.start < traced < loop.stop:
+                raise ConversionError(
+                    "forward resets it, and no loop over time of equal steps follows, so that it remembers nothing",
+                    node=path,
+                    remedy=f"Leave that to who calls it. {LOOP_REMEDY}",
+                )
+        self.reset = {path for path, _ in resets}
+
     def _axes_first_taken(self, traced: fx.Graph) -> int:
         """Axes of the input in front of those of a sample: what the first layer called with some takes.
 
@@ -180,7 +217,7 @@ class Walk:
         first, called = leading_axes(self.root) if self.default_map is None else 1, []
         for node in traced.nodes:
             module = self.root.get_submodule(str(node.target)) if node.op == "call_module" else None
-            row = None if module is None else self._foreign(module)
+            row = None if module is None else self.foreign(module)
             if row is None or is_lifted(self.root, str(node.target)):
                 continue
             called.append((node, row.axes(module)))
@@ -216,7 +253,7 @@ class Walk:
         if user.op != "call_module" or (user.args and user.args[0] is value):
             return False
         module = self.root.get_submodule(str(user.target))
-        return self._foreign(module) is not None and self.returns_state(module)
+        return self.foreign(module) is not None and self.returns_state(module)
 
     def _visit(self, node: fx.Node, states: list[str], signals: list[fx.Node]) -> Value:
         if node.op == "placeholder":
@@ -295,7 +332,7 @@ class Walk:
         return 0
 
     def _check_axes(self, module: nn.Module, path: str, node: fx.Node) -> None:
-        row = self._foreign(module)
+        row = self.foreign(module)
         plain = 1 if self._function(module) is None and isinstance(module, _ONE_STEP) else 0
         wanted, here = plain if row is None else row.axes(module), self.axes_of(node)
         if wanted and self.default_map is None and wanted != here:
@@ -408,6 +445,8 @@ class Walk:
             return Signal((name,), None)
         if isinstance(found, StateOf):
             raise self.refuse(node, f"uses the state of {found.owner!r} as a signal, which NIR cannot tap")
+        if isinstance(value, fx.Node) and value not in self.env:
+            raise self.refuse(node, "takes what one step of the loop over time gives, where NIR has each step's")
         raise self.refuse(node, f"of the constant {value!r} cannot be a layer's input")
 
     def constant(self, value: Any) -> np.ndarray | None:
@@ -441,7 +480,7 @@ class Walk:
         function = self._function(module)
         if function is None and isinstance(module, BYPASSED):
             return signal
-        foreign = self._foreign(module)
+        foreign = self.foreign(module)
         if foreign is not None and foreign.folds:
             check_layer(module, foreign, path)
             return self._batch_norm(module, path, self.draft.learn(signal, foreign.input_shape(module)))
@@ -459,7 +498,7 @@ class Walk:
                 remedy=f"Pass module_map={{{kind}: lambda m: nir....}}.",
                 located=True,
             )
-        foreign = self._foreign(module)
+        foreign = self.foreign(module)
         if foreign is not None and foreign.adds_inputs:
             check_layer(module, foreign, path)
             return self._added(arguments, node)
@@ -471,7 +510,7 @@ class Walk:
             signal.shape,
             dt=self.dt,
             axes=self.axes_of(node),
-            gets_state=any(value is not None for value in arguments[1:]),
+            gets_state=path in self.reset or any(value is not None for value in arguments[1:]),
         )
         created = self.node_of(module, context)
         if created is None:
@@ -506,7 +545,7 @@ class Walk:
     def _take_convention(self, module: nn.Module, name: str, apart: Mapping[str, str]) -> None:
         if isinstance(module, Stateful):
             self.draft.conventions[name] = {"": module.convention}
-        framework, row = framework_of(module), self._foreign(module)
+        framework, row = framework_of(module), self.foreign(module)
         if framework is None or row is None:
             return
         found = layer_conventions(module, framework, row, self.dt)

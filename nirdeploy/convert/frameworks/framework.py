@@ -86,6 +86,8 @@ class LayerRow:
             `to_nir` is then asked only where it stands alone.
         refuses: whether `to_nir` always refuses, subclasses included.
         adds_inputs: whether it is nothing but the sum of what it is called with.
+        resets: methods by which a forward that loops over time puts the layer at rest; () where it keeps no state, or
+            where such a forward is refused.
         apart: whether the nodes of a graph that `to_nir` gives become nodes of the network's own, named
             '<path>.<inner name>', which chips can hold, instead of a subgraph.
         axes_after: layer -> those axes of its output, where it changes them; 0: as they came in.
@@ -102,6 +104,7 @@ class LayerRow:
     folds: bool = False
     refuses: bool = False
     adds_inputs: bool = False
+    resets: tuple[str, ...] = ()
     apart: bool = False
     axes_after: Callable[[Any], int] = lambda module: 0
 
