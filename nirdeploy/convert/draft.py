@@ -91,21 +91,6 @@ class Draft:
             self.paths[unique] = path
         return Signal((unique,), shape)
 
-    def add_apart(self, name: str, graph: nir.NIRGraph, signal: Signal, path: str) -> tuple[Signal, dict[str, str]]:
-        """The nodes of a graph with one Input and one Output, fed by a signal; what it emits, and their names here."""
-        (entry,), (end,) = graphs.input_names(graph), graphs.output_names(graph)
-        shape = graphs.shapes(graph)[end].output
-        names: dict[str, str] = {}
-        for inner, node in graph.nodes.items():
-            if inner not in (entry, end):
-                names[inner] = unique = self.unique(f"{name}.{inner}")
-                self.nodes[unique], self.paths[unique] = node, path
-        for source, target in graph.edges:
-            if target != end:
-                sources = signal.sources if source == entry else (names[source],)
-                self.edges.extend((one, names[target]) for one in sources)
-        return Signal(tuple(names[source] for source, target in graph.edges if target == end), shape), names
-
     def _output_shape(self, name: str, node: nir.NIRNode, shape: Shape | None) -> Shape | None:
         if isinstance(node, nir.NIRGraph):
             found = graphs.shapes(node)

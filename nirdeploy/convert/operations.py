@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from torch import fx, nn
 from torch.nn import functional
 
 from nirdeploy.convert.draft import Batch, Key, Signal, StateOf, Value
+from nirdeploy.convert.frameworks.framework import framework_of
 from nirdeploy.convert.primitives import MODULES, TraceContext, find, flatten_node
 
 if TYPE_CHECKING:
@@ -106,6 +108,15 @@ def _pass(walk: Walk, node: fx.Node) -> Value:
     return constant if constant is not None else walk.signal(_first(node), node)
 
 
+def _dropout(walk: Walk, node: fx.Node) -> Value:
+    """Nothing, as of the module; but not where it acts outside training, or in another library's network."""
+    given = inspect.signature(functional.dropout).bind(*node.args, **node.kwargs).arguments
+    acts = given.get("training", True) is True and given.get("p", 0.5) > 0
+    if acts and (not walk.root.training or any(framework_of(part) for part in walk.root.modules())):
+        raise walk.refuse(node, "drops values by chance; call eval(), and give it training=self.training")
+    return _pass(walk, node)
+
+
 def _item(walk: Walk, node: fx.Node) -> Value:
     value, index = node.args[0], node.args[1]
     found = walk.env.get(value) if isinstance(value, fx.Node) else None
@@ -191,9 +202,8 @@ HANDLERS: dict[Any, Callable[[Walk, fx.Node], Value]] = {
     **dict.fromkeys((operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", "multiply"), _multiply),
     **dict.fromkeys((operator.truediv, operator.itruediv, torch.div, torch.divide, "div", "div_", "divide"), _divide),
     **dict.fromkeys((operator.neg, torch.neg, torch.negative, "neg"), _negate),
-    **dict.fromkeys(
-        (torch.clone, "clone", "contiguous", functional.dropout, functional.dropout2d, torch.dropout), _pass
-    ),
+    **dict.fromkeys((torch.clone, "clone", "contiguous"), _pass),
+    **dict.fromkeys((functional.dropout, functional.dropout1d, functional.dropout2d, torch.dropout), _dropout),
     **dict.fromkeys((torch.flatten, "flatten"), _flatten),
     **dict.fromkeys(("view", "reshape", torch.reshape), _view),
     functional.avg_pool2d: _average,

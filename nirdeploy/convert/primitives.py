@@ -52,16 +52,16 @@ class TraceContext:
         input_shape: shape of one sample that comes in, where known.
         bare: whether the node is wanted by itself, outside a graph, where NIR lets shapes be unknown.
         dt: seconds a step stands for where a module counts steps only; None: not said.
-        gets_state: whether forward hands the module its state, so that what it holds itself does not matter.
         axes: axes in front of those of a sample: the batch, or 2 where layers take all steps at once.
+        gets_state: whether forward hands the module its state, so that what it holds itself does not matter.
     """
 
     path: str
     input_shape: Shape | None
     bare: bool = False
     dt: float | None = None
-    gets_state: bool = False
     axes: int = 1
+    gets_state: bool = False
 
     def known_shape(self, what: str) -> Shape | None:
         """The input shape; None only for a bare node."""

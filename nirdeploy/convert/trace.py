@@ -16,7 +16,7 @@ from torch import fx, nn
 from nirdeploy import graph as graphs
 from nirdeploy.convert.build import GraphModule
 from nirdeploy.convert.draft import Shape
-from nirdeploy.convert.frameworks.framework import LOOP_REMEDY, check_mode, leading_axes, row_of, traceable
+from nirdeploy.convert.frameworks.framework import ONE_STEP, check_mode, leading_axes, row_of, traceable
 from nirdeploy.convert.primitives import MODULES, TraceContext, find
 from nirdeploy.convert.walk import ModuleMap, Walk
 from nirdeploy.errors import ConversionError
@@ -176,14 +176,14 @@ def _converted(
         if "cannot be interpreted as an integer" in str(error):
             raise ConversionError(
                 f"forward of {type(module).__name__} loops over an axis of its input, such as its steps",
-                remedy=LOOP_REMEDY,
+                remedy=f"A graph is one step. {ONE_STEP}",
             ) from error
         # tracing runs the user's forward, which may raise anything of these on symbolic values
         layers = any(row_of(part) is not None for part in module.modules())
         raise ConversionError(
             f"forward of {type(module).__name__} cannot be traced: {type(error).__name__}: {error}",
             remedy="Put what needs real values into a module of its own and map that with module_map."
-            + (f" {LOOP_REMEDY}" if layers else ""),
+            + (f" {ONE_STEP}" if layers else ""),
         ) from error
     return walk().run(*traced, [])
 

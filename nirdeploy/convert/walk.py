@@ -19,7 +19,7 @@ from torch import fx, nn
 from nirdeploy.convert.draft import Draft, Key, Shape, Signal, StateOf, Value
 from nirdeploy.convert.frameworks.conventions import combined, layer_conventions
 from nirdeploy.convert.frameworks.framework import (
-    LOOP_REMEDY,
+    ONE_STEP,
     LayerRow,
     check_layer,
     framework_of,
@@ -204,7 +204,7 @@ class Walk:
                 raise ConversionError(
                     "forward resets it, and no loop over time of equal steps follows, so that it remembers nothing",
                     node=path,
-                    remedy=f"Leave that to who calls it. {LOOP_REMEDY}",
+                    remedy=f"Leave that to who calls it. {ONE_STEP}",
                 )
         self.reset = {path for path, _ in resets}
 
@@ -498,7 +498,6 @@ class Walk:
                 remedy=f"Pass module_map={{{kind}: lambda m: nir....}}.",
                 located=True,
             )
-        foreign = self.foreign(module)
         if foreign is not None and foreign.adds_inputs:
             check_layer(module, foreign, path)
             return self._added(arguments, node)
@@ -519,20 +518,16 @@ class Walk:
             raise ConversionError(
                 f"a neuron module is called twice in one step; its state would be two states ({self._where(node)})",
                 node=path,
-                remedy=f"Use two modules. {LOOP_REMEDY}",
+                remedy=f"Use two modules. {ONE_STEP}",
                 located=True,
             )
         self.called.add(path)
         if signal.shape is None and not isinstance(created, nir.NIRGraph):
             signal = self.draft.learn(signal, _own_shape(created))
-        names: dict[str, str] = {}
-        if isinstance(created, nir.NIRGraph) and foreign is not None and foreign.apart:
-            emitted, names = self.draft.add_apart(path, created, signal, path)
-        else:
-            emitted = self.draft.add(path, created, signal, path)
+        emitted = self.draft.add(path, created, signal, path)
         places = foreign.states(module) if foreign is not None else (None,)
         self._take_state(node, emitted.sources[0], arguments[1:], places)
-        self._take_convention(module, emitted.sources[0], names)
+        self._take_convention(module, emitted.sources[0])
         return emitted
 
     def _added(self, arguments: list[Any], node: fx.Node) -> Signal:
@@ -542,17 +537,12 @@ class Walk:
             total = self.draft.merge(total, other)
         return total
 
-    def _take_convention(self, module: nn.Module, name: str, apart: Mapping[str, str]) -> None:
+    def _take_convention(self, module: nn.Module, name: str) -> None:
         if isinstance(module, Stateful):
             self.draft.conventions[name] = {"": module.convention}
         framework, row = framework_of(module), self.foreign(module)
-        if framework is None or row is None:
-            return
-        found = layer_conventions(module, framework, row, self.dt)
-        if apart:
-            self.draft.conventions.update({apart[inner]: {"": convention} for inner, convention in found.items()})
-        else:
-            self.draft.conventions[name] = found
+        if framework is not None and row is not None:
+            self.draft.conventions[name] = layer_conventions(module, framework, row, self.dt)
 
     @staticmethod
     def _arguments(module: nn.Module, node: fx.Node) -> list[Any]:

@@ -81,7 +81,7 @@ def test_what_nir_cannot_hold_is_refused_by_name(build, message):
     ("build", "shape", "message"),
     [
         (hooked, (2, 6), "node '1'.*LIFCell has forward hooks"),
-        (Looping, (9, 2, 6), "forward of Looping loops over an axis of its input.*in one step"),
+        (Looping, (9, 2, 6), "forward of Looping loops over an axis of its input.*a forward of one step"),
         (
             lambda: norse.SequentialState(nn.Linear(6, 3), nn.Dropout(0.5), norse.LIFCell()),
             (2, 6),

@@ -168,6 +168,37 @@ def test_what_from_model_makes_is_a_network_as_it_is(bias, how):
     assert nd.convention_of(network).v_min == "-threshold"
 
 
+@pytest.mark.parametrize("seed", [0, 5, 11])
+def test_batch_norm_before_the_neurons_is_folded(seed):
+    torch.manual_seed(seed)
+    analog = nn.Sequential(
+        nn.Conv2d(1, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16, 5),
+        nn.BatchNorm1d(5),
+    )
+    for norm in (analog[1], analog[6]):
+        norm.running_mean.normal_(0, 0.1)
+        norm.running_var.uniform_(0.2, 1)
+        norm.weight.data.uniform_(0.5, 1.5)
+        norm.bias.data.normal_(0, 0.1)
+    network = from_model(analog, batch_size=3, add_spiking_output=True)
+    with pytest.raises(ConversionError, match="BatchNorm2d is in training mode"):
+        nd.torch_to_nir(network, input_shape=(1, 6, 6))
+    graph = check(drawn(network, 1, 6, 6, squeezed=True, weights=False, seed=seed))
+    assert not any("BatchNorm" in type(node).__name__ for node in graph.nodes.values())
+
+
+def test_layers_that_sinabs_counts_operations_of_are_refused():
+    with pytest.warns(DeprecationWarning, match="SNNAnalyzer is deprecated"):
+        network = from_model(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), batch_size=1, synops=True)
+    with pytest.raises(ConversionError, match=r"'spiking_model.0': Linear has forward hooks"):
+        nd.torch_to_nir(network, input_shape=(4,))
+
+
 def test_what_from_model_makes_goes_to_speck(tmp_path):
     analog = nn.Sequential(
         nn.Conv2d(1, 4, 3, bias=False),

@@ -351,6 +351,9 @@ def test_recurrent_containers_around_other_things():
         weighted = layer.ElementWiseRecurrentContainer(neuron.IFNode(), function)
         with pytest.raises(ConversionError, match="element_wise_function does something else than add its arguments"):
             nd.torch_to_nir(weighted, input_shape=(4,))
+    leveled = layer.LinearRecurrentContainer(neuron.ILIFNode(), 4, 4)
+    with pytest.raises(ConversionError, match="LinearRecurrentContainer around a ILIFNode, expected a population such"):
+        nd.torch_to_nir(leveled, input_shape=(4,))
     wide = layer.LinearRecurrentContainer(neuron.IFNode(), 4, 6)
     with pytest.raises(ConversionError, match="its population has 4 neurons and out_features is 6"):
         nd.torch_to_nir(wide, input_shape=(4,))
@@ -426,6 +429,14 @@ def test_subclasses():
     ):
         with pytest.raises(ConversionError, match=f"node '1': {text}.*module_map"):
             nd.torch_to_nir(nn.Sequential(layer.Linear(4, 4), part), input_shape=(4,))
+
+
+def test_a_neuron_of_a_later_spikingjelly_is_no_lif_because_it_derives_from_it():
+    later = type("LaterLIFNode", (Doubled,), {"__module__": "spikingjelly.activation_based.neuron.later"})
+    with pytest.raises(
+        ConversionError, match="LaterLIFNode has a single_step_functional_forward of its own, so it is no"
+    ):
+        nd.torch_to_nir(nn.Sequential(layer.Linear(4, 4), later()), input_shape=(4,))
 
 
 def test_a_surrogate_alone_is_no_layer():

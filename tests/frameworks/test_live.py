@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -33,3 +34,15 @@ def test_networks_give_the_librarys_own_spikes(library):
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_many_networks_give_the_librarys_own_spikes(library):
     run(library)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_the_guides_blocks_print_what_they_say(library, tmp_path):
+    page = (ROOT / "docs" / "frameworks.md").read_text(encoding="utf-8")
+    ((code, expected),) = re.findall(rf"```python {library}\n(.*?)```\n+```text\n(.*?)```", page, re.DOTALL)
+    script = tmp_path / "block.py"
+    script.write_text(code, encoding="utf-8")
+    python = vendor_python(f".venv-with-{library}")
+    found = subprocess.run([str(python), str(script)], capture_output=True, text=True, timeout=280, check=False)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout == expected

@@ -87,3 +87,13 @@ def test_fields_that_recipes_add_are_taken_by_a_convention():
         if "v_min" in values:
             values["v_min"] = float(values["v_min"])
         assert nd.convention("nir", **values).to_dict().items() >= values.items()
+
+
+def test_tables_of_what_survives_are_what_the_script_makes_of_them():
+    spec = importlib.util.spec_from_file_location("make_trips_table", DOCS / "make_trips_table.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    page = (DOCS / "frameworks.md").read_text(encoding="utf-8")
+    assert module.with_tables(page) == page, "run python docs/make_trips_table.py"
+    for library in module.LIBRARIES:
+        assert module.table(library).count("\n") > 10

@@ -295,6 +295,10 @@ def remembers(s, x):
         (Body(lambda s, x: s.a(x) if x else x), "depends on its data|cannot be traced"),
         (Body(lambda s, x: s.a(x) * int(x.sum())), "depends on its data|cannot be traced"),
         (Body(lambda s, x: s.a(x) / 0), "by zero"),
+        (
+            Body(lambda s, x: functional.dropout(s.a(x), 0.2)).eval(),
+            r"'dropout' drops values by chance; call eval\(\), and give it training=self.training",
+        ),
         (Body(lambda s, x: 1 / s.a(x)), "by a signal"),
         (Body(lambda s, x: s.a(x) + torch.randn(2)), None),
         (Body(lambda s, x: s.a(x) + torch.ones(3)), "does not fit"),

@@ -73,8 +73,8 @@ def convention_of(module: nn.Module, *, dt: float | None = None) -> Convention:
         dt: seconds a step stands for where the library counts steps only; None: 1e-4.
 
     Returns:
-        The convention of the layer whose name comes first, with what differs at other layers as overrides by node
-        name; the same that `torch_to_nir` stores in the graph. Layers that forward does not call are left out.
+        The convention of the layer whose name comes first, with what differs at other layers as overrides by node name;
+        the same that `torch_to_nir` stores in the graph. Layers that forward does not call are left out.
 
     Raises:
         ConventionError: no layer with a convention, layers that differ in dt, or a dt that a layer does not have.

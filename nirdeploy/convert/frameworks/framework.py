@@ -16,7 +16,7 @@ from nirdeploy.names import suggest
 from nirdeploy.reference.convention import Convention
 
 __all__ = [
-    "LOOP_REMEDY",
+    "ONE_STEP",
     "STEP",
     "Fields",
     "Framework",
@@ -36,9 +36,9 @@ __all__ = [
 STEP = 1e-4
 """Seconds a step stands for where a library counts steps only, unless `torch_to_nir` and `convention_of` get a `dt`."""
 
-LOOP_REMEDY = (
-    "If forward loops over time, put what it does in one step into a forward of its own, (x, states) -> (output, "
-    "states), or let the layers keep their states, and convert that."
+ONE_STEP = (
+    "If forward loops over time, make the body of its loop a forward of one step, (x, states) -> (output, states), or "
+    "let the layers keep their states."
 )
 
 Fields = Mapping[str, Mapping[str, Any]]
@@ -88,8 +88,6 @@ class LayerRow:
         adds_inputs: whether it is nothing but the sum of what it is called with.
         resets: methods by which a forward that loops over time puts the layer at rest; () where it keeps no state, or
             where such a forward is refused.
-        apart: whether the nodes of a graph that `to_nir` gives become nodes of the network's own, named
-            '<path>.<inner name>', which chips can hold, instead of a subgraph.
         axes_after: layer -> those axes of its output, where it changes them; 0: as they came in.
     """
 
@@ -105,7 +103,6 @@ class LayerRow:
     refuses: bool = False
     adds_inputs: bool = False
     resets: tuple[str, ...] = ()
-    apart: bool = False
     axes_after: Callable[[Any], int] = lambda module: 0
 
 
@@ -121,10 +118,10 @@ class Framework:
         step: layer -> seconds a step where the layer has a dt of its own; None: it counts steps.
         traceable: container of the library -> a module that forward can be traced through, with the same submodule
             paths; None: as it is.
-        hints: part of a path of the library's source -> what it means that forward runs an operation there, outside a
-            layer that is converted, and the remedy.
         lifts: container -> whether it applies what it holds to each step of a sequence, so that layers inside take one
             step though the container takes all.
+        hints: part of a path of the library's source -> what it means that forward runs an operation there, outside a
+            layer that is converted, and the remedy.
         repair: graph of a file that the library's exporter wrote, as stored -> what it stands for, and what was
             changed. UnsupportedError, naming the node, for what the file has lost.
         adapt: graph, its convention -> what the library's importer needs to make the same network of it.
@@ -137,8 +134,8 @@ class Framework:
     fields: Mapping[str, Any] = field(default_factory=dict)
     step: Callable[[Any], float | None] = lambda module: None
     traceable: Callable[[nn.Module], nn.Module | None] = lambda module: None
-    hints: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     lifts: Callable[[nn.Module], bool] = lambda module: False
+    hints: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     repair: Callable[[nir.NIRGraph], tuple[nir.NIRGraph, tuple[Repair, ...]]] = lambda graph: (graph, ())
     adapt: Callable[[nir.NIRGraph, Convention | None], nir.NIRGraph] = lambda graph, convention: graph
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nirdeploy.convert.frameworks.framework import LOOP_REMEDY, STEP, Framework, LayerRow
+from nirdeploy.convert.frameworks.framework import ONE_STEP, STEP, Framework, LayerRow
 from nirdeploy.convert.frameworks.snntorch_files import adapt, repair
 from nirdeploy.convert.frameworks.snntorch_numbers import broadcast, time_constant
 from nirdeploy.convert.primitives import MODULES, TraceContext, find
@@ -302,7 +302,6 @@ def _row(name: str, states: tuple[int, ...]) -> LayerRow:
         returns_state=_returns_state,
         states=lambda module: states,
         resets=("reset_mem", f"init_{name.lower()}"),
-        apart=True,
         input_shape=lambda module: (n,) if (n := getattr(module, "linear_features", None)) else None,
     )
 
@@ -342,7 +341,7 @@ FRAMEWORK = Framework(
     hints={
         "/_neurons/": (
             "forward resets or reads the state of a layer itself",
-            f"Leave that to who calls it. {LOOP_REMEDY}",
+            f"Leave that to who calls it. {ONE_STEP}",
         ),
         "/surrogate.": (
             "a surrogate by itself is a spike without a neuron",

@@ -6,14 +6,14 @@ import dataclasses
 import operator
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import nir
 import numpy as np
 import torch
 from torch import fx, nn
 
-from nirdeploy.convert.frameworks.framework import Fields, Framework, LayerRow, check_layer
+from nirdeploy.convert.frameworks.framework import Fields, Framework, LayerRow, check_layer, row_of
 from nirdeploy.convert.frameworks.spikingjelly_files import adapt, repair
 from nirdeploy.convert.frameworks.spikingjelly_neurons import (
     POPULATIONS,
@@ -115,25 +115,29 @@ def _delay_node(module: Any, context: TraceContext) -> nir.NIRNode | None:
 # ---------------------------------------------------------------- containers
 
 
-def _neuron_of(module: Any, context: TraceContext) -> tuple[Any, LayerRow]:
-    """The one population inside a recurrent container."""
+def _population(module: Any, context: TraceContext, shape: tuple[int, ...] | None) -> nir.NIRNode:
+    """The node of the one population inside a recurrent container."""
     inner = module.sub_module
-    names = [f"{kind.__module__}.{kind.__qualname__}" for kind in type(inner).__mro__]
-    row = next((row for row in POPULATIONS if any(name in row.classes for name in names)), None)
+    row = _population_row(inner)
     if row is None:
         raise ConversionError(
             f"{type(module).__name__} around a {type(inner).__name__}, expected a population such as LIFNode",
             node=context.path,
             remedy="Put the other layers in front of the container.",
         )
-    check_layer(inner, row, f"{context.path}.sub_module")
-    return inner, row
+    path = f"{context.path}.sub_module"
+    check_layer(inner, row, path)
+    return cast("nir.NIRNode", row.to_nir(inner, dataclasses.replace(context, path=path, input_shape=shape)))
+
+
+def _population_row(inner: nn.Module) -> LayerRow | None:
+    row = row_of(inner)
+    return row if any(row is known for known in POPULATIONS) else None
 
 
 def _recurrent_fields(module: Any) -> Fields:
-    names = [f"{kind.__module__}.{kind.__qualname__}" for kind in type(module.sub_module).__mro__]
-    rows = [row for row in POPULATIONS if any(name in row.classes for name in names)]
-    return {"sub_module": dict(rows[0].fields(module.sub_module)[""])} if rows else {}
+    row = _population_row(module.sub_module)
+    return {} if row is None else {"sub_module": dict(row.fields(module.sub_module)[""])}
 
 
 def _ends(shape: tuple[int, ...], inner: tuple[int, ...]) -> dict[str, nir.NIRNode]:
@@ -145,7 +149,6 @@ def _ends(shape: tuple[int, ...], inner: tuple[int, ...]) -> dict[str, nir.NIRNo
 
 def _linear_recurrent(module: Any, context: TraceContext) -> nir.NIRNode:
     """y[t] = neuron(W [x[t], y[t-1]] + b), y[-1] = 0: what comes in and what comes back have a part of W each."""
-    inner, row = _neuron_of(module, context)
     check_memory(module, {"y": None}, context.path)
     weight, bias = module.rc.weight.detach().cpu().numpy(), module.rc.bias
     features, back = module.rc.out_features, module.sub_module_out_features
@@ -157,12 +160,11 @@ def _linear_recurrent(module: Any, context: TraceContext) -> nir.NIRNode:
         )
     first = np.array(weight[:, : weight.shape[1] - back], copy=True)
     values = {} if bias is None else {"bias": np.array(bias.detach().cpu().numpy(), copy=True)}
-    at = dataclasses.replace(context, path=f"{context.path}.sub_module", input_shape=(features,))
     nodes = {
         **_ends((features,), (features,)),
         "rc": make_node(nir.Linear if bias is None else nir.Affine, weight=first, **values),
         "rc_back": make_node(nir.Linear, weight=np.array(weight[:, weight.shape[1] - back :], copy=True)),
-        "sub_module": _required(row.to_nir(inner, at)),
+        "sub_module": _population(module, context, (features,)),
     }
     edges = [
         ("input", "rc"),
@@ -176,7 +178,6 @@ def _linear_recurrent(module: Any, context: TraceContext) -> nir.NIRNode:
 
 def _element_wise(module: Any, context: TraceContext) -> nir.NIRNode:
     """y[t] = neuron(f(y[t-1], x[t])), y[-1] = 0; f a sum: the population is connected to itself, one to one."""
-    inner, row = _neuron_of(module, context)
     check_memory(module, {"y": None}, context.path)
     if not _adds(module.element_wise_function):
         raise ConversionError(
@@ -185,15 +186,9 @@ def _element_wise(module: Any, context: TraceContext) -> nir.NIRNode:
             remedy="Use lambda x, y: x + y, or LinearRecurrentContainer.",
         )
     shape = context.required_shape("ElementWiseRecurrentContainer")
-    at = dataclasses.replace(context, path=f"{context.path}.sub_module")
-    nodes = {**_ends(shape, shape), "sub_module": _required(row.to_nir(inner, at))}
+    nodes = {**_ends(shape, shape), "sub_module": _population(module, context, shape)}
     names = [("input", "sub_module"), ("sub_module", "sub_module"), ("sub_module", "output")]
     return make_graph(nodes, names)
-
-
-def _required(node: nir.NIRNode | None) -> nir.NIRNode:
-    assert node is not None  # noqa: S101 (populations are never bypassed)
-    return node
 
 
 def _adds(function: Any) -> bool:

@@ -66,8 +66,9 @@ def population_axes(module: Any) -> int:
 
 
 def _own(module: nn.Module) -> type:
-    """The library's class that a layer is, or is a subclass of."""
-    return next(kind for kind in type(module).__mro__ if kind.__module__.startswith("spikingjelly."))
+    """The class of `POPULATIONS` that a layer is, or is a subclass of: a user's, or one of a later SpikingJelly."""
+    known = {name for row in POPULATIONS for name in row.classes}
+    return next(kind for kind in type(module).__mro__ if f"{kind.__module__}.{kind.__qualname__}" in known)
 
 
 def _check_parts(module: nn.Module, path: str) -> None:
