@@ -99,12 +99,14 @@ def torch_to_nir(
     """Convert a torch module into a NIR graph.
 
     Args:
-        module: the network; its forward takes one step. It is not run and not changed. BatchNorm is folded with its
-            running statistics, Dropout and Identity are left out.
+        module: the network; its forward takes one step, or, with layers of snnTorch, loops over a fixed number of equal
+            steps and stacks what they give. It is not run and not changed. BatchNorm is folded with its running
+            statistics, Dropout and Identity are left out.
         module_map: module type -> function of the module that returns a NIR node or graph, or None to bypass it;
             wins over the defaults and is looked up along the class hierarchy.
         default_map: replaces the built-in table.
-        sample_input: an input [batch, ...]; only its shape is used. With several inputs a dict or a sequence.
+        sample_input: an input of forward, [batch, ...]; only its shape is used. With several inputs a dict or a
+            sequence.
         input_shape: shape of one sample, without batch; instead of `sample_input`. Likewise.
         stateful_modules: types whose forward returns (output, state); those that are unpacked in forward are
             recognised without it.
@@ -194,7 +196,7 @@ def called_modules(module: nn.Module) -> set[str] | None:
     if walk.is_mapped(module):
         return None
     try:
-        traced, _ = _trace(traceable(module), walk, dict.fromkeys(_states_of(module)))
+        traced, _, _ = _trace(traceable(module), walk, dict.fromkeys(_states_of(module)))
     except (ConversionError, *_NOT_SYMBOLIC, RuntimeError, LookupError, NotImplementedError):
         return None
     return {str(node.target) for node in traced.nodes if node.op == "call_module"}
@@ -215,12 +217,40 @@ def _refuse_hooks(module: nn.Module, path: str = "") -> None:
         )
 
 
-def _trace(module: nn.Module, walk: Walk, concrete: dict[str, Any]) -> tuple[fx.Graph, dict[str, torch.Tensor]]:
-    """The traced operations, and the tensors that appear in them by name."""
+def _trace(
+    module: nn.Module, walk: Walk, concrete: dict[str, Any]
+) -> tuple[fx.Graph, dict[str, torch.Tensor], list[tuple[str, int]]]:
+    """The traced operations, the tensors that appear in them by name, and which layers were reset after how many."""
     _refuse_hooks(module)
     tracer = _Tracer(walk)
-    with _unchanged(module):
-        return tracer.trace(module, concrete_args=concrete or None), tracer.constants
+    resets: list[tuple[str, int]] = []
+    with _recorded_resets(module, walk, tracer, resets), _unchanged(module):
+        return tracer.trace(module, concrete_args=concrete or None), tracer.constants, resets
+
+
+@contextmanager
+def _recorded_resets(module: nn.Module, walk: Walk, tracer: _Tracer, resets: list[tuple[str, int]]) -> Iterator[None]:
+    """Let layers of a library, asked to reset themselves, say only that they were: None for each of their states."""
+
+    def recorded(path: str, count: int) -> Callable[[], Any]:
+        def reset() -> Any:
+            resets.append((path, len(tracer.graph.nodes)))
+            return None if count == 1 else (None,) * count
+
+        return reset
+
+    changed: list[tuple[dict[str, Any], str]] = []
+    for path, part in module.named_modules():
+        row = walk.foreign(part)
+        for name in () if row is None else row.resets:
+            if row is not None and name not in vars(part):
+                vars(part)[name] = recorded(path, len(row.states(part)))
+                changed.append((vars(part), name))
+    try:
+        yield
+    finally:
+        for attributes, name in changed:
+            del attributes[name]
 
 
 @contextmanager

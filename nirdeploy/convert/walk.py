@@ -28,8 +28,10 @@ from nirdeploy.convert.frameworks.framework import (
     leading_axes,
     row_of,
 )
+from nirdeploy.convert.loops import Loop, unrolled_loop
 from nirdeploy.convert.operations import HANDLERS, VIEWS, in_place, is_check
 from nirdeploy.convert.primitives import BYPASSED, MODULES, TraceContext, find
+from nirdeploy.convert.returned import PREVIOUS, at, check_states, shown, split_output
 from nirdeploy.errors import ConversionError, NirdeployError
 from nirdeploy.graph import with_metadata
 from nirdeploy.nodes import keeps_state, make_node
@@ -43,7 +45,6 @@ ModuleMap = Mapping[type, Callable[..., "nir.NIRNode | None"]]
 _NOT_THE_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 _ONE_STEP = (nn.Conv1d, nn.Conv2d, nn.AvgPool2d)  # torch's own that take no second axis before a sample's
-_PREVIOUS = "\0previous "
 
 
 class Walk:
@@ -70,6 +71,7 @@ class Walk:
         self.draft = Draft()
         self.env: dict[fx.Node, Value] = {}
         self.called: set[str] = set()
+        self.reset: set[str] = set()  # layers that forward resets before it uses them
         # part of the state argument -> what is to come back there: the module it was passed to, and the place
         self.uses: dict[tuple[Any, ...], StateOf] = {}
         self.returned: Any = None
@@ -94,7 +96,7 @@ class Walk:
             return True
         return self.default_map is None and (find(MODULES, type(module)) is not None or row_of(module) is not None)
 
-    def _foreign(self, module: nn.Module) -> LayerRow | None:
+    def foreign(self, module: nn.Module) -> LayerRow | None:
         """The row of a library's layer that no map of the user's takes."""
         return row_of(module) if self.default_map is None and self._function(module) is None else None
 
@@ -102,7 +104,7 @@ class Walk:
         """Whether forward returns (output, state): ours do, declared ones, and mapped ones that take a state."""
         if isinstance(module, (Stateful, *self.stateful)):
             return True
-        foreign = self._foreign(module)
+        foreign = self.foreign(module)
         if foreign is not None:
             return foreign.returns_state(module)
         return self._function(module) is not None and len(inspect.signature(module.forward).parameters) > 1
@@ -115,7 +117,7 @@ class Walk:
             if node is not None and not isinstance(node, nir.NIRNode):
                 raise ConversionError(f"its map returned a {type(node).__name__}, not a NIR node", node=context.path)
             return _with_arrays(node)
-        row: Any = self._foreign(module)
+        row: Any = self.foreign(module)
         if row is not None:
             if not row.refuses:
                 check_layer(module, row, context.path)
@@ -138,7 +140,7 @@ class Walk:
 
     def alone(self, module: nn.Module, context: TraceContext) -> nir.NIRNode | None:
         """The node of a module that is the whole network; where that is a graph, with its convention."""
-        node, framework, row = self.node_of(module, context), framework_of(module), self._foreign(module)
+        node, framework, row = self.node_of(module, context), framework_of(module), self.foreign(module)
         if not isinstance(node, nir.NIRGraph) or framework is None or row is None:
             return node
         found = combined(layer_conventions(module, framework, row, self.dt))
@@ -146,19 +148,33 @@ class Walk:
 
     # ------------------------------------------------------------ walk
 
-    def run(self, traced: fx.Graph, constants: Mapping[str, torch.Tensor], states: list[str]) -> nir.NIRGraph:
+    def run(
+        self,
+        traced: fx.Graph,
+        constants: Mapping[str, torch.Tensor],
+        resets: list[tuple[str, int]],
+        states: list[str],
+    ) -> nir.NIRGraph:
         """Draft the graph of a traced forward.
 
         Args:
             traced: the operations.
             constants: tensors in them, by name.
+            resets: paths of the layers that forward reset, with the number of operations traced by then.
             states: the symbolic state arguments.
         """
         self.constants = dict(constants)
         states = [*states, *self._layers_states(traced, states)]
         signals = [n for n in traced.nodes if n.op == "placeholder" and self._is_signal(n, states)]
         self._leading = self._axes_first_taken(traced)
-        for node in traced.nodes:
+        loop = unrolled_loop(traced, self._places)
+        self._check_resets(resets, loop)
+        if loop is not None and loop.indexed and self.sampled and isinstance(self.shape, tuple):
+            self.shape = self.shape[1:]  # the sample input has all steps
+        for node in traced.nodes if loop is None else loop.nodes:
+            if loop is not None and (node in loop.same or node in loop.parts):
+                self.env[node] = self.env[loop.same.get(node) or node.args[0]]  # type: ignore[index]
+                continue
             try:
                 value = self._visit(node, states, signals)
             except ConversionError as error:
@@ -171,6 +187,27 @@ class Walk:
             self.env[node] = value
         return self._finish()
 
+    def _places(self, node: fx.Node) -> tuple[int, ...] | None:
+        """Where a layer of a library returns what is to come back into it; None where it keeps no state."""
+        module = self.root.get_submodule(str(node.target)) if node.op == "call_module" else None
+        row = None if module is None else self.foreign(module)
+        return row.states(module) if row is not None and row.resets else None
+
+    def _check_resets(self, resets: list[tuple[str, int]], loop: Loop | None) -> None:
+        """Layers are reset in front of a loop over time, or behind it, where it makes them start at rest.
+
+        Raises:
+            ConversionError: a layer that is reset in each step.
+        """
+        for path, traced in resets:
+            if loop is None or loop.start < traced < loop.stop:
+                raise ConversionError(
+                    "forward resets it, and no loop over time of equal steps follows, so that it remembers nothing",
+                    node=path,
+                    remedy=f"Leave that to who calls it. {ONE_STEP}",
+                )
+        self.reset = {path for path, _ in resets}
+
     def _axes_first_taken(self, traced: fx.Graph) -> int:
         """Axes of the input in front of those of a sample: what the first layer called with some takes.
 
@@ -180,7 +217,7 @@ class Walk:
         first, called = leading_axes(self.root) if self.default_map is None else 1, []
         for node in traced.nodes:
             module = self.root.get_submodule(str(node.target)) if node.op == "call_module" else None
-            row = None if module is None else self._foreign(module)
+            row = None if module is None else self.foreign(module)
             if row is None or is_lifted(self.root, str(node.target)):
                 continue
             called.append((node, row.axes(module)))
@@ -216,7 +253,7 @@ class Walk:
         if user.op != "call_module" or (user.args and user.args[0] is value):
             return False
         module = self.root.get_submodule(str(user.target))
-        return self._foreign(module) is not None and self.returns_state(module)
+        return self.foreign(module) is not None and self.returns_state(module)
 
     def _visit(self, node: fx.Node, states: list[str], signals: list[fx.Node]) -> Value:
         if node.op == "placeholder":
@@ -295,7 +332,7 @@ class Walk:
         return 0
 
     def _check_axes(self, module: nn.Module, path: str, node: fx.Node) -> None:
-        row = self._foreign(module)
+        row = self.foreign(module)
         plain = 1 if self._function(module) is None and isinstance(module, _ONE_STEP) else 0
         wanted, here = plain if row is None else row.axes(module), self.axes_of(node)
         if wanted and self.default_map is None and wanted != here:
@@ -334,7 +371,7 @@ class Walk:
 
     def _output(self, node: fx.Node) -> None:
         value = self.output = node.args[0]
-        outputs, self.returned = self._split_output(value)
+        outputs, self.returned = split_output(self, value)
         if not outputs:
             raise ConversionError("forward returns no output")
         for label, leaf in outputs:
@@ -344,65 +381,20 @@ class Walk:
             self.draft.nodes[name] = make_node(nir.Output, output_type={"output": shape})
             self.draft.edges.extend((source, name) for source in signal.sources)
 
-    def _split_output(self, value: Any) -> tuple[list[tuple[str, Any]], Any]:
-        """Named outputs, and the returned state."""
-        if isinstance(value, Mapping):
-            return [(str(key), leaf) for key, leaf in value.items()], None
-        if not isinstance(value, list | tuple):
-            # a stateful module's (output, state) handed on as it is
-            return [("output", value)], value if isinstance(self._state_of(value), StateOf) else None
-        # (output, state): the last element is the state where it holds states only, or where a state came in
-        last = value[-1]
-        only = [item for item in value if self._is_state(item, whole=item is last)]
-        state: Any = None
-        leaves: Any = value
-        empty = len(value) > 1 and not _leaves(last)
-        keyed = len(value) > 1 and not isinstance(last, fx.Node) and self._reads_state()
-        if 0 < len(only) < len(value) and only != [last]:
-            # (output, state, state, ...) in any order
-            state, leaves = only[0] if len(only) == 1 else only, [item for item in value if item not in only]
-        elif len(value) > 1 and (only or empty or keyed or self._reads_whole(last)):
-            state, leaves = last, value[:-1]
-        if len(leaves) == 1:
-            return self._split_output(leaves[0])[0], state
-        return [(f"output_{index}", leaf) for index, leaf in enumerate(leaves)], state
-
-    def _is_state(self, item: Any, *, whole: bool) -> bool:
-        """Whether a returned value holds states only; with `whole`, what a module returns counts as its state, too."""
-        kinds = [self._state_of(leaf) if whole else self.env.get(leaf) for leaf in _leaves(item)]
-        return bool(kinds) and all(isinstance(kind, StateOf | Key) for kind in kinds)
-
-    def _state_of(self, leaf: Any) -> Value:
-        """What a returned value is as state: a stateful module's whole result stands for its state, too."""
-        found = self.env.get(leaf) if isinstance(leaf, fx.Node) else None
-        if isinstance(found, Signal) and isinstance(leaf, fx.Node) and leaf.op == "call_module":
-            module = self.root.get_submodule(str(leaf.target))
-            if self.returns_state(module) and leaf.args[1:] + tuple(leaf.kwargs.values()):
-                return StateOf(found.sources[0])
-        return found
-
-    def _reads_state(self) -> bool:
-        return any(isinstance(value, Key) and value.keys for value in self.env.values()) or any(
-            isinstance(value, StateOf) for value in self.env.values()
-        )
-
-    def _reads_whole(self, last: Any) -> bool:
-        """Whether the last value returned is the next value of a state argument that is one signal."""
-        return isinstance(last, fx.Node) and any(n.startswith(_PREVIOUS + "()") for n in self._sources())
-
-    def _sources(self) -> set[str]:
+    def sources(self) -> set[str]:
+        """Names that edges start at."""
         return {source for source, _ in self.draft.edges}
 
     def _finish(self) -> nir.NIRGraph:
-        self._check_states()
+        check_states(self)
         replaced: dict[str, tuple[str, ...]] = {}
         wanted: set[tuple[str, str]] = set()
-        for name in sorted(s for s in self._sources() if s.startswith(_PREVIOUS)):
+        for name in sorted(s for s in self.sources() if s.startswith(PREVIOUS)):
             keys = self._keys_of[name]
-            found = self.env.get(leaf) if isinstance(leaf := _at(self.returned, keys), fx.Node) else None
+            found = self.env.get(leaf) if isinstance(leaf := at(self.returned, keys), fx.Node) else None
             if not isinstance(found, Signal):
                 raise ConversionError(
-                    f"state {_shown(keys)} is used as a signal, but forward does not return its next value there",
+                    f"state {shown(keys)} is used as a signal, but forward does not return its next value there",
                     remedy="Return the output that is to come back one step later under the same key.",
                 )
             replaced[name] = found.sources
@@ -411,60 +403,6 @@ class Walk:
         if wanted:
             self._check_feedback(graph, wanted)
         return graph
-
-    def _check_states(self) -> None:
-        """Each module's state is returned where it is read; no recurrence is lost."""
-        for keys, wanted in self.uses.items():
-            if not self._comes_back(_at(self.returned, keys), wanted) and not self._is_among_outputs(keys, wanted):
-                raise ConversionError(
-                    f"the state of {wanted.owner!r} is read from {_shown(keys)}, but forward returns something else "
-                    "there",
-                    remedy="Return each module's new state under the key it is read from.",
-                )
-        self._check_order()
-        own = {wanted.owner for wanted in self.uses.values() if wanted.place == 0}
-        signals = [self._state_of(leaf) for leaf in _leaves(self.returned)]
-        lost = [found for found in signals if isinstance(found, Signal) and not own.issuperset(found.sources)]
-        if lost and not any(name.startswith(_PREVIOUS) for name in self._sources()):
-            raise ConversionError(
-                "the returned state holds an output, and forward hides how it is used (it asks if there is a state)",
-                remedy="Read it as state['key'] under `if state is not None`, or do not return it as state.",
-            )
-
-    def _is_among_outputs(self, keys: tuple[Any, ...], wanted: StateOf) -> bool:
-        """Whether a state with an argument of its own is one of several values that are returned."""
-        own = keys == () or (len(keys) == 1 and keys[0] in self._arguments_of_forward())
-        flat = _at(self.returned, keys) if keys else None
-        return own and flat is None and any(self._comes_back(leaf, wanted) for leaf in _leaves(self.output))
-
-    def _check_order(self) -> None:
-        """States with arguments of their own are returned in the order of the arguments, as callers pass them on."""
-        arguments, leaves, last = self._arguments_of_forward(), _leaves(self.output), -1
-        named = {keys[0]: wanted for keys, wanted in self.uses.items() if len(keys) == 1 and keys[0] in arguments}
-        if len(named) < len(self.uses) or any(_at(self.returned, (name,)) is not None for name in named):
-            return
-        for name in sorted(named, key=arguments.index):
-            if named[name].place == 0:
-                continue  # an output, which may stand in front of all states
-            found = [n for n, leaf in enumerate(leaves) if n > last and self._comes_back(leaf, named[name])]
-            if last >= 0 and not isinstance(self.env.get(leaves[last]), StateOf):
-                found.append(last)  # one module's whole result holds several states
-            if not found:
-                raise ConversionError(
-                    f"{name}, the state of {named[name].owner!r}, comes back in another order than it came in",
-                    remedy="Return the states in the order of forward's arguments.",
-                )
-            last = found[0]
-
-    def _arguments_of_forward(self) -> list[str]:
-        return list(inspect.signature(self.root.forward).parameters)
-
-    def _comes_back(self, leaf: Any, wanted: StateOf) -> bool:
-        found = self._state_of(leaf)
-        if isinstance(found, Signal):
-            return wanted.place == 0 and found.sources == (wanted.owner,)
-        fits = isinstance(found, StateOf) and found.owner == wanted.owner
-        return fits and (wanted.place is None or found.place in (None, wanted.place))  # type: ignore[union-attr]
 
     def _check_feedback(self, graph: nir.NIRGraph, wanted: set[tuple[str, str]]) -> None:
         """The delays of forward are those of the graph, but for moves through nodes without state.
@@ -502,11 +440,13 @@ class Walk:
         if isinstance(found, Signal):
             return found
         if isinstance(found, Key):
-            name = f"{_PREVIOUS}{found.keys!r}"
+            name = f"{PREVIOUS}{found.keys!r}"
             self._keys_of[name] = found.keys
             return Signal((name,), None)
         if isinstance(found, StateOf):
             raise self.refuse(node, f"uses the state of {found.owner!r} as a signal, which NIR cannot tap")
+        if isinstance(value, fx.Node) and value not in self.env:
+            raise self.refuse(node, "takes what one step of the loop over time gives, where NIR has each step's")
         raise self.refuse(node, f"of the constant {value!r} cannot be a layer's input")
 
     def constant(self, value: Any) -> np.ndarray | None:
@@ -540,7 +480,7 @@ class Walk:
         function = self._function(module)
         if function is None and isinstance(module, BYPASSED):
             return signal
-        foreign = self._foreign(module)
+        foreign = self.foreign(module)
         if foreign is not None and foreign.folds:
             check_layer(module, foreign, path)
             return self._batch_norm(module, path, self.draft.learn(signal, foreign.input_shape(module)))
@@ -564,8 +504,13 @@ class Walk:
         self._check_axes(module, path, node)
         row = foreign or (find(MODULES, type(module)) if function is None else None)
         signal = self.draft.learn(signal, row.input_shape(module) if row is not None else None)
-        gets_state = any(value is not None for value in arguments[1:])
-        context = TraceContext(path, signal.shape, dt=self.dt, axes=self.axes_of(node), gets_state=gets_state)
+        context = TraceContext(
+            path,
+            signal.shape,
+            dt=self.dt,
+            axes=self.axes_of(node),
+            gets_state=path in self.reset or any(value is not None for value in arguments[1:]),
+        )
         created = self.node_of(module, context)
         if created is None:
             return signal
@@ -580,7 +525,6 @@ class Walk:
         if signal.shape is None and not isinstance(created, nir.NIRGraph):
             signal = self.draft.learn(signal, _own_shape(created))
         emitted = self.draft.add(path, created, signal, path)
-        foreign = self._foreign(module)
         places = foreign.states(module) if foreign is not None else (None,)
         self._take_state(node, emitted.sources[0], arguments[1:], places)
         self._take_convention(module, emitted.sources[0])
@@ -596,7 +540,7 @@ class Walk:
     def _take_convention(self, module: nn.Module, name: str) -> None:
         if isinstance(module, Stateful):
             self.draft.conventions[name] = {"": module.convention}
-        framework, row = framework_of(module), self._foreign(module)
+        framework, row = framework_of(module), self.foreign(module)
         if framework is not None and row is not None:
             self.draft.conventions[name] = layer_conventions(module, framework, row, self.dt)
 
@@ -625,7 +569,7 @@ class Walk:
                 wanted = StateOf(owner, places[min(n, len(places) - 1)])
                 if self.uses.setdefault(found.keys, wanted) != wanted:
                     other = self.uses[found.keys].owner
-                    raise self.refuse(node, f"gets {_shown(found.keys)}, which {other!r} gets, too")
+                    raise self.refuse(node, f"gets {shown(found.keys)}, which {other!r} gets, too")
             elif value is not None and found is not None:
                 raise self.refuse(node, "gets a second argument that is not its own state")
             elif value is not None and not isinstance(value, fx.Node):
@@ -707,29 +651,3 @@ def _refuse_altered(module: nn.Module, known: tuple[type[nn.Module], ...], path:
         raise ConversionError(
             f"{type(module).__name__} has forward hooks, which NIR cannot hold", node=path, remedy="Remove them."
         )
-
-
-def _leaves(value: Any) -> list[fx.Node]:
-    if isinstance(value, fx.Node):
-        return [value]
-    if isinstance(value, Mapping):
-        return [leaf for inner in value.values() for leaf in _leaves(inner)]
-    if isinstance(value, list | tuple):
-        return [leaf for inner in value for leaf in _leaves(inner)]
-    return []
-
-
-def _at(value: Any, keys: tuple[Any, ...]) -> Any:
-    """The part of a returned structure under these keys; None where it has none."""
-    for key in keys:
-        if (isinstance(value, Mapping) and key in value) or (
-            isinstance(value, list | tuple) and isinstance(key, int) and -len(value) <= key < len(value)
-        ):
-            value = value[key]
-        else:
-            return None
-    return value
-
-
-def _shown(keys: tuple[Any, ...]) -> str:
-    return "state" + "".join(f"[{key!r}]" for key in keys)

@@ -63,12 +63,13 @@ def fill_weights(module: nn.Module, rng: np.random.Generator) -> nn.Module:
 
 
 def node_of(graph: nir.NIRGraph, path: str) -> str:
-    """The population that a layer at this path became: the node itself, or the one inside its subgraph."""
-    node = graph.nodes[path]
-    if not isinstance(node, nir.NIRGraph):
+    """The population that a layer at this path became: the node itself, or the one among several of its nodes."""
+    if path in graph.nodes and not isinstance(graph.nodes[path], nir.NIRGraph):
         return path
-    (found,) = [n for n, inner in node.nodes.items() if hasattr(inner, "r")]
-    return f"{path}.{found}"
+    inner = graph.nodes[path].nodes if path in graph.nodes else graph.nodes
+    prefix = "" if path in graph.nodes else f"{path}."
+    (found,) = [n for n, node in inner.items() if n.startswith(prefix) and hasattr(node, "r")]
+    return f"{path}.{found.removeprefix(prefix)}"
 
 
 def assert_same(
@@ -106,8 +107,11 @@ def assert_same(
             if (node, "spikes") in found.records:
                 assert np.array_equal(found[node, "spikes"].data, seen.spikes), (method, path)
             if seen.v is not None:
-                error = np.abs(found[node, "v_mem"].data - seen.v) / np.abs(np.asarray(seen.threshold))
-                assert error.max() <= BOUND, (method, path, error.max())
+                error = np.abs(found[node, "v_mem"].data - seen.v)
+                # where v runs far beyond the threshold: two roundings a step, of sums in another order
+                rounding = 2 * len(seen.v) * np.finfo(np.float32).eps / 2 * np.abs(seen.v).max()
+                bound = np.maximum(BOUND * np.abs(np.asarray(seen.threshold)), rounding)
+                assert np.all(error <= bound), (method, path, error.max())
     return graph
 
 

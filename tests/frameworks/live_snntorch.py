@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import snntorch as snn
@@ -9,6 +13,7 @@ import torch
 from frameworks.live_common import Seen, assert_same, fill_weights, graph_convention, off_grid
 from frameworks.snntorch_networks import Hidden, networks, own
 from hypothesis import HealthCheck, given, settings
+from nets import ROOT
 from snntorch import surrogate
 from torch import nn
 
@@ -156,36 +161,126 @@ def test_one_state_given_to_two_layers_is_refused():
         nd.torch_to_nir(Crossed(), sample_input=X)
 
 
-class Looping(Net):
-    """As in snnTorch's tutorials: forward loops over time."""
+STEPS = 12
 
-    def __init__(self, resets, steps):
+
+class Looping(nn.Module):
+    """As in snnTorch's tutorials: forward resets its layers, loops over time and stacks what each step gives."""
+
+    def __init__(self, kind="static", steps=STEPS):
         super().__init__()
-        self.resets, self.steps = resets, steps
+        self.kind, self.steps = kind, steps
+        self.fc1, self.lif1 = nn.Linear(6, 8), snn.Leaky(beta=0.9)
+        self.fc2, self.lif2 = nn.Linear(8, 5), snn.RLeaky(beta=0.8, linear_features=5)
+        self.fc3, self.lif3 = nn.Linear(5, 4), snn.Synaptic(alpha=0.7, beta=0.8, threshold=0.5)
+        fill_weights(self, np.random.default_rng(0))
 
     def forward(self, x):
-        mem1, mem2, found = None, None, []
-        if self.resets:
-            mem1, mem2 = self.lif1.reset_mem(), self.lif2.init_leaky()
-        for _ in range(self.steps or x.size(0)):
-            spk1, mem1 = self.lif1(self.fc1(x), mem1)
-            spk2, mem2 = self.lif2(self.fc2(spk1), mem2)
-            found.append(spk2)
-        return torch.stack(found)
+        mem1, (spk2, mem2), (syn3, mem3) = self.lif1.init_leaky(), self.lif2.init_rleaky(), self.lif3.reset_mem()
+        spikes, states = [], []
+        current = self.fc1(x) if self.kind == "hoisted" else None
+        for step in range(self.steps or x.size(0)):
+            if self.kind == "reset inside" and step == 7:
+                mem1 = self.lif1.reset_mem()
+            if self.kind != "hoisted":
+                current = self.fc1(x[step] if self.kind in ("indexed", "both") else x)
+            if self.kind == "both":
+                current = current + self.fc1(x)
+            spk1, mem1 = self.lif1(current, mem1)
+            if self.kind == "another step" and step == 7:
+                spk1 = 2 * spk1
+            spk2, mem2 = self.lif2(self.fc2(spk1), spk2, mem2)
+            spk3, syn3, mem3 = self.lif3(self.fc3(spk2), syn3, mem3)
+            if self.kind == "changed state":
+                mem1 = 0.5 * mem1
+            if self.kind == "swapped states":
+                syn3, mem3 = mem3, syn3
+            spikes.append(spk3)
+            states.append(mem3)
+        return {
+            "sum": lambda: torch.stack(spikes).sum(0),
+            "last spikes": lambda: spk3,
+            "behind the batch": lambda: torch.stack(spikes, dim=1),
+            "last state": lambda: (torch.stack(spikes), mem3),
+        }.get(self.kind, lambda: (torch.stack(spikes, dim=0), torch.stack(states, dim=0)))()
+
+
+@pytest.mark.parametrize("kind", ["static", "hoisted", "indexed", "last state"])
+def test_a_forward_that_loops_over_equal_steps_gives_one_of_them(kind):
+    network = Looping(kind)
+    x = spike_raster(steps=STEPS) if kind == "indexed" else spike_raster(steps=1)[0]
+    with torch.no_grad():
+        spikes, states = (part.numpy() for part in network(x))
+    graph = nd.torch_to_nir(network, sample_input=x)
+    assert list(graph.nodes) == ["input", "fc1", "lif1", "fc2", "lif2", "fc3", "lif3", "output"]
+    assert graph_convention(graph) == nd.convention_of(network)
+    raster = x if kind == "indexed" else x.expand(STEPS, *x.shape)
+    found = nd.run(graph, raster.numpy())
+    assert spikes.sum() > 20
+    assert np.array_equal(np.asarray(found.outputs), spikes)
+    v = found["lif3", "v_mem"].data
+    assert np.array_equal(v[-1] if kind == "last state" else v, states)
+    assert "reset_mem" not in vars(network.lif1)  # tracing left nothing behind
+
+
+def test_a_loop_over_layers_that_keep_their_states_is_one_step_from_rest():
+    class Keeping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.lif = nn.Linear(6, 8), snn.Leaky(beta=0.9, init_hidden=True)
+
+        def forward(self, x):
+            return torch.stack([self.lif(self.fc(x[step])) for step in range(STEPS)])
+
+    network, raster = fill_weights(Keeping(), np.random.default_rng(0)), spike_raster(steps=STEPS)
+    graph = nd.torch_to_nir(network, sample_input=raster)
+    with torch.no_grad():
+        assert np.array_equal(np.asarray(nd.run(graph, raster).outputs), network(raster).numpy())
+    with pytest.raises(ConversionError, match="node 'lif': Leaky still holds mem of an earlier run"):
+        nd.torch_to_nir(network, sample_input=raster)
 
 
 @pytest.mark.parametrize(
-    ("resets", "steps", "message"),
+    ("kind", "message"),
     [
-        (True, 5, "(?s)forward resets or reads the state of a layer itself.*'lif1.mem'"),
-        (False, 5, "node 'lif1': a neuron module is called twice"),
-        (False, None, "forward of Looping loops over an axis of its input"),
+        ("reset inside", "node 'lif1': forward resets it, and no loop over time of equal steps follows"),
+        ("another step", "node 'lif1': forward resets it, and no loop over time of equal steps follows"),
+        ("changed state", "node 'lif1': forward resets it, and no loop over time of equal steps follows"),
+        ("swapped states", "node 'lif1': forward resets it, and no loop over time of equal steps follows"),
+        ("both", "node 'lif1': forward resets it, and no loop over time of equal steps follows"),
+        ("sum", "tensor method 'sum' does not exist in NIR"),
+        ("behind the batch", "operation 'stack' does not exist in NIR"),
+        ("last spikes", "takes what one step of the loop over time gives"),
     ],
 )
-def test_a_forward_that_loops_over_time_is_refused_with_the_remedy(resets, steps, message):
+def test_a_loop_whose_steps_are_not_one_and_the_same_is_refused(kind, message):
+    x = spike_raster(steps=STEPS) if kind == "both" else X
+    with pytest.raises(ConversionError, match=message):
+        nd.torch_to_nir(Looping(kind), sample_input=x)
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        (1, "node 'lif1': forward resets it, and no loop over time of equal steps follows"),
+        (None, "forward of Looping loops over an axis of its input"),
+    ],
+)
+def test_a_loop_without_a_fixed_number_of_steps_is_refused_with_the_remedy(steps, message):
     with pytest.raises(ConversionError, match=message) as refused:
-        nd.torch_to_nir(Looping(resets, steps), sample_input=X)
+        nd.torch_to_nir(Looping("static", steps), sample_input=X)
     assert "make the body of its loop a forward of one step" in str(refused.value)
+
+
+def test_a_layer_called_twice_in_one_step_is_refused():
+    class Twice(Net):
+        def forward(self, x, mem):
+            spk1, mem = self.lif1(self.fc1(x), mem)
+            spk2, mem = self.lif1(self.fc2(spk1), mem)
+            return spk2, mem
+
+    with pytest.raises(ConversionError, match="node 'lif1': a neuron module is called twice in one step"):
+        nd.torch_to_nir(Twice(), sample_input=X)
 
 
 def test_layers_called_in_another_order_or_not_at_all_have_the_convention_of_the_graph():
@@ -355,3 +450,32 @@ def test_the_helpers_find_a_wrong_network():
         assert_same(network, raster, lambda _: (output, wrong))
     with pytest.raises(AssertionError):
         assert_same(network, raster, lambda _: (1 - output, seen))
+
+
+def test_a_recurrent_network_is_one_that_chips_can_hold():
+    same = {"reset_mechanism": "zero", "reset_delay": False, "init_hidden": True}
+    layers = (nn.Linear(6, 8), snn.RLeaky(beta=0.8, linear_features=8, **same), nn.Linear(8, 4))
+    network = fill_weights(Hidden(*layers, snn.Synaptic(alpha=0.7, beta=0.8, **same)), np.random.default_rng(1))
+    graph = nd.torch_to_nir(network, sample_input=X)
+    assert list(graph.nodes) == ["input", "0", "1", "2", "3", "output"]
+    assert nd.feedback_edges(graph) == [("1.w_rec", "1.lif")]
+    assert not [f for f in nd.check(graph, "loihi2").findings if f.severity == "error"]
+
+
+# ---------------------------------------------------------------- tutorial
+
+
+def test_the_tutorial_takes_a_trained_network_to_two_chips(tmp_path):
+    command = [sys.executable, "-W", "error", str(ROOT / "examples" / "snntorch_digits.py")]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
+    assert found.returncode == 0, found.stderr
+    text = found.stdout
+    assert "convention: reset zero, same_step, dt 0.001\n" in text
+    assert "reference: 0 of 72000 output entries differ from snnTorch's\n" in text
+    shares = {name: float(right) for name, right in re.findall(r"^(\w+): ([\d.]+)% right", text, re.MULTILINE)}
+    assert set(shares) == {"snnTorch", "speck2f", "loihi2"}
+    assert min(shares.values()) > 90
+    assert len(re.findall("of spikes agree", text)) == 2
+    assert "loihi2, node 2: reset is 'subtract'" in text
+    assert "loihi2, node 2: reset_time is 'next_step'" in text
+    assert (tmp_path / "out" / "examples" / "snntorch_speck2f.html").exists()

@@ -86,6 +86,8 @@ class LayerRow:
             `to_nir` is then asked only where it stands alone.
         refuses: whether `to_nir` always refuses, subclasses included.
         adds_inputs: whether it is nothing but the sum of what it is called with.
+        resets: methods by which a forward that loops over time puts the layer at rest; () where it keeps no state, or
+            where such a forward is refused.
         axes_after: layer -> those axes of its output, where it changes them; 0: as they came in.
     """
 
@@ -100,6 +102,7 @@ class LayerRow:
     folds: bool = False
     refuses: bool = False
     adds_inputs: bool = False
+    resets: tuple[str, ...] = ()
     axes_after: Callable[[Any], int] = lambda module: 0
 
 
@@ -123,8 +126,6 @@ class Framework:
             changed. UnsupportedError, naming the node, for what the file has lost.
         adapt: graph, its convention -> what the library's importer needs to make the same network of it.
             UnsupportedError, naming the node, for what it would make something else of.
-        lifts: container -> whether it applies what it holds to each step of a sequence, so that layers inside take one
-            step though the container takes all.
     """
 
     name: str

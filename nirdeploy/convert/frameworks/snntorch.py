@@ -301,6 +301,7 @@ def _row(name: str, states: tuple[int, ...]) -> LayerRow:
         _fields,
         returns_state=_returns_state,
         states=lambda module: states,
+        resets=("reset_mem", f"init_{name.lower()}"),
         input_shape=lambda module: (n,) if (n := getattr(module, "linear_features", None)) else None,
     )
 

@@ -144,6 +144,7 @@ def adapt(graph: nir.NIRGraph, convention: Convention | None) -> nir.NIRGraph:
             "what a graph for snnTorch does depends on its convention, and none is known",
             remedy="Pass convention= to write.",
         )
+    graph = graphs.dissolved(graph)
     _check_graph(graph)
     found = graphs.shapes(graph)
     nodes = {name: _adapted(name, node, found[name].input, convention) for name, node in graph.nodes.items()}

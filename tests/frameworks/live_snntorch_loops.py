@@ -1,0 +1,84 @@
+"""Forwards of snnTorch that loop over time, drawn with mistakes in them: refused, or converted without a spike less."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import snntorch as snn
+import torch
+from frameworks.live_common import fill_weights
+from torch import nn
+
+import nirdeploy as nd
+from nirdeploy.errors import ConversionError
+
+LAYERS = (
+    lambda: snn.Leaky(0.9, threshold=0.5),
+    lambda: snn.Leaky(0.8, threshold=0.4, reset_mechanism="zero"),
+    lambda: snn.Leaky(0.8, threshold=0.4, reset_mechanism="none"),
+    lambda: snn.Lapicque(R=1, C=4, threshold=0.3),
+)
+# what makes a step another one than the first, or its output another one than the step's
+MISTAKES = ("recurrence", "another input", "rotated states", "no state at the end", "reversed")
+HARMLESS = ("skip", "second look at the input")
+
+
+class Drawn(nn.Module):
+    """Three layers, x[step] or x in each step, and at most one peculiarity."""
+
+    def __init__(self, seed):
+        super().__init__()
+        rnd = random.Random(seed)  # noqa: S311
+        torch.manual_seed(seed)
+        self.steps, self.indexed, self.resets = rnd.choice((2, 3, 6)), rnd.random() < 0.4, rnd.random() < 0.8
+        self.how = rnd.choice((*MISTAKES, *HARMLESS, *HARMLESS, "plain", "plain"))
+        self.weights = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+        self.layers = nn.ModuleList(rnd.choice(LAYERS)() for _ in range(3))
+        fill_weights(self, np.random.default_rng(seed))
+
+    def step(self, x, step, states, before):
+        signal = x
+        if self.how == "recurrence" and step > 0:
+            signal = x + before
+        if self.how == "another input" and step == 1:
+            signal = 2 * x
+        for n, (weight, layer) in enumerate(zip(self.weights, self.layers, strict=True)):
+            current = weight(signal)
+            if self.how == "second look at the input" and n == 1:
+                current = current + weight(x)
+            own = (n + 1) % 3 if self.how == "rotated states" and step > 0 else n
+            arguments = () if self.how == "no state at the end" and step == self.steps - 1 else (states[own],)
+            signal, states[n] = layer(current, *arguments)
+        return signal + signal if self.how == "skip" else signal
+
+    def forward(self, x):
+        states = [layer.reset_mem() if self.resets else None for layer in self.layers]
+        found = []
+        for step in range(self.steps):
+            found.append(self.step(x[step] if self.indexed else x, step, states, found[-1] if found else None))
+        return torch.stack(found[::-1] if self.how == "reversed" else found)
+
+    def sample(self):
+        return 4 * torch.rand((self.steps, 2, 4) if self.indexed else (2, 4))
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_a_loop_is_refused_or_gives_the_networks_own_output(block):
+    taken = []
+    for seed in range(block * 30, block * 30 + 30):
+        network = Drawn(seed)
+        x = network.sample()
+        try:
+            graph = nd.torch_to_nir(network, sample_input=x)
+        except ConversionError:
+            assert network.how in MISTAKES, (seed, network.how)
+            continue
+        raster = x if network.indexed else x.expand(network.steps, *x.shape)
+        with torch.no_grad():
+            own = network(x).numpy()
+        assert np.array_equal(np.asarray(nd.run(graph, raster.numpy()).outputs), own), (seed, network.how)
+        taken.append(own.sum())
+    assert len(taken) > 10
+    assert sum(taken) > 100
