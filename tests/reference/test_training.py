@@ -97,9 +97,14 @@ def gradients(module, work, x):
 
 
 def assert_alike(found, wanted, bound):
+    """Outputs equal; states and gradients within the bound of their largest value.
+
+    A sum carries the rounding of its largest terms, whatever is left of them: torch multiplies one row and many in other
+    orders, and in which ones depends on the processor.
+    """
     assert torch.equal(found[0], wanted[0])
     for a, b in zip(found[1], wanted[1], strict=True):
-        assert torch.allclose(a, b, atol=bound, rtol=bound)
+        assert float((a - b).abs().max()) <= bound * max(float(b.abs().max()), 1.0)
     zero = torch.zeros(())
     for name in {*found[2], *wanted[2]}:
         a, b = found[2].get(name, zero), wanted[2].get(name, zero)
