@@ -1,5 +1,6 @@
 """Training through `sequence`: outputs, states and gradients are those of the step loop under autograd."""
 
+import copy
 import math
 
 import nir
@@ -96,19 +97,23 @@ def gradients(module, work, x):
     return out.detach(), tensors(state), {**found, "raster": x.grad}
 
 
-def assert_alike(found, wanted, bound):
-    """Outputs equal; states and gradients within the bound of their largest value.
+def assert_alike(found, wanted, bound, exact=None):
+    """Outputs equal; states within the bound of their largest value or 1, gradients of their largest value.
 
-    A sum carries the rounding of its largest terms, whatever is left of them: torch multiplies one row and many in other
-    orders, and in which ones depends on the processor.
+    With `exact`, the loop in float64, ten times what float32 costs the loop itself is allowed besides: torch multiplies
+    one row and many in other orders, in which ones depends on the processor, and steep surrogates and sums that cancel
+    magnify it.
     """
     assert torch.equal(found[0], wanted[0])
-    for a, b in zip(found[1], wanted[1], strict=True):
-        assert float((a - b).abs().max()) <= bound * max(float(b.abs().max()), 1.0)
-    zero = torch.zeros(())
-    for name in {*found[2], *wanted[2]}:
-        a, b = found[2].get(name, zero), wanted[2].get(name, zero)
-        assert float((a - b).abs().max()) <= bound * max(float(b.abs().max()), 1e-3), name
+    for name, least in [*((k, 1.0) for k in range(len(wanted[1]))), *((n, 1e-3) for n in {*found[2], *wanted[2]})]:
+        a, b, true = (_part(side, name) for side in (found, wanted, exact or wanted))
+        allowed = bound * max(float(b.abs().max()), least) + 10 * float((b - true).abs().max())
+        assert float((a - b).abs().max()) <= allowed, name
+
+
+def _part(side, name):
+    found = side[1][name] if isinstance(name, int) else side[2].get(name, torch.zeros(()))
+    return found.detach()
 
 
 @pytest.mark.parametrize("method", ["dense", "event"])
@@ -120,7 +125,9 @@ def test_gradients_are_those_of_the_loop(kind, name, method):
         module = nd.nir_to_torch(network(kind), convention=convention, dtype=dtype)
         x = torch.rand((20, batch, 5), dtype=dtype, generator=torch.Generator().manual_seed(1))
         wanted = gradients(module, lambda x, m=module: by_loop(m, x), x)
-        assert_alike(gradients(module, lambda x, m=module: m.sequence(x, method=method), x), wanted, bound)
+        twin = copy.deepcopy(module).double()
+        exact = gradients(twin, lambda x, m=twin: by_loop(m, x), x.double()) if dtype == torch.float32 else None
+        assert_alike(gradients(module, lambda x, m=module: m.sequence(x, method=method), x), wanted, bound, exact)
 
 
 @pytest.mark.parametrize("start", ["silence", "zero"])
