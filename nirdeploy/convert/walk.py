@@ -59,10 +59,10 @@ class Walk:
         stateful: tuple[type[nn.Module], ...],
         dt: float | None = None,
         *,
-        sampled: bool = False,
+        length: int | None = None,
     ) -> None:
         self.root = root
-        self.sampled = sampled
+        self.length = length  # of the sample input's first axis; None: only shapes were given
         self.dt = dt
         self.user_map = dict(module_map or {})
         self.default_map = default_map
@@ -169,7 +169,7 @@ class Walk:
         self._leading = self._axes_first_taken(traced)
         loop = unrolled_loop(traced, self._places)
         self._check_resets(resets, loop)
-        if loop is not None and loop.indexed and self.sampled and isinstance(self.shape, tuple):
+        if loop is not None and loop.indexed and self.length is not None and isinstance(self.shape, tuple):
             self.shape = self.shape[1:]  # the sample input has all steps
         for node in traced.nodes if loop is None else loop.nodes:
             if loop is not None and (node in loop.same or node in loop.parts):
@@ -224,7 +224,7 @@ class Walk:
             if row.axes_after(module):
                 self._changing[node] = row.axes_after(module)
         for node, taken in called:
-            if taken and taken != first and self.sampled:
+            if taken and taken != first and self.length is not None:
                 raise ConversionError(
                     f"the layer called first takes {taken} axes before those of a sample, the one made first {first}",
                     node=str(node.target),
