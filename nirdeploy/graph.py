@@ -266,12 +266,15 @@ def dissolved(graph: nir.NIRGraph) -> nir.NIRGraph:
     """The same network without subgraphs: their nodes are called 'subgraph.node', as in conventions and trajectories.
 
     Returns:
-        A graph that shares its nodes with the one given; that one itself where it has no subgraphs, or where two edges
-        or two names would become one.
+        A graph that shares its nodes with the one given; that one itself where it has no subgraphs, where they have
+        several Inputs or Outputs or are loops of wires, or where two edges or two names would become one.
     """
     if not any(isinstance(node, nir.NIRGraph) for node in graph.nodes.values()):
         return graph
-    plan = schedule(graph)
+    try:
+        plan = schedule(graph)
+    except (GraphError, UnsupportedError):
+        return graph
     nodes = {dotted(path): node for path, node in plan.nodes.items()}
     edges = [(dotted(source), dotted(target)) for target in plan.order for source in plan.sources[target]]
     if len(nodes) < len(plan.nodes) or len(set(edges)) < len(edges):
@@ -448,9 +451,9 @@ def check_finite(graph: nir.NIRGraph) -> None:
 
 
 def sha256(graph: nir.NIRGraph) -> str:
-    """Hash of names, types, parameters and edges; independent of node order, edge order and metadata."""
+    """Hash of names, types, parameters and edges; independent of node order, edge order, metadata and `dissolved`."""
     digest = hashlib.sha256()
-    _feed(digest, graph)
+    _feed(digest, dissolved(graph))
     return digest.hexdigest()
 
 

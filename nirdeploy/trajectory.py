@@ -172,7 +172,9 @@ class Record:
     def values(self) -> NDArray[Any]:
         """`data` in model units: data * scale + offset."""
         found = self.data if self.scale == 1.0 else self.data * self.scale
-        return found + self.offset if np.any(self.offset) else found
+        offset = self.offset
+        moved = offset != 0.0 if isinstance(offset, float) else offset.any()
+        return found + offset if moved else found
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -277,7 +279,7 @@ def _stored(data: ArrayLike | PackedSpikes | Storage) -> NDArray[Any] | PackedSp
 
 def _offset(offset: Any, axes: tuple[int, ...]) -> float | NDArray[np.float64]:
     """A number, or one a neuron in the shape of a sample."""
-    if np.ndim(offset) == 0:
+    if isinstance(offset, float) or np.ndim(offset) == 0:
         return float(offset)
     found = np.array(offset, dtype=np.float64).reshape(-1)
     if found.size != math.prod(axes):

@@ -325,7 +325,13 @@ def _shape_of(sample_input: Any, input_shape: Any, axes: int) -> Shape | Mapping
         raise ConversionError("sample_input and input_shape were both given", remedy="Give one.")
 
     def sample(value: Any) -> Shape:
-        return tuple(int(n) for n in np.shape(value)[axes:])
+        shape = tuple(int(n) for n in np.shape(value))
+        if axes > 1 and len(shape) <= axes:
+            raise ConversionError(
+                f"sample_input has shape {shape}, and layers that take all steps at once need step, batch and neurons",
+                remedy=f"Give it a batch axis, or pass input_shape={shape[1:]} instead.",
+            )
+        return shape[axes:]
 
     def plain(value: Any) -> Shape:
         return tuple(int(n) for n in value)

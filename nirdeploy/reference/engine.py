@@ -22,91 +22,21 @@ from nirdeploy.reference import event_kernels, kernels, pool_kernels, scan_kerne
 from nirdeploy.reference.cycle import Cycle
 from nirdeploy.reference.dynamics import MOST_SPIKES
 from nirdeploy.reference.lanes import WIDTH
-from nirdeploy.reference.memory import LINE, NUMPY, address
+from nirdeploy.reference.memory import LINE, address
 from nirdeploy.reference.neurons import Delay, Membrane, Neuron
 from nirdeploy.reference.program import FOLDED, POPULATIONS, Part, Program, is_plain
-from nirdeploy.reference.sparse import Rows, from_raster, join, survey, to_raster
+from nirdeploy.reference.signals import Signal
+from nirdeploy.reference.sparse import Rows, join, to_raster
 from nirdeploy.reference.stack import Stack
 from nirdeploy.reference.threads import share, split
 from nirdeploy.schedule import NodePath, dotted, feedback_key
 
-__all__ = ["Engine", "Signal", "Sink"]
+__all__ = ["Engine", "Sink"]
 
 _LEAST = 1 << 20  # neuron-steps that are worth a thread
 _PAST = 8 << 20  # bytes of a record from which on it does not stay in the cache
 # densities above which torch is faster than events, measured by benchmarks/reference.py on two cores
 _CROSSOVER = {nn.Linear: 0.25, nn.Conv2d: 0.10}
-
-
-class Signal:
-    """What a node emits over a chunk, in the form it came in and in those that were asked for.
-
-    Attributes:
-        shape: of one sample at one step.
-        steps: steps of the chunk.
-        batch: samples.
-    """
-
-    def __init__(
-        self,
-        shape: Sequence[int],
-        steps: int,
-        batch: int,
-        *,
-        dense: Tensor | None = None,
-        rows: Rows | None = None,
-        raw: np.ndarray | None = None,
-        density: float | None = None,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self.shape, self.steps, self.batch = tuple(shape), steps, batch
-        self._dense, self._rows, self._raw = dense, rows, raw
-        self._dtype, self._device, self._density = dtype, device, density
-
-    @property
-    def size(self) -> int:
-        """Numbers a sample."""
-        return math.prod(self.shape)
-
-    def dense(self) -> Tensor:
-        """[step, batch, *shape]."""
-        if self._dense is None:
-            if self._raw is not None:
-                # torch warns of memory that must not be written to, though nothing here writes to it
-                raw = self._raw if self._raw.flags.writeable else self._raw.copy()
-                self._dense = torch.from_numpy(raw).to(device=self._device, dtype=self._dtype)
-            else:
-                assert self._rows is not None
-                empty = torch.zeros((self.steps, self.batch, self.size), dtype=self._dtype)
-                to_raster(self._rows, empty.numpy())
-                self._dense = empty.reshape(self.steps, self.batch, *self.shape)
-        return self._dense
-
-    def numbers(self) -> np.ndarray:
-        """[step, batch, number], contiguous."""
-        shape = (self.steps, self.batch, self.size)
-        if self._dense is None and self._raw is not None and self._raw.dtype == NUMPY[self._dtype]:
-            return np.ascontiguousarray(self._raw).reshape(shape)
-        return self.dense().detach().cpu().contiguous().reshape(shape).numpy()
-
-    def rows(self) -> Rows:
-        """The same as events."""
-        if self._rows is None:
-            source = self._raw if self._raw is not None else self.dense().detach().numpy()
-            like = np.empty(0, torch.empty(0, dtype=self._dtype).numpy().dtype)
-            flat = np.ascontiguousarray(source).reshape(self.steps, self.batch, self.size)
-            self._rows = from_raster(flat, like)
-        return self._rows
-
-    def density(self) -> float:
-        """Share of numbers that are not zero."""
-        if self._rows is not None:
-            return self._rows.density
-        if self._density is not None:
-            return self._density
-        source = self._raw if self._raw is not None else self.dense().detach().numpy()
-        return survey(np.ascontiguousarray(source), np.inf)[1] / max(1, source.size)
 
 
 def _past_cache(record: np.ndarray) -> bool:
@@ -308,8 +238,9 @@ class Engine:
                 self._signals[path] = self.signal(sources[0][0])  # an Output is a wire
                 return self._signals[path]
             x, _ = self._input(path)
-            if self.sparse and is_plain(module, (nn.Linear,)) and self._sparse(path):
-                x = training.sparse_linear(module, x, self.signal(sources[0][0]).rows())  # type: ignore[arg-type]
+            rows = self._sparse(path) if self.sparse and is_plain(module, (nn.Linear,)) else None
+            if rows is not None:
+                x = training.sparse_linear(module, x, rows)  # type: ignore[arg-type]
             elif self.native and path in self.program.pools:
                 x = self._pool(path, x)
             elif module is not None:
@@ -331,12 +262,12 @@ class Engine:
         )
         return torch.from_numpy(out).reshape(self._steps, self.batch, *shape)
 
-    def _sparse(self, path: NodePath) -> bool:
-        """Whether a Linear's input comes from one node and is mostly zero."""
+    def _sparse(self, path: NodePath) -> Rows | None:
+        """A Linear's input as events, where it comes from one node and is mostly zero."""
         sources = self.program.sources[path]
         if len(sources) != 1 or sources[0][1] is not None:
-            return False
-        return self.signal(sources[0][0]).density() <= _CROSSOVER[nn.Linear]
+            return None
+        return self.signal(sources[0][0]).rows(_CROSSOVER[nn.Linear])
 
     def _emitted(self, path: NodePath, dense: Tensor | None = None, *, raw: np.ndarray | None = None) -> Signal:
         shape = self.shapes[path].output
@@ -379,15 +310,27 @@ class Engine:
             self._hold(path, *self.initial(path))
         if self.events and self._driven(path):
             return
-        x, own = self._input(path)
+        given = self._unchecked(path)
         shape, size = self.shapes[path].output, math.prod(self.shapes[path].output)
-        flat = x.contiguous().reshape(self._steps, self.batch, size)
+        if given is not None:
+            flat, own = torch.from_numpy(given.unchecked), False
+        else:
+            x, own = self._input(path)
+            flat = x.contiguous().reshape(self._steps, self.batch, size)
         out = self._record_of_output(path, flat)
         if out is None:
             out = flat if own else torch.empty_like(flat)
-        self._scan(path, flat.numpy(), out.numpy())
+        self._scan(path, flat.numpy(), out.numpy(), given)
         self._signals[path] = self._emitted(path, out.reshape(self._steps, self.batch, *shape))
         self._put_emitted(path, out)
+
+    def _unchecked(self, path: NodePath) -> Signal | None:
+        """An Input's numbers that nobody has checked yet, where a scan in vectors is what reads them."""
+        source = self.program.direct(path)
+        found = None if source is None else self.signal(source)
+        if found is None or found.unchecked is None:
+            return None
+        return found if self.program.native(path, self.dtype).how[0] in (kernels.ONE, kernels.INTEGRATE) else None
 
     def _record_of_output(self, path: NodePath, like: Tensor) -> Tensor | None:
         """The record of an Output that a population alone feeds, to be written to without a copy in between."""
@@ -410,7 +353,7 @@ class Engine:
         flat = v.numpy().reshape(self.batch, -1)
         return flat, flat[:0, :0] if i is None else i.numpy().reshape(self.batch, -1)
 
-    def _scan(self, path: NodePath, x: np.ndarray, out: np.ndarray) -> None:
+    def _scan(self, path: NodePath, x: np.ndarray, out: np.ndarray, unchecked: Signal | None) -> None:
         native = self.program.native(path, self.dtype)
         v, i = self._held(path)
         v_record, i_record, none = self._targets(path, x.dtype)
@@ -421,13 +364,16 @@ class Engine:
             most = scan_kernels.BLOCK * (4 if uniform else 1)  # those of one kind have no parameters to keep near
             block = share(neurons, batch, WIDTH, most, steps * batch * neurons // _LEAST)
 
-            def work(first: int, last: int) -> None:
-                scan_kernels.scan(
+            def work(first: int, last: int) -> int:
+                found: int = scan_kernels.scan(
                     x, v, i, native.p, native.q, mode == kernels.ONE, inclusive, subtract, uniform, out, v_record,
-                    i_record, past, block, first, last,
+                    i_record, past, unchecked is not None, block, first, last,
                 )  # fmt: skip
+                return found
 
-            split(work, batch * -(-neurons // block), max(1, _LEAST // max(1, steps * block)))
+            highest = split(work, batch * -(-neurons // block), max(1, _LEAST // max(1, steps * block)))
+            if unchecked is not None:
+                unchecked.passed(max(highest))
         else:
             direct = out is not x and not np.may_share_memory(x, out)
 
@@ -465,7 +411,8 @@ class Engine:
             self._hold(path, *self.initial(path))
         keep = any(self.sink.wants(path, variable) for variable in ("v_mem", "i_syn"))
         if self.device.type == "cpu" and not keep and training.foldable(module, self.dtype):
-            out, self._states[path] = training.scan(module, self._input(path)[0], self._states[path])
+            x, own = self._input(path)
+            out, self._states[path] = training.scan(module, x, self._states[path], own)
             self._signals[path] = self._emitted(path, out)
             self._put_emitted(path, out)
         else:
@@ -486,11 +433,10 @@ class Engine:
         chain = self.program.chains.get(path)
         if chain is None or self.sink.wants(chain.weight, "output"):
             return False
-        source = self.signal(chain.source)
-        kind = type(self.program.modules[chain.weight])
-        if source.density() > _CROSSOVER[kind]:
+        rows = self.signal(chain.source).rows(_CROSSOVER[type(self.program.modules[chain.weight])])
+        if rows is None:
             return False
-        rows, weights = source.rows(), self.program.weights(path)
+        weights = self.program.weights(path)
         native = self.program.native(path, self.dtype)
         order = weights.order
         p, q, padded = native.p, native.q, order

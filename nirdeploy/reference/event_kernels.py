@@ -11,8 +11,6 @@ from nirdeploy.reference.lanes import (
     WIDTH,
     add,
     bits_of,
-    count_set,
-    first_set,
     get,
     keep,
     load,
@@ -24,7 +22,7 @@ from nirdeploy.reference.lanes import (
     store_some,
 )
 from nirdeploy.reference.native import inline, kernel
-from nirdeploy.reference.vector_kernels import GROUP, copy, membrane, read, settle, synapse, write
+from nirdeploy.reference.vector_kernels import GROUP, append, copy, membrane, read, settle, synapse, write
 
 __all__ = ["BLOCK", "convolution", "matrix"]
 
@@ -45,18 +43,6 @@ def _fire(came, at, c, left, held, current, delays, rows, decays, size, inclusiv
     write(held, at + c, left, u)
     bits = bits_of(fired)
     return bits if left >= WIDTH else bits & ((np.uint64(1) << np.uint64(left)) - np.uint64(1))
-
-
-@inline
-def _append(bits, found, used, first):
-    """Positions of set bits, four at a time: how many there are cannot be guessed. Returns how many are used now."""
-    while bits != 0:
-        count = min(4, count_set(bits))
-        for n in range(4):
-            put(found, used + n, np.int32(first + first_set(bits, 0)))
-            bits &= bits - np.uint64(1)
-        used += count
-    return used
 
 
 @kernel
@@ -158,7 +144,7 @@ def matrix(
                             came, at, c, e - c, held, current, delays, rows, decays, neurons, inclusive, subtracts
                         )
                         bits |= some << np.uint64(c - g)
-                    used = _append(bits, emitted, used, g)
+                    used = append(bits, emitted, used, g)
                 ended[block, row - first * steps + 1] = used
                 if keeps_v:
                     copy(held, at + a, kept_v, (t * batch + b) * neurons + a, e - a)
@@ -253,7 +239,7 @@ def convolution(
                             came, at, a + c, left, held, current, delays, rows, decays, neurons, inclusive, subtracts
                         )
                         bits |= some << np.uint64(c - g)
-                    used = _append(bits, emitted, used, a + g)
+                    used = append(bits, emitted, used, a + g)
             for k in range(before, used):
                 put(emitted, k, get(places, get(emitted, k)))
             ends[row - first * steps + 1] = used

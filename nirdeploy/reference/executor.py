@@ -101,6 +101,9 @@ def run(
     if dtype not in (torch.float32, torch.float64):
         raise UnsupportedError(f"a run in {dtype}", remedy="Use module.float() or module.double().")
     sources = sources_of(module, raster, dtype)
+    if output is not None or method == "loop":  # nothing is written of a run that is refused
+        for source in sources.values():
+            source.check()
     first = next(iter(sources.values()))
     n_steps, batch, batched = first.steps, first.batch, first.batched
     selection = Selection.of(module, record, nodes, neurons, steps, packed, n_steps)

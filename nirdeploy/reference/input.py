@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,8 @@ from nirdeploy.convert.build import GraphModule
 from nirdeploy.errors import RasterError
 from nirdeploy.events import Events, events_to_raster, whole_microseconds
 from nirdeploy.raster import check_raster
-from nirdeploy.reference.engine import Signal
-from nirdeploy.reference.sparse import survey
+from nirdeploy.reference.signals import Signal
+from nirdeploy.reference.sparse import as_bits, survey
 from nirdeploy.schedule import NodePath, dotted
 
 __all__ = ["Source", "sources_of"]
@@ -23,6 +24,9 @@ _QUICK = ("|b1", "|u1", "|i1", "<i2", "<i4", "<i8", "<f4", "<f8")  # what torch 
 
 class Source:
     """The raster of one Input.
+
+    Shape and type are checked at once, numbers by whoever reads them first: a pass over a raster takes as long as a
+    scan of neurons.
 
     Args:
         raster: an array, a tensor, or what gives arrays when it is sliced (an HDF5 dataset, a memory map).
@@ -34,15 +38,18 @@ class Source:
         steps: steps.
         batch: samples.
         batched: whether the raster has a batch axis.
+        pending, limit: as of `signals.Check`.
 
     Raises:
-        RasterError: wrong shape or type, negative, NaN, infinite or too large counts.
+        RasterError: wrong shape or type; now, or where numbers are read, negative, NaN, infinite or too large counts.
     """
 
     def __init__(self, raster: Any, shape: tuple[int, ...], dtype: torch.dtype, node: str) -> None:
         self.shape, self.node = shape, node
         self._exact = 2.0 ** (53 if dtype == torch.float64 else 24)
         self._lazy = _is_lazy(raster)
+        self.pending, self.limit = False, 0
+        self._density: float | None = None
         if self._lazy:
             given = tuple(raster.shape)
             self.batched = len(given) == len(shape) + 2
@@ -56,23 +63,40 @@ class Source:
         if isinstance(raster, torch.Tensor) and _is_readable(raster):
             raster = raster.detach().cpu() if raster.is_floating_point() or raster.is_cuda else raster
             raster = raster.numpy() if raster.dtype not in (torch.bfloat16,) and not raster.is_quantized else raster
-        try:
-            self._data, self.batched, self._density = self._checked(raster)
-        except RasterError as error:
-            raise RasterError(str(error), node=node) from error
+        found = self._quick(raster)
+        if found is None:
+            with self._named():
+                self._data, self.batched, self._density = self._slow(raster)
+        else:
+            self._data, self.batched = found
+            self.pending, self.limit = True, as_bits(self._exact, self._data.dtype)
         self.steps, self.batch = self._data.shape[:2]
 
-    def _checked(self, raster: Any) -> tuple[np.ndarray, bool, float | None]:
-        """A raster with a batch axis, its density where it was counted; one pass where nothing is wrong with it."""
+    def check(self) -> float | None:
+        """Check the numbers, if they are not yet; their density where it was counted."""
+        if self.pending:
+            with self._named():
+                self._density = self._counted(self._data)
+            self.pending = False
+        return self._density
+
+    def _quick(self, raster: Any) -> tuple[np.ndarray, bool] | None:
+        """A raster with a batch axis, and whether it came with one, where nothing but its numbers may be wrong."""
         quick = isinstance(raster, np.ndarray) and raster.dtype.str in _QUICK and not np.ma.isMaskedArray(raster)
         rank = len(self.shape)
-        if quick and raster.size and raster.ndim in (rank + 1, rank + 2) and raster.shape[-rank:] == self.shape:
-            batched = raster.ndim == rank + 2
-            sound, filled = survey(np.ascontiguousarray(raster), self._exact)
-            if sound:
-                found = np.ascontiguousarray(raster if batched else raster[:, None])
-                found = found.view(np.uint8) if found.dtype == np.bool_ else found
-                return found, batched, filled / found.size
+        if not (quick and raster.size and raster.ndim in (rank + 1, rank + 2) and raster.shape[-rank:] == self.shape):
+            return None
+        batched = raster.ndim == rank + 2
+        found = np.ascontiguousarray(raster if batched else raster[:, None])
+        return (found.view(np.uint8) if found.dtype == np.bool_ else found), batched
+
+    def _counted(self, data: np.ndarray) -> float | None:
+        """The density of a raster with a batch axis, counted in the one pass over it where nothing is wrong."""
+        sound, filled = survey(data, self._exact)
+        return filled / data.size if sound else self._slow(data if self.batched else data[:, 0])[2]
+
+    def _slow(self, raster: Any) -> tuple[np.ndarray, bool, float | None]:
+        """Everything checked, with the place of what is wrong."""
         data, batched = check_raster(raster, self.shape, integer=False)
         data = data.astype(np.float32) if data.dtype == np.float16 else data  # the kernels know no half precision
         highest = data.max().item()  # in Python's numbers, as float16 has none so large
@@ -84,19 +108,27 @@ class Source:
             )
         return data, batched, None
 
+    @contextmanager
+    def _named(self, before: str = "") -> Iterator[None]:
+        """Say which Input is wrong, and what comes before that."""
+        try:
+            yield
+        except RasterError as error:
+            raise RasterError(f"{before}{error}", node=self.node) from error
+
     def signal(self, start: int, stop: int, dtype: torch.dtype, device: torch.device) -> Signal:
         """Steps `start` to `stop`."""
         if self._lazy:
-            part = np.asarray(self._data[start:stop])
-            try:
-                part, _, density = self._checked(part)
-            except RasterError as error:
-                raise RasterError(
-                    f"in steps {start} to {stop - 1}, counted from {start}: {error}", node=self.node
-                ) from error
+            given = np.asarray(self._data[start:stop])
+            found = self._quick(given)
+            with self._named(f"in steps {start} to {stop - 1}, counted from {start}: "):
+                part, density = (found[0], self._counted(found[0])) if found else self._slow(given)[::2]
         else:
             part, density = self._data[start:stop], self._density
-        return Signal(self.shape, stop - start, self.batch, raw=part, density=density, dtype=dtype, device=device)
+        check = self if self.pending else None
+        return Signal(
+            self.shape, stop - start, self.batch, raw=part, density=density, check=check, dtype=dtype, device=device
+        )
 
 
 def _is_readable(tensor: torch.Tensor) -> bool:

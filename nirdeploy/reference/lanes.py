@@ -25,8 +25,11 @@ __all__ = [
     "bits_of",
     "choose",
     "count_set",
+    "differs",
     "first_set",
     "get",
+    "higher",
+    "highest_bits",
     "keep",
     "load",
     "load_some",
@@ -284,6 +287,16 @@ above, at_least = _compare(">"), _compare(">=")
 
 
 @intrinsic
+def differs(typing: Any, a: Any, b: Any) -> Any:
+    """Set where two lanes are not equal; NaN differs from everything, as for `!=`."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.fcmp_unordered("!=", *arguments)
+
+    return Mask(a.count)(a, b), build
+
+
+@intrinsic
 def choose(typing: Any, mask: Any, a: Any, b: Any) -> Any:
     """`a` where the mask is set, else `b`."""
 
@@ -291,6 +304,34 @@ def choose(typing: Any, mask: Any, a: Any, b: Any) -> Any:
         return builder.select(*arguments)
 
     return a(mask, a, b), build
+
+
+@intrinsic
+def higher(typing: Any, a: Any, b: Any) -> Any:
+    """Lane by lane the one whose bits are the higher, read as an unsigned integer."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        bits = ir.VectorType(ir.IntType(a.scalar.bitwidth), a.count)
+        first, second = (builder.bitcast(lanes, bits) for lanes in arguments)
+        return builder.select(builder.icmp_unsigned(">", first, second), *arguments)
+
+    return a(a, b), build
+
+
+@intrinsic
+def highest_bits(typing: Any, lanes: Any) -> Any:
+    """The highest of all lanes' bits, read as an unsigned integer."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = ir.IntType(lanes.scalar.bitwidth)
+        bits = builder.bitcast(arguments[0], ir.VectorType(kind, lanes.count))
+        found = ir.Constant(kind, 0)
+        for n in range(lanes.count):
+            lane = builder.extract_element(bits, ir.Constant(ir.IntType(32), n))
+            found = builder.select(builder.icmp_unsigned(">", lane, found), lane, found)
+        return builder.zext(found, ir.IntType(64)) if lanes.scalar.bitwidth < 64 else found
+
+    return types.uint64(lanes), build
 
 
 @intrinsic

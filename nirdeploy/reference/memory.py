@@ -1,15 +1,16 @@
-"""Arrays that begin with a line of the cache, so that no vector crosses one."""
+"""Arrays that begin with a line of the cache, so that no vector crosses one, and memory that runs hand on."""
 
 from __future__ import annotations
 
 import math
+import threading
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-__all__ = ["LINE", "NUMPY", "address", "aligned", "aligned_copy"]
+__all__ = ["LINE", "NUMPY", "address", "aligned", "aligned_copy", "lend"]
 
 LINE = 64  # bytes
 NUMPY: dict[torch.dtype, np.dtype[Any]] = {
@@ -38,3 +39,39 @@ def aligned_copy(array: NDArray[Any]) -> NDArray[Any]:
     found = aligned(array.shape, array.dtype)
     found[...] = array
     return found
+
+
+class _Lease:
+    """Memory lent to arrays; when the last of them is gone, the next run gets it, as fresh memory is slow."""
+
+    most = 256 << 20  # bytes that are kept
+    free: list[NDArray[Any]] = []  # noqa: RUF012 (of the process)
+    lock = threading.RLock()  # the same thread may come back, when a lease ends while it holds the lock
+
+    def __init__(self, block: NDArray[Any], shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self.__array_interface__ = {
+            "shape": shape,
+            "typestr": dtype.str,
+            "data": (address(block) + -address(block) % LINE, False),
+            "version": 3,
+        }
+        self._block = block
+
+    def __del__(self) -> None:
+        with self.lock:
+            self.free.append(self._block)
+            while sum(b.nbytes for b in self.free) > self.most:
+                self.free.pop(0)
+
+
+def lend(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """An array of undefined content, in memory that an earlier run has touched where there is such."""
+    kind = np.dtype(dtype)
+    size = math.prod(shape) * kind.itemsize
+    if size < 1 << 20:
+        return np.empty(shape, kind)
+    with _Lease.lock:
+        fitting = [b for b in _Lease.free if size + LINE <= b.nbytes <= 2 * size + LINE]
+        block = min(fitting, key=lambda b: b.nbytes) if fitting else np.empty(size + LINE, np.uint8)
+        _Lease.free[:] = [b for b in _Lease.free if b is not block]
+    return np.asarray(_Lease(block, shape, kind))

@@ -250,18 +250,18 @@ class Program:
             (path, *_) = part.paths
             if part.cyclic or not is_plain(self.modules[path], POPULATIONS):
                 continue
-            weight = self._direct(path)
+            weight = self.direct(path)
             if weight is None or not self._packs(weight):
                 continue
             maps: list[NodePath] = []
-            source = self._direct(weight)
+            source = self.direct(weight)
             while source is not None and self._maps(source):
                 maps.insert(0, source)
-                source = self._direct(source)
+                source = self.direct(source)
             if source is not None:
                 yield path, Chain(source, weight, tuple(maps))
 
-    def _direct(self, path: NodePath) -> NodePath | None:
+    def direct(self, path: NodePath) -> NodePath | None:
         """The only source of a node, where nothing delays the edge."""
         sources = self.sources[path]
         return sources[0][0] if len(sources) == 1 and sources[0][1] is None else None

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
-import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +16,7 @@ from nirdeploy.convert.build import GraphModule
 from nirdeploy.errors import RasterError
 from nirdeploy.names import suggest
 from nirdeploy.reference.engine import Sink
-from nirdeploy.reference.memory import LINE, NUMPY, address
+from nirdeploy.reference.memory import NUMPY, lend
 from nirdeploy.reference.neurons import Membrane, Neuron
 from nirdeploy.reference.program import POPULATIONS
 from nirdeploy.schedule import NodePath, dotted, lateness
@@ -28,7 +26,6 @@ from nirdeploy.trajectory_writer import TrajectoryWriter
 __all__ = ["Recorder", "Selection", "check_record"]
 
 Array = NDArray[Any]
-_KEPT_BYTES = 256 << 20  # of buffers whose records are gone, for the next run: fresh memory costs more than a scan
 
 
 def check_record(record: Iterable[str]) -> tuple[str, ...]:
@@ -126,45 +123,6 @@ def _range(steps: Any, n_steps: int) -> range | None:
             remedy="Use e.g. slice(100, 200) or range(0, 1000, 10).",
         )
     return found
-
-
-# ---------------------------------------------------------------- memory
-
-
-class _Lease:
-    """Memory lent to arrays; when the last of them is gone, the next run gets it."""
-
-    free: list[Array] = []  # noqa: RUF012 (of the process)
-    lock = threading.RLock()  # the same thread may come back, when a lease ends while it holds the lock
-
-    def __init__(self, block: Array, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self.__array_interface__ = {
-            "shape": shape,
-            "typestr": dtype.str,
-            "data": (address(block) + -address(block) % LINE, False),
-            "version": 3,
-        }
-        weakref.finalize(self, _Lease.back, block)
-
-    @staticmethod
-    def back(block: Array) -> None:
-        with _Lease.lock:
-            _Lease.free.append(block)
-            while sum(b.nbytes for b in _Lease.free) > _KEPT_BYTES:
-                _Lease.free.pop(0)
-
-
-def lend(shape: tuple[int, ...], dtype: Any) -> Array:
-    """An array of undefined content, in memory that an earlier run has touched where there is such."""
-    kind = np.dtype(dtype)
-    size = math.prod(shape) * kind.itemsize
-    if size < 1 << 20:
-        return np.empty(shape, kind)
-    with _Lease.lock:
-        fitting = [b for b in _Lease.free if size + LINE <= b.nbytes <= 2 * size + LINE]
-        block = min(fitting, key=lambda b: b.nbytes) if fitting else np.empty(size + LINE, np.uint8)
-        _Lease.free[:] = [b for b in _Lease.free if b is not block]
-    return np.asarray(_Lease(block, shape, kind))
 
 
 # ---------------------------------------------------------------- recording

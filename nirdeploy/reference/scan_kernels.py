@@ -5,7 +5,7 @@ The arithmetic is that of `kernels._synapse`, `_one` and `_integrate`, operation
 
 from __future__ import annotations
 
-from nirdeploy.reference.lanes import WIDTH, choose, get, pointer, prefetch, splat, store_past
+from nirdeploy.reference.lanes import WIDTH, choose, get, higher, highest_bits, pointer, prefetch, splat, store_past
 from nirdeploy.reference.native import inline, kernel
 from nirdeploy.reference.vector_kernels import membrane, read, settle, synapse, write
 
@@ -25,7 +25,7 @@ def _record(base, at, left, lanes, past):
 
 @kernel
 def scan(
-    x, v, i, p, q, spiking, inclusive, subtracts, uniform, out, v_record, i_record, past, block, first, last,
+    x, v, i, p, q, spiking, inclusive, subtracts, uniform, out, v_record, i_record, past, checks, block, first, last,
 ):  # fmt: skip
     """A population over time, as `kernels.scan`.
 
@@ -42,9 +42,13 @@ def scan(
         v_record: v after each step, [step, batch, neuron] or [0, 0, 0].
         i_record: i likewise.
         past: whether records are written past the cache, which takes memory aligned as vectors are.
+        checks: whether to look for the highest of all inputs.
         block: neurons advanced together, a multiple of `WIDTH`.
         first: first block, counted sample by sample.
         last: block to stop before.
+
+    Returns:
+        The highest of these blocks' inputs, their bits read as unsigned integers; 0 where nobody asks.
     """
     steps, batch, neurons = x.shape
     blocks = (neurons + block - 1) // block
@@ -56,6 +60,7 @@ def scan(
     decay, leak = splat(get(rows, 0), WIDTH), splat(get(rows, neurons), WIDTH)
     gain, threshold = splat(get(rows, 2 * neurons), WIDTH), splat(get(rows, 3 * neurons), WIDTH)
     v_reset, v_min = splat(get(rows, 4 * neurons), WIDTH), splat(get(rows, 5 * neurons), WIDTH)
+    highest = zero
     for n in range(first, last):
         sample, begin = n // blocks, n % blocks * block
         end, base = min(neurons, begin + block), sample * neurons
@@ -73,6 +78,8 @@ def scan(
                     gain, threshold = read(rows, 2 * neurons + c, left), read(rows, 3 * neurons + c, left)
                     v_reset, v_min = read(rows, 4 * neurons + c, left), read(rows, 5 * neurons + c, left)
                 came = read(given, row + c, left)
+                if checks:
+                    highest = higher(highest, came)
                 if delays:
                     stays, into = read(decays, c, left), read(decays, neurons + c, left)
                     came = synapse(stays, read(current, base + c, left), into, came)
@@ -89,3 +96,4 @@ def scan(
                     write(emitted, row + c, left, s)
                 if keeps_v:
                     _record(kept_v, row + c, left, u, past)
+    return highest_bits(highest)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from nirdeploy.errors import RasterError, UnsupportedError
-from nirdeploy.reference.engine import Engine, Signal
+from nirdeploy.reference.engine import Engine
 from nirdeploy.reference.executor import program_of
+from nirdeploy.reference.signals import Signal
 from nirdeploy.schedule import NodePath, dotted
 
 if TYPE_CHECKING:

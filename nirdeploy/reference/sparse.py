@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nirdeploy.reference import event_kernels
+from nirdeploy.reference import event_kernels, raster_kernels
 from nirdeploy.reference.kernels import BLOCK
 from nirdeploy.reference.memory import aligned_copy
 from nirdeploy.reference.native import kernel
@@ -22,6 +22,7 @@ from nirdeploy.reference.threads import split
 __all__ = [
     "Rows",
     "Weights",
+    "as_bits",
     "from_raster",
     "in_blocks",
     "join",
@@ -116,11 +117,12 @@ def survey(raster: Array, limit: float) -> tuple[bool, int]:
     """
     bits = raster.reshape(-1).view(f"u{raster.itemsize}")
     parts = split(lambda first, last: _survey(bits, first, last), bits.size, 1 << 21)
-    return max(int(p[0]) for p in parts) <= _as_bits(limit, raster.dtype), sum(int(p[1]) for p in parts)
+    return max(int(p[0]) for p in parts) <= as_bits(limit, raster.dtype), sum(int(p[1]) for p in parts)
 
 
 @lru_cache
-def _as_bits(limit: float, kind: np.dtype[Any]) -> int:
+def as_bits(limit: float, kind: np.dtype[Any]) -> int:
+    """The bits of the largest number of a type up to a limit, read as an unsigned integer."""
     most = int(min(limit, np.iinfo(kind).max)) if kind.kind in "iu" else limit
     return int(np.array(most).astype(kind).view(f"u{kind.itemsize}"))
 
@@ -177,16 +179,25 @@ def join(parts: list[tuple[Array, Array, Array]], steps: int, batch: int, size: 
     )
 
 
-def from_raster(raster: Array, like: Array) -> Rows:
-    """Events of a raster [step, batch, neuron]; values get the type of `like`."""
+def from_raster(raster: Array, like: Array, density: float = 1.0) -> Rows | None:
+    """Events of a raster [step, batch, neuron]; values get the type of `like`.
+
+    None as soon as more than a share `density` of the raster is found not to be zero.
+    """
     steps, batch, size = raster.shape
     bits = raster.view(f"u{raster.dtype.itemsize}")  # which of them are all zero is quickly seen
+    vectors, most = raster.dtype == like.dtype, int(density * raster.size)
 
     def work(first: int, last: int) -> tuple[Array, Array, Array]:
         pointer = np.empty((last - first) * steps + 1, np.int64)
+        if vectors:
+            return (pointer, *raster_kernels.events(raster, first, last, pointer, most))
         return (pointer, *_rows(raster, bits, first, last, pointer, like))
 
-    return join(split(work, batch, max(1, (1 << 20) // max(1, steps * size))), steps, batch, size)
+    parts = split(work, batch, max(1, (1 << 20) // max(1, steps * size)))
+    if sum(len(index) for _, index, _ in parts) > most:
+        return None
+    return join(parts, steps, batch, size)
 
 
 @kernel

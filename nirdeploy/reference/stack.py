@@ -20,7 +20,8 @@ from nirdeploy.reference.threads import split
 from nirdeploy.schedule import NodePath, feedback_key
 
 if TYPE_CHECKING:
-    from nirdeploy.reference.engine import Engine, Signal
+    from nirdeploy.reference.engine import Engine
+    from nirdeploy.reference.signals import Signal
 
 __all__ = ["Layer", "Stack", "layers_of"]
 

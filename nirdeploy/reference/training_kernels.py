@@ -9,8 +9,9 @@ import numpy as np
 
 from nirdeploy.reference import surrogates
 from nirdeploy.reference.kernels import DECAY, GAIN, LEAK, THRESHOLD, V_MIN, V_RESET
-from nirdeploy.reference.lanes import WIDTH, pointer, prefetch
+from nirdeploy.reference.lanes import WIDTH, choose, pointer, prefetch, splat
 from nirdeploy.reference.native import kernel
+from nirdeploy.reference.vector_kernels import membrane, read, settle, write
 
 __all__ = [
     "DECAY",
@@ -21,6 +22,7 @@ __all__ = [
     "V_RESET",
     "backward",
     "forward",
+    "forward_many",
     "linear_backward",
     "linear_forward",
 ]
@@ -83,8 +85,48 @@ def linear_backward(g, x, v_start, out, p, gx, gv, gp, wanted, first, last):
 
 
 @kernel
-def forward(x, v, p, inclusive, subtract, many, u_out, s_out, first, last):
-    """A population as `kernels.scan` advances it; `u_out` gets v before the reset, `s_out` the spikes."""
+def forward(x, v, p, inclusive, subtract, u_out, s_out, first, last):
+    """A population that spikes once a step, as `kernels.scan` advances it.
+
+    Args:
+        x: what comes in, [step, batch, neuron].
+        v: membrane [batch, neuron], advanced in place.
+        p: parameters.
+        inclusive, subtract: as in `Convention`.
+        u_out: gets v before the reset, [step, batch, neuron]; may be `x`.
+        s_out: likewise the spikes.
+        first: first sample.
+        last: sample to stop before.
+    """
+    steps, batch, neurons = x.shape
+    given, held, kept, spikes, rows = pointer(x), pointer(v), pointer(u_out), pointer(s_out), pointer(p)
+    unit = v.dtype.type(1)
+    one, zero = splat(unit, WIDTH), splat(unit - unit, WIDTH)
+    for b in range(first, last):
+        for t in range(steps):
+            row, soon = (t * batch + b) * neurons, (min(t + _AHEAD, steps - 1) * batch + b) * neurons
+            for c in range(0, neurons, WIDTH):
+                left = neurons - c
+                prefetch(given, soon + c, 0)
+                prefetch(kept, soon + c, 1)
+                prefetch(spikes, soon + c, 1)
+                decay, leak, gain = (
+                    read(rows, c, left),
+                    read(rows, neurons + c, left),
+                    read(rows, 2 * neurons + c, left),
+                )
+                threshold, v_reset = read(rows, 3 * neurons + c, left), read(rows, 4 * neurons + c, left)
+                came, before = read(given, row + c, left), read(held, b * neurons + c, left)
+                u = membrane(decay, before, leak, gain, came)
+                write(kept, row + c, left, u)
+                u, fired = settle(u, threshold, v_reset, read(rows, 5 * neurons + c, left), inclusive, subtract)
+                write(held, b * neurons + c, left, u)
+                write(spikes, row + c, left, choose(fired, one, zero))
+
+
+@kernel
+def forward_many(x, v, p, inclusive, subtract, u_out, s_out, first, last):
+    """`forward` of a population that spikes as often as its threshold fits; `u_out` is other memory than `x`."""
     decay, leak, gain, threshold, v_reset, v_min = p[0], p[1], p[2], p[3], p[4], p[5]
     one, zero = v.dtype.type(1), v.dtype.type(0)
     for b in range(first, last):
@@ -99,19 +141,13 @@ def forward(x, v, p, inclusive, subtract, many, u_out, s_out, first, last):
                 u = decay[j] * state[j] + leak[j] + gain[j] * given[j]
                 kept[j] = u
                 state[j] = u
-            if many:
-                for j in range(state.shape[0]):
-                    u = state[j]
-                    fired = (u > threshold[j]) | (inclusive & (u == threshold[j]))
-                    ratio = u / threshold[j]
-                    whole = np.floor(ratio) if inclusive else np.ceil(ratio) - one
-                    whole = whole if whole > one else one
-                    spikes[j] = whole if fired else zero
-            else:
-                for j in range(state.shape[0]):
-                    u = state[j]
-                    fired = (u > threshold[j]) | (inclusive & (u == threshold[j]))
-                    spikes[j] = one if fired else zero
+            for j in range(state.shape[0]):
+                u = state[j]
+                fired = (u > threshold[j]) | (inclusive & (u == threshold[j]))
+                ratio = u / threshold[j]
+                whole = np.floor(ratio) if inclusive else np.ceil(ratio) - one
+                whole = whole if whole > one else one
+                spikes[j] = whole if fired else zero
             for j in range(state.shape[0]):
                 u = state[j]
                 after = u - spikes[j] * threshold[j] if subtract else v_reset[j]
@@ -138,7 +174,7 @@ def _slopes(u, threshold, code, factor, out):
 
 @kernel
 def backward(
-    g, x, v_start, u_out, s_out, p, subtract, bound, code, factor, gx, gv, gp, wanted, first, last
+    g, x, v_start, u_out, s_out, p, inclusive, subtract, many, bound, code, factor, gx, gv, gp, wanted, first, last
 ):  # fmt: skip
     """Backward pass of `forward`.
 
@@ -151,7 +187,8 @@ def backward(
         v_start: v before the first step [batch, neuron].
         u_out, s_out: as `forward` left them.
         p: parameters.
-        subtract: reset by subtraction.
+        inclusive, subtract: as in `Convention`.
+        many: whether several spikes a step are possible.
         bound: 0: no v_min, 1: a constant, 2: minus the threshold.
         code: which surrogate.
         factor: what it multiplies the distance by.
@@ -172,7 +209,8 @@ def backward(
             u, spikes, given, row = u_out[t, b], s_out[t, b], g[t, b], gx[t, b]
             soon = max(0, t - _AHEAD)
             _ask(u_out[soon, b], 0)
-            _ask(s_out[soon, b], 0)
+            if wanted or bound or many:
+                _ask(s_out[soon, b], 0)
             _ask(g[soon, b], 0)
             _ask(gx[soon, b], 1)
             _slopes(u, threshold, code, factor, slope)
@@ -206,12 +244,21 @@ def backward(
                         gp[DECAY, j] += gu * before
                     row[j] = gain[j] * gu
                     carried[j] = decay[j] * gu
-            else:
+            elif many:
                 for j in range(carried.shape[0]):
                     gw, fired = carried[j], spikes[j] > zero
                     gs = given[j] - threshold[j] * gw if subtract else given[j]
                     m = spikes[j] if fired else one
                     kept = gw if (subtract | (not fired)) else zero
                     gu = kept + gs * m * slope[j]
+                    row[j] = gain[j] * gu
+                    carried[j] = decay[j] * gu
+            else:
+                # who fired is seen in u: a pass over memory less
+                for j in range(carried.shape[0]):
+                    gw, fired = carried[j], (u[j] > threshold[j]) | (inclusive & (u[j] == threshold[j]))
+                    gs = given[j] - threshold[j] * gw if subtract else given[j]
+                    kept = gw if (subtract | (not fired)) else zero
+                    gu = kept + gs * slope[j]
                     row[j] = gain[j] * gu
                     carried[j] = decay[j] * gu

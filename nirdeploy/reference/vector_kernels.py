@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from nirdeploy.reference.lanes import (
     WIDTH,
     above,
     add,
     at_least,
     choose,
+    count_set,
+    first_set,
     get,
     load,
     load_some,
@@ -19,7 +23,7 @@ from nirdeploy.reference.lanes import (
 )
 from nirdeploy.reference.native import inline
 
-__all__ = ["GROUP", "copy", "membrane", "read", "settle", "synapse", "write"]
+__all__ = ["GROUP", "append", "copy", "membrane", "read", "settle", "synapse", "write"]
 
 GROUP = 64  # neurons whose spikes are one word
 
@@ -44,6 +48,18 @@ def copy(source, at, target, to, size):
     """Copy numbers one by one."""
     for j in range(size):
         put(target, to + j, get(source, at + j))
+
+
+@inline
+def append(bits, found, used, first):
+    """Positions of set bits, four at a time: how many there are cannot be guessed. Returns how many are used now."""
+    while bits != 0:
+        count = min(4, count_set(bits))
+        for n in range(4):
+            put(found, used + n, np.int32(first + first_set(bits, 0)))
+            bits &= bits - np.uint64(1)
+        used += count
+    return used
 
 
 @inline

@@ -205,6 +205,39 @@ def test_chains_that_feed_their_output_back_give_the_same_spikes(name, lifted):
         np.testing.assert_allclose(found, theirs, rtol=0, atol=CLOSE * max(1.0, np.abs(theirs).max()))
 
 
+class Skipping(nn.Module):
+    """A layer with a skip, whose input goes two ways."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.fc, self.cell = nn.Linear(width, width), norse.LIFCell()
+        self.skip = nn.Linear(width, width, bias=False)
+
+    def forward(self, x, state=None):
+        z, state = self.cell(self.fc(x), state=state)
+        return z + self.skip(x), state
+
+
+@pytest.mark.parametrize("inner", [lambda: Skipping(4), lambda: norse.RecurrentSequential(Skipping(4))])
+def test_loops_around_a_layer_whose_input_goes_two_ways_take_the_step_before(inner):
+    torch.manual_seed(3)
+    net = norse.SequentialState(nn.Linear(6, 4), norse.RecurrentSequential(inner(), nn.Linear(4, 4)), norse.LIFCell())
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_((parameter * 0.8 * GRID).round() / GRID)
+    raster = torch.tensor(np.random.default_rng(3).poisson(1.5, (40, 2, 6)), dtype=torch.float32)
+    drawn = Drawn(net, raster, False)
+    graph, _ = converted(drawn)
+    v = nd.run(graph, raster.numpy(), record=("v_mem",))["2", "v_mem"].values
+    state, found = None, []
+    with torch.no_grad():
+        for x in raster:
+            _, state = net(x, state)
+            found.append(state[2].v)
+    np.testing.assert_allclose(v, torch.stack(found).numpy(), rtol=0, atol=CLOSE)
+    assert np.abs(v).max() > 0.3
+
+
 def test_the_tutorial_runs_as_a_program():
     command = [sys.executable, "-W", "error", str(ROOT / "examples" / "norse_digits.py")]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)

@@ -11,14 +11,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from norse_graphs import between, importable, steady
 from norse_nets import Builder, Drawn, forward, layers, norse
 from norse_trips import DT, chain, exported, imported, run_imported, survives
 from torch import nn
 
 import nirdeploy as nd
-from nirdeploy.errors import ConventionError, UnsupportedError
+from nirdeploy.errors import UnsupportedError
 from nirdeploy.graph import metadata
-from nirdeploy.nodes import make_graph, make_node, parameters
 
 QUIET = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 CLOSE = 1e-5
@@ -119,98 +119,6 @@ def norse_export(folder, dt):
 # ---------------------------------------------------------------- files for the importer
 
 
-def population(build, shape):
-    """A node of each kind that Norse imports, with parameters one a neuron."""
-
-    def some(*values):
-        return build.rng.choice(values, shape).astype(np.float32)
-
-    kind = build.one("LIF", "IF", "CubaLIF")
-    values = {"r": some(0.5, 1.0, 2.0), "v_threshold": some(0.4, 0.6, 1.0), "v_reset": some(0.0)}
-    if kind == "LIF":
-        values |= {"tau": some(2e-3, 5e-3, 1e-2), "v_leak": some(0.0)}
-    if kind == "CubaLIF":
-        values |= {
-            "tau_mem": some(5e-3, 1e-2),
-            "tau_syn": some(2e-3, 5e-3),
-            "v_leak": some(0.0),
-            "w_in": some(1.0, 2.0),
-        }
-    return make_node(getattr(nir, kind), **values)
-
-
-@st.composite
-def importable(draw):
-    """A graph of what Norse's importer knows, its raster and a convention that it can follow."""
-    build = Builder(draw, False)
-    fields = {"reset": build.one("zero", "v_reset"), "if_gain": "r", "feedback_start": "zero"}
-    fields |= {"integrator": build.one("euler", "exponential"), "gain": build.one("euler", "decay", "unit")}
-    fields |= {"use_r": build.one(True, False), "synapse_gain": build.one("same", "unit", "decayed")}
-    shape, nodes, edges, last = (build.one(3, 5),), {}, [], "input"
-    if build.one(True, False):
-        shape = (2, 6, 5)
-    nodes["input"] = make_node(nir.Input, input_type={"input": np.array(shape)})
-    for index in range(build.one(1, 2, 3)):
-        layer, after = stateless(build, shape)
-        for kind, node in [*layer, ("neuron", population(build, after))]:
-            name = f"{build.one('a', 'z')}{index}.{kind}"
-            nodes[name] = node
-            edges.append((last, name))
-            last = name
-        if len(after) == 1 and build.one(True, False):
-            back = f"{build.one('a', 'z')}{index}.back"
-            nodes[back] = affine(build, after[0], after[0])
-            edges += [(last, back), (back, last)]
-        shape = after
-    nodes["output"] = make_node(nir.Output, output_type={"output": np.array(shape)})
-    raster = build.rng.poisson(0.7, (20, 2, *nodes["input"].input_type["input"])).astype(np.float32)
-    return make_graph(nodes, [*edges, (last, "output")]), raster, nd.Convention(dt=build.one(1e-3, 5e-4), **fields)
-
-
-def affine(build, inputs, outputs):
-    weight, bias = (build.rng.uniform(-0.5, 1.0, s).astype(np.float32) for s in ((outputs, inputs), outputs))
-    return make_node(nir.Affine, weight=weight * 2 / inputs, bias=bias * 0.2)
-
-
-def stateless(build, shape):
-    """Weights, a convolution with groups, a pool or a flattening, and the shape that comes out."""
-    if len(shape) == 1:
-        outputs = build.one(2, 4)
-        return [("affine", affine(build, shape[0], outputs))], (outputs,)
-    if build.one(True, False) or min(shape[1:]) < 3:
-        size = int(np.prod(shape))
-        start, end = build.one((0, -1), (0, len(shape) - 1), (-len(shape), -1))
-        flat = make_node(nir.Flatten, input_type={"input": np.array(shape)}, start_dim=start, end_dim=end)
-        return [("flat", flat), ("affine", affine(build, size, 3))], (3,)
-    groups = build.one(1, shape[0])
-    weight = build.rng.uniform(-0.2, 0.6, (2 * groups, shape[0] // groups, 3, 3)).astype(np.float32)
-    padding = build.one((0, 0), (1, 1))
-    options = {"stride": (1, 1), "padding": padding, "dilation": (1, 1), "groups": groups}
-    node = make_node(nir.Conv2d, input_shape=shape[1:], weight=weight, bias=weight[:, 0, 0, 0] * 0.1, **options)
-    after = (2 * groups, shape[1] - 2 + 2 * padding[0], shape[2] - 2 + 2 * padding[1])
-    if min(after[1:]) < 4:
-        return [("conv", node)], after
-    pool = {key: np.array(value) for key, value in (("kernel_size", [2, 2]), ("stride", [2, 2]), ("padding", [0, 0]))}
-    pooled = (after[0], after[1] // 2, after[2] // 2)
-    return [("conv", node), ("pool", make_node(nir.SumPool2d, **pool))], pooled
-
-
-def steady(graph, raster, convention):
-    """The output, where thresholds a little higher or lower give the same one; None where rounding decides a spike."""
-
-    def shifted(factor):
-        nodes = {
-            name: make_node(type(node), **{**parameters(node), "v_threshold": np.float32(factor) * node.v_threshold})
-            if hasattr(node, "v_threshold")
-            else node
-            for name, node in graph.nodes.items()
-        }
-        return nd.run(make_graph(nodes, list(graph.edges)), raster, convention=convention).outputs
-
-    found = [shifted(factor) for factor in (1.0, 1.0 + CLOSE, 1.0 - CLOSE)]
-    return found[0] if all(np.array_equal(found[0], other) for other in found[1:]) else None
-
-
 def written_for_norse(graph, raster, convention, path):
     """What Norse makes of the file that is written for it, against the reference."""
     ours = steady(graph, raster, convention)
@@ -235,88 +143,6 @@ def test_many_files_for_norse_run_there_with_the_same_spikes(tmp_path_factory, c
     written_for_norse(*case, tmp_path_factory.mktemp("norse") / "net.nir")
 
 
-def simple(node):
-    """A graph of one population or other node between an Input and an Output."""
-    shape = np.array([2])
-    nodes = {
-        "input": make_node(nir.Input, input_type={"input": shape}),
-        "node": node,
-        "output": make_node(nir.Output, output_type={"output": shape}),
-    }
-    return make_graph(nodes, [("input", "node"), ("node", "output")])
-
-
-def full(**values):
-    return {key: np.full(2, value, np.float32) for key, value in values.items()}
-
-
-def spiking(kind, **values):
-    given = {"r": 1.0, "v_threshold": 1.0, "v_reset": 0.0}
-    given |= {"tau": 1e-2, "v_leak": 0.0} if kind == "LIF" else {}
-    given |= {"tau_mem": 1e-2, "tau_syn": 5e-3, "v_leak": 0.0, "w_in": 1.0} if kind == "CubaLIF" else {}
-    return simple(make_node(getattr(nir, kind), **full(**{**given, **values})))
-
-
-REFUSED = [
-    (spiking("LIF"), {"reset": "subtract"}, "reset='subtract': a file cannot tell Norse's importer"),
-    (
-        spiking("LIF"),
-        {"crossing": "inclusive"},
-        "crossing='inclusive': the neurons that Norse's importer makes have 's",
-    ),
-    (spiking("LIF"), {"spikes_per_step": "many"}, "spikes_per_step='many'"),
-    (spiking("LIF"), {"reset_time": "next_step"}, "reset_time='next_step'"),
-    (spiking("LIF"), {"fires": "before_update"}, "fires='before_update'"),
-    (spiking("LIF"), {"v_min": -1.0}, "v_min=-1.0"),
-    (spiking("LIF"), {"integrator": "exact"}, "integrator='exact'"),
-    (spiking("LIF", v_leak=0.5), {"v_start": "zero"}, r"v starts at 0 \(v_start='zero'\), and in Norse at 0.5"),
-    (spiking("IF", v_reset=0.5), {"reset": "v_reset"}, r"v starts at 0 \(v_start='v_leak'\), and in Norse at 0.5"),
-    (spiking("LIF", r=-1.0), {"overrides": {}}, "its input gain is -0.1, and Norse's importer takes r as 1"),
-    (spiking("CubaLIF", v_leak=0.5), {}, "v_leak is 0.5 above the reset, and Norse's importer lets the synapse leak"),
-    (simple(make_node(nir.LI, **full(tau=1e-2, r=1.0, v_leak=0.0))), {}, "LI is left out by Norse's importer"),
-    (simple(make_node(nir.Scale, scale=np.ones(2))), {}, "Scale is left out by Norse's importer"),
-    (simple(make_node(nir.Delay, delay=np.full(2, 1e-3))), {}, "Delay is left out by Norse's importer"),
-]
-
-
-@pytest.mark.parametrize(("graph", "fields", "message"), REFUSED)
-def test_what_norse_would_make_something_else_of_is_refused(tmp_path, graph, fields, message):
-    convention = nd.convention("norse", dt=DT, **fields)
-    with pytest.raises(UnsupportedError, match=f"node 'node'.*{message}"):
-        nd.write(tmp_path / "net.nir", graph, convention=convention, for_library="norse")
-    assert not (tmp_path / "net.nir").exists()
-
-
-def test_a_file_for_norse_needs_a_convention_and_one_delay(tmp_path):
-    with pytest.raises(ConventionError, match="a file for Norse needs a convention with dt"):
-        nd.write(tmp_path / "net.nir", spiking("LIF"), for_library="norse")
-    late = nd.convention("norse", dt=DT, population_delay=1)
-    with pytest.raises(UnsupportedError, match="population_delay=1: Norse's populations"):
-        nd.write(tmp_path / "net.nir", spiking("LIF"), convention=late, for_library="norse")
-
-
-def between(*extra, edges):
-    """input -> node -> output with more nodes and edges."""
-    graph = spiking("LIF")
-    matrix = make_node(nir.Linear, weight=np.eye(2, dtype=np.float32))
-    return make_graph({**graph.nodes, **dict.fromkeys(extra, matrix)}, [*graph.edges, *edges])
-
-
-UNORDERED = [
-    (
-        between("a", "b", edges=[("input", "a"), ("input", "b"), ("a", "node"), ("b", "node")]),
-        "node 'node'.*would take the last step's output of '[ab]'",
-    ),
-    (between("a_1", "a.1", edges=[("node", "a.1"), ("a.1", "a_1"), ("a_1", "output")]), "takes its name for that of"),
-]
-
-
-@pytest.mark.parametrize(("graph", "message"), UNORDERED)
-def test_graphs_that_nirtorch_runs_in_another_order_are_refused(tmp_path, graph, message):
-    with pytest.raises(UnsupportedError, match=message):
-        nd.write(tmp_path / "net.nir", graph, convention=nd.convention("norse", dt=DT), for_library="norse")
-
-
 @pytest.mark.parametrize("names", [("a", "b"), ("y", "z"), ("z", "y")])
 def test_skips_and_long_loops_keep_their_order_whatever_their_names(tmp_path, names):
     a, b = names
@@ -328,15 +154,6 @@ def test_skips_and_long_loops_keep_their_order_whatever_their_names(tmp_path, na
         theirs = run_imported(imported(tmp_path / "net.nir"), torch.tensor(raster))
         assert theirs.sum() > 10
         np.testing.assert_array_equal(theirs, nd.run(graph, raster, convention=nd.convention("norse", dt=DT)).outputs)
-
-
-def test_a_bias_that_acts_a_step_later_in_norse_is_refused(tmp_path):
-    graph = spiking("LIF")
-    biased = make_node(nir.Affine, weight=np.eye(2, dtype=np.float32), bias=np.ones(2, np.float32))
-    looped = make_graph({**graph.nodes, "back": biased}, [*graph.edges, ("node", "back"), ("back", "node")])
-    silence = nd.convention("norse", dt=DT, feedback_start="silence")
-    with pytest.raises(UnsupportedError, match="node 'back'.*acts from the first step"):
-        nd.write(tmp_path / "net.nir", looped, convention=silence, for_library="norse")
 
 
 def test_what_survives_a_trip_is_what_the_table_says():

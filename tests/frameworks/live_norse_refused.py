@@ -134,6 +134,13 @@ def test_networks_that_are_no_step_of_a_graph_are_refused(build, shape, message)
         nd.torch_to_nir(build(), sample_input=torch.zeros(*shape))
 
 
+def test_a_sample_without_a_batch_is_told_apart():
+    net = norse.SequentialState(nn.Linear(6, 3), norse.LIF())
+    with pytest.raises(ConversionError, match=r"sample_input has shape \(9, 6\).*step, batch.*input_shape=\(6,\)"):
+        nd.torch_to_nir(net, sample_input=torch.zeros(9, 6))
+    assert "1" in nd.torch_to_nir(net, input_shape=(6,)).nodes
+
+
 def test_another_dt_than_the_layers_is_refused():
     net = norse.SequentialState(nn.Linear(6, 3), norse.LIFCell())
     for function in (nd.convention_of, lambda m, dt: nd.torch_to_nir(m, sample_input=torch.zeros(2, 6), dt=dt)):

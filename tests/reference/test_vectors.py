@@ -16,9 +16,10 @@ from graphs import HAS_V_RESET
 from numba.core.errors import TypingError
 
 import nirdeploy as nd
+from nirdeploy.errors import RasterError
 from nirdeploy.graph import make_graph
 from nirdeploy.nodes import make_node
-from nirdeploy.reference import event_kernels, lanes
+from nirdeploy.reference import event_kernels, executor, lanes
 from nirdeploy.reference.memory import address, aligned
 
 SIZES = (1, 15, 16, 17, 63, 64, 65, 130, 257)
@@ -77,6 +78,56 @@ def test_populations_of_any_size(size, reset, crossing):
     convention = nd.convention("nir", dt=1.0, reset=reset, crossing=crossing, v_min=-1.0)
     module = nd.nir_to_torch(graph, convention=convention)
     same(module, rng.poisson(1.0, (9, 3, size)))
+
+
+BAD = {"nan": np.nan, "infinity": np.inf, "negative": -1.0, "tiny": -1e-45, "many": 2.0**24 + 2}
+
+
+@pytest.mark.parametrize("value", BAD.values(), ids=BAD)
+@pytest.mark.parametrize("size", SIZES)
+def test_a_scan_that_checks_its_input_names_what_is_wrong(size, value, monkeypatch):
+    values = full(size, tau=2.0, r=1.0, v_leak=0.0, v_threshold=1.0, **({"v_reset": 0.0} if HAS_V_RESET else {}))
+    graph = network([("lif", make_node(nir.LIF, **values), None)], size)
+    module = nd.nir_to_torch(graph, convention=nd.convention("nir", dt=1.0, reset="zero"))
+    raster = np.random.default_rng(0).exponential(1.0, (7, 2, size)).astype(np.float32)
+    raster[1, 0, 0] = -0.0  # below no number
+    sound = nd.run(module, raster)
+    for length in (4096, 3):  # all steps at once, and in chunks
+        monkeypatch.setattr(executor, "_MOST_STEPS", length)
+        np.testing.assert_array_equal(nd.run(module, raster).outputs, sound.outputs)
+        for place in {(0, 0, 0), (6, 1, size - 1), (3, 1, size // 2)}:
+            bad = raster.copy()
+            bad[place] = value
+            messages = []
+            for method in ("dense", "event", "loop"):
+                with pytest.raises(RasterError, match=r"node 'input': the raster holds") as error:
+                    nd.run(module, bad, method=method)
+                messages.append(str(error.value))
+            assert len(set(messages)) == 1
+            assert f"the raster holds {bad[place]} at {place}" in messages[0]
+
+
+def test_a_refused_run_writes_no_file(tmp_path):
+    values = full(3, tau=2.0, r=1.0, v_leak=0.0, v_threshold=1.0, **({"v_reset": 0.0} if HAS_V_RESET else {}))
+    graph = network([("lif", make_node(nir.LIF, **values), None)], 3)
+    raster = np.ones((5, 1, 3), np.float32)
+    raster[4, 0, 2] = np.nan
+    with pytest.raises(RasterError, match=r"node 'input': the raster holds nan at \(4, 0, 2\)"):
+        nd.run(graph, raster, convention=nd.convention("nir", dt=1.0, reset="zero"), output=tmp_path / "run.h5")
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_populations_on_one_input_check_it_once_and_both_run():
+    values = full(20, tau=2.0, r=1.0, v_leak=0.0, v_threshold=1.0, **({"v_reset": 0.0} if HAS_V_RESET else {}))
+    graph = network([("lif", make_node(nir.LIF, **values), None)], 20)
+    nodes = {**graph.nodes, "other": make_node(nir.LIF, **{**values, "tau": values["tau"] * 2})}
+    graph = make_graph(nodes, [*graph.edges, ("input", "other"), ("other", "output")])
+    module = nd.nir_to_torch(graph, convention=nd.convention("nir", dt=1.0, reset="zero"))
+    raster = np.random.default_rng(0).exponential(1.0, (7, 2, 20)).astype(np.float32)
+    same(module, raster)
+    raster[3, 1, 17] = -2
+    with pytest.raises(RasterError, match=r"node 'input': the raster holds -2.0 at \(3, 1, 17\)"):
+        nd.run(module, raster)
 
 
 @pytest.mark.parametrize("size", SIZES)

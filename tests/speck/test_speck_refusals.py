@@ -167,22 +167,37 @@ def test_types_the_chips_do_not_have_are_named(kind, target):
     assert f"type {kind} " in finding.problem
 
 
-@pytest.mark.parametrize("target", ["speck2f", "loihi1"])
-@pytest.mark.parametrize("inputs", [1, 2])
-def test_subgraphs_are_named_also_odd_ones(target, inputs):
+def with_subgraph(inputs):
+    """input -> sub -> n -> output and n -> sub, the subgraph with one Input or two."""
     inner = {"i": input_node(2), "w": linear_node(np.eye(2)), "o": output_node(2)}
     edges = [("i", "w"), ("w", "o")]
     if inputs == 2:
         inner["j"] = input_node(2)
         edges.append(("j", "w"))
-    graph = make_graph(
+    return make_graph(
         {"input": input_node(2), "sub": make_graph(inner, edges), "n": if_node((2,)), "output": output_node(2)},
         [("input", "sub"), ("sub", "n"), ("n", "output"), ("n", "sub")],
     )
-    report = nd.check(graph, target, convention=nd.Convention(dt=1e-3, reset="zero", if_gain="r"))
+
+
+@pytest.mark.parametrize("target", ["speck2f", "loihi1"])
+def test_subgraphs_whose_edges_say_too_little_are_named(target):
+    report = nd.check(with_subgraph(2), target, convention=nd.Convention(dt=1e-3, reset="zero", if_gain="r"))
     assert [f.node for f in report.errors if f.code == "type"] == ["sub"]
     with pytest.raises(UnsupportedError, match="'sub': a subgraph among populations"):
-        nd.graph.populations(graph)
+        nd.graph.populations(with_subgraph(2))
+
+
+@pytest.mark.parametrize("target", ["speck2f", "loihi1"])
+def test_other_subgraphs_are_checked_as_their_nodes(target):
+    convention = nd.Convention(dt=1e-3, reset="zero", if_gain="r")
+    flat = make_graph(
+        {"input": input_node(2), "sub.w": linear_node(np.eye(2)), "n": if_node((2,)), "output": output_node(2)},
+        [("input", "sub.w"), ("sub.w", "n"), ("n", "output"), ("n", "sub.w")],
+    )
+    report = nd.check(with_subgraph(1), target, convention=convention)
+    assert report.findings == nd.check(flat, target, convention=convention).findings
+    assert not [f for f in report.findings if f.code == "type"]
 
 
 # ---------------------------------------------------------------- options

@@ -10,7 +10,7 @@ from graphs import cases
 from hypothesis import HealthCheck, given, settings
 
 import nirdeploy as nd
-from nirdeploy.graph import dissolved, metadata, shapes, torch_path, with_metadata
+from nirdeploy.graph import dissolved, metadata, sha256, shapes, torch_path, with_metadata
 from nirdeploy.nodes import make_graph, make_node
 
 LIMITS = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -58,6 +58,7 @@ def test_nodes_are_called_as_in_trajectories_and_metadata_stay():
     assert torch_path(flat, "weights") == "fc"
     assert metadata(flat)["convention"] == metadata(recurrent())["convention"]
     assert dissolved(flat) is flat
+    assert sha256(flat) == sha256(recurrent())
 
 
 @LIMITS
@@ -88,10 +89,11 @@ def test_a_graph_whose_edges_would_become_one_stays_as_it_is():
     ends["output"] = make_node(nir.Output, output_type={"output": shape})
     graph = make_graph({**ends, "wire": wires}, [("input", "wire"), ("wire", "output"), ("input", "output")])
     assert dissolved(graph) is graph
+    assert "'wire'" in str(nd.check(graph, "loihi2", convention=nd.convention("norse", dt=1e-3)).errors[0])
 
 
 @pytest.mark.parametrize("target", ["loihi1", "loihi2"])
-def test_a_layer_with_weights_of_its_own_goes_to_loihi_as_its_nodes_do(target):
+def test_a_layer_with_weights_of_its_own_goes_to_loihi_as_its_nodes_do(target, tmp_path):
     graph = recurrent()
     raster = np.random.default_rng(0).binomial(1, 0.4, (40, 2, 3))
     assert nd.check(graph, target).ok
@@ -99,8 +101,12 @@ def test_a_layer_with_weights_of_its_own_goes_to_loihi_as_its_nodes_do(target):
     for given_graph in (graph, dissolved(graph)):
         deployed = nd.deploy(given_graph, target, calibration=raster)
         runs.append(deployed.run(raster, on="emulator"))
+    deployed = nd.deploy(graph, target, calibration=raster)
+    deployed.save(tmp_path / "build")
+    runs.append(nd.load_deployment(tmp_path / "build").run(raster, on="emulator"))
     assert runs[0]["layer.neuron", "spikes"].data.sum() > 20
-    for key, record in runs[0].records.items():
-        np.testing.assert_array_equal(record.data, runs[1].records[key].data)
+    for other in runs[1:]:
+        for key, record in runs[0].records.items():
+            np.testing.assert_array_equal(record.data, other.records[key].data)
     found = nd.compare(nd.run(graph, raster), runs[0])
     assert found.spike_agreement > 0.9

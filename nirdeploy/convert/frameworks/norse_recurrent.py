@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import nir
+import numpy as np
 from torch import nn
 
 from nirdeploy import graph as graphs
 from nirdeploy.convert.frameworks.framework import Fields, leading_axes, row_of
 from nirdeploy.convert.primitives import TraceContext
 from nirdeploy.errors import ConversionError
-from nirdeploy.nodes import make_graph
+from nirdeploy.nodes import make_graph, make_node
+from nirdeploy.schedule import schedule
 
 __all__ = ["chain_fields", "chain_step", "chain_to_nir"]
 
@@ -62,10 +64,32 @@ def chain_to_nir(module: Any, context: TraceContext) -> nir.NIRGraph:
             node=path,
             remedy="Give both one shape.",
         )
-    back = [(s, t) for s, end in graph.edges if end == given for start, t in graph.edges if start == taken]
-    if not back or set(back) & set(graph.edges) or any(taken == s or given == t for s, t in back):
+    return _closed(graph, taken, given, shapes[taken].input, path)
+
+
+def _closed(graph: nir.NIRGraph, taken: str, given: str, shape: tuple[int, ...], path: str) -> nir.NIRGraph:
+    """The graph with edges from what feeds its Output to what its Input feeds, all of which carry the step before.
+
+    Where the Input feeds several nodes, they get the sum from one Scale of ones, so that the loop has one entry.
+    """
+    nodes, edges = dict(graph.nodes), list(graph.edges)
+    entries = [target for source, target in edges if source == taken]
+    if len(entries) > 1:
+        ones = make_node(nir.Scale, scale=np.ones(shape, np.float32))
+        nodes["entry"], edges = ones, [("entry" if a == taken else a, b) for a, b in edges] + [(taken, "entry")]
+        entries = ["entry"]
+    back = [(source, entry) for source, target in edges if target == given for entry in entries]
+    if any(taken == source or given == target for source, target in back):
         raise ConversionError("its input goes round its layers", node=path, remedy="Use a plain chain.")
-    return make_graph(graph.nodes, [*graph.edges, *back])
+    before = schedule(make_graph(nodes, edges))
+    closed = make_graph(nodes, [*edges, *(edge for edge in back if edge not in edges)])
+    into = [target for target in before.order for source in before.sources[target] if source == (taken,)]
+    wanted = {(source, target) for source in before.sources[(given,)] for target in into}
+    if set(schedule(closed).feedback) != set(before.feedback) | wanted or len(set(back) & set(edges)):
+        raise ConversionError(
+            "its loop and those inside it have no common order in NIR", node=path, remedy="Use a plain chain."
+        )
+    return closed
 
 
 def chain_fields(module: Any) -> Fields:
