@@ -60,13 +60,20 @@ def unrolled_loop(traced: fx.Graph, places: Places) -> Loop | None:
         return None
     first, second, steps = found[0][0], found[0][1], len(found[0])
     length = second - first
-    before = 0
-    while before < length - 1 and _alike(nodes[first - before - 1], nodes[second - before - 1]):
-        before += 1
-    start = first - before
-    stop = start + steps * length
-    if start < 0 or stop > len(nodes) or found[-1][-1] >= stop:
-        return None
+    reach = 0
+    while reach < length - 1 and _alike(nodes[first - reach - 1], nodes[second - reach - 1]):
+        reach += 1
+    # what stands in front of the loop may look like the end of a step
+    for start in range(first - reach, first + 1):
+        stop = start + steps * length
+        if stop <= len(nodes) and found[-1][-1] < stop and (loop := _loop_at(nodes, start, stop, steps, places)):
+            return loop
+    return None
+
+
+def _loop_at(nodes: list[fx.Node], start: int, stop: int, steps: int, places: Places) -> Loop | None:
+    """The loop between these nodes; None where its steps differ."""
+    length = (stop - start) // steps
     bodies = [nodes[start + k * length : start + (k + 1) * length] for k in range(steps)]
     loop = Loop([*nodes[:start], *bodies[0]], start=start, stop=stop)
     check = _Check(bodies, places, loop)
@@ -128,7 +135,8 @@ class _Check:
         """Whether inputs of which steps take parts are used in no other way."""
         inputs = {node.args[0] for node in self.bodies[0] if self._is_index(node)}
         users = [user for value in inputs if isinstance(value, fx.Node) for user in value.users]
-        return len(inputs) == 1 and all(user in self.position and user.target is operator.getitem for user in users)
+        parts = [user for user in users if user.target not in ("size", getattr)]  # for range(x.size(0)), x.shape[0]
+        return len(inputs) == 1 and all(part in self.position and part.target is operator.getitem for part in parts)
 
     def _is_own_state(self, value: Any, call: fx.Node, k: int, place: int) -> bool:
         """Whether a value is what the same call of the step before returned at that place."""

@@ -122,7 +122,7 @@ def _item(walk: Walk, node: fx.Node) -> Value:
     found = walk.env.get(value) if isinstance(value, fx.Node) else None
     if isinstance(found, Key) and isinstance(index, int | str):
         return Key((*found.keys, index))
-    if isinstance(found, Batch) and found.whole and index == 0:
+    if isinstance(found, Batch) and found.whole and (index == 0 or not node.users):
         return Batch()
     if isinstance(value, fx.Node) and value.op == "call_module" and isinstance(index, int):
         module = walk.root.get_submodule(str(value.target))

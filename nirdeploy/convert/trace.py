@@ -47,6 +47,30 @@ class _Proxy(fx.Proxy):
     def __itruediv__(self, other: Any) -> Any:
         return self._augmented(operator.itruediv, other)
 
+    def _length(self, *, whole: bool) -> int | None:
+        """Of the input itself, or what was asked of it, such as x.size(0)."""
+        found: int | None = None
+        if (self.node.op == "placeholder") == whole:
+            found = self.tracer.length(self.node)  # type: ignore[attr-defined]
+        return found
+
+    def __index__(self) -> int:
+        """For range(x.size(0))."""
+        length = self._length(whole=False)
+        if length is None:
+            raise TypeError("a traced value cannot be interpreted as an integer")
+        return length
+
+    def __int__(self) -> int:
+        length = self._length(whole=False)
+        if length is None:
+            raise TypeError("a traced value is no number yet")
+        return length
+
+    def __len__(self) -> int:
+        length = self._length(whole=True)
+        return super().__len__() if length is None else length
+
 
 class _Tracer(fx.Tracer):
     """Keeps mapped modules and torch's own layers whole."""
@@ -58,10 +82,25 @@ class _Tracer(fx.Tracer):
         self.record_stack_traces = True
         self._mapped = walk.is_mapped
         self._libraries = walk.default_map is None
+        # of the input, where layers let forward loop over it
+        loops = any(row.resets for part in walk.root.modules() if (row := walk.foreign(part)) is not None)
+        self._length = walk.length if loops else None
         self.constants: dict[str, torch.Tensor] = {}
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
+
+    def length(self, node: fx.Node) -> int | None:
+        """What len(x), x.size(0) and x.shape[0] of an input are in the sample input; None for all else."""
+        if node.op == "placeholder":
+            return self._length
+        first = node.target is operator.getitem and node.args[1] == 0
+        shape: Any = node.args[0] if first else node
+        asked = shape.args[1:] if isinstance(shape, fx.Node) and shape.target in ("size", getattr) else None
+        if asked not in ([(), ("shape",)] if first else [(0,)]):
+            return None
+        source = shape.args[0]
+        return self._length if isinstance(source, fx.Node) and source.op == "placeholder" else None
 
     def create_arg(self, a: Any) -> Any:
         # fx would hang the tensors it meets onto the user's module
@@ -99,9 +138,9 @@ def torch_to_nir(
     """Convert a torch module into a NIR graph.
 
     Args:
-        module: the network; its forward takes one step, or, with layers of snnTorch, loops over a fixed number of equal
-            steps and stacks what they give. It is not run and not changed. BatchNorm is folded with its running
-            statistics, Dropout and Identity are left out.
+        module: the network; its forward takes one step, or, with layers of snnTorch, loops over equal steps, as many as
+            the sample input has or a fixed number, and stacks what they give. It is not run and not changed. BatchNorm
+            is folded with its running statistics, Dropout and Identity are left out.
         module_map: module type -> function of the module that returns a NIR node or graph, or None to bypass it;
             wins over the defaults and is looked up along the class hierarchy.
         default_map: replaces the built-in table.
@@ -136,9 +175,8 @@ def torch_to_nir(
     states = [name for name in _states_of(module) if name not in concrete]
 
     def walk() -> Walk:
-        return Walk(
-            module, module_map, default_map, shape, tuple(stateful_modules or ()), dt, sampled=sample_input is not None
-        )
+        types = tuple(stateful_modules or ())
+        return Walk(module, module_map, default_map, shape, types, dt, length=_length_of(sample_input))
 
     if walk().is_mapped(module):
         single = shape if isinstance(shape, tuple) else None
@@ -305,6 +343,15 @@ def _shape_of(sample_input: Any, input_shape: Any, axes: int) -> Shape | Mapping
         return {str(name): one(value) for name, value in given.items()}
     nested = isinstance(given, list | tuple) and len(given) > 0 and isinstance(given[0], list | tuple | torch.Tensor)
     return [one(value) for value in given] if nested else one(given)
+
+
+def _length_of(sample_input: Any) -> int | None:
+    """The first axis of a sample input: its steps, where forward loops over it; that of the first of several."""
+    if sample_input is None:
+        return None
+    several = isinstance(sample_input, Mapping)
+    first = next(iter(sample_input.values()), ()) if several else sample_input
+    return next(iter(np.shape(first)), 0)
 
 
 def _from_graph_module(module: GraphModule, user_map: ModuleMap) -> nir.NIRGraph:

@@ -59,10 +59,10 @@ class Walk:
         stateful: tuple[type[nn.Module], ...],
         dt: float | None = None,
         *,
-        sampled: bool = False,
+        length: int | None = None,
     ) -> None:
         self.root = root
-        self.sampled = sampled
+        self.length = length  # of the sample input's first axis; None: only shapes were given
         self.dt = dt
         self.user_map = dict(module_map or {})
         self.default_map = default_map
@@ -169,7 +169,7 @@ class Walk:
         self._leading = self._axes_first_taken(traced)
         loop = unrolled_loop(traced, self._places)
         self._check_resets(resets, loop)
-        if loop is not None and loop.indexed and self.sampled and isinstance(self.shape, tuple):
+        if loop is not None and loop.indexed and self.length is not None and isinstance(self.shape, tuple):
             self.shape = self.shape[1:]  # the sample input has all steps
         for node in traced.nodes if loop is None else loop.nodes:
             if loop is not None and (node in loop.same or node in loop.parts):
@@ -224,7 +224,7 @@ class Walk:
             if row.axes_after(module):
                 self._changing[node] = row.axes_after(module)
         for node, taken in called:
-            if taken and taken != first and self.sampled:
+            if taken and taken != first and self.length is not None:
                 raise ConversionError(
                     f"the layer called first takes {taken} axes before those of a sample, the one made first {first}",
                     node=str(node.target),
@@ -287,18 +287,15 @@ class Walk:
             node, value = value, value.args[0] if value.args else value.kwargs.get("input")
         return False
 
-    def refuse(self, node: fx.Node, why: str = "does not exist in NIR") -> ConversionError:
-        """The error for an operation, with module and source line."""
+    def refuse(self, node: fx.Node, why: str = "does not exist in NIR", remedy: str = "") -> ConversionError:
+        """The error for an operation, with module and source line; a remedy of its own replaces the usual one."""
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
         kind = {"call_method": "tensor method", "get_attr": "tensor attribute"}.get(node.op, "operation")
         where = self._where(node)
-        meant, remedy = hint(where) or (
-            "",
-            "Put it into a module of its own and map that with module_map, or remove it.",
-        )
-        return ConversionError(
-            f"{meant}{': ' if meant else ''}{kind} {name!r} {why} ({where})", remedy=remedy, located=True
-        )
+        usual = "Put it into a module of its own and map that with module_map, or remove it."
+        meant, hinted = hint(where) or ("", usual)
+        text = f"{meant}{': ' if meant else ''}{kind} {name!r} {why} ({where})"
+        return ConversionError(text, remedy=remedy or hinted, located=True)
 
     def _located(self, error: ConversionError, node: fx.Node) -> ConversionError:
         return ConversionError(f"{error} ({self._where(node)})", located=True)
@@ -444,7 +441,11 @@ class Walk:
             self._keys_of[name] = found.keys
             return Signal((name,), None)
         if isinstance(found, StateOf):
-            raise self.refuse(node, f"uses the state of {found.owner!r} as a signal, which NIR cannot tap")
+            raise self.refuse(
+                node,
+                f"uses the state of {found.owner!r} as a signal, which NIR cannot tap",
+                "Use what the layer puts out instead; a run records its states (v_mem, i_syn).",
+            )
         if isinstance(value, fx.Node) and value not in self.env:
             raise self.refuse(node, "takes what one step of the loop over time gives, where NIR has each step's")
         raise self.refuse(node, f"of the constant {value!r} cannot be a layer's input")

@@ -82,3 +82,56 @@ def test_a_loop_is_refused_or_gives_the_networks_own_output(block):
         taken.append(own.sum())
     assert len(taken) > 10
     assert sum(taken) > 100
+
+
+def unpacked(x):
+    steps, _batch, _width = x.shape
+    return range(steps)
+
+
+LENGTHS = {
+    "size": lambda x: range(x.size(0)),
+    "all sizes": lambda x: range(x.size()[0]),
+    "shape": lambda x: range(x.shape[0]),
+    "unpacked": unpacked,
+    "len": lambda x: range(len(x)),
+}
+
+
+class OverInput(nn.Module):
+    """A loop over the first axis of its input."""
+
+    def __init__(self, steps):
+        super().__init__()
+        self.fc, self.lif, self.steps = nn.Linear(4, 5), snn.Synaptic(alpha=0.5, beta=0.9), steps
+        torch.manual_seed(0)
+        fill_weights(self, np.random.default_rng(0))
+
+    def forward(self, x):
+        syn, mem = self.lif.reset_mem()
+        found = []
+        for step in self.steps(x):
+            spk, syn, mem = self.lif(self.fc(x[step]), syn, mem)
+            found.append(spk)
+        return torch.stack(found), mem
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_a_loop_may_be_as_long_as_the_sample_input(name):
+    network, x = OverInput(LENGTHS[name]), torch.randint(0, 3, (9, 3, 4)).float()
+    graph = nd.torch_to_nir(network, sample_input=x)
+    with torch.no_grad():
+        spikes, mem = network(x)
+    found = nd.run(graph, x)
+    assert spikes.sum() > 10
+    assert np.array_equal(np.asarray(found.outputs), spikes.numpy())
+    assert np.array_equal(found["lif", "v_mem"].data[-1], mem.numpy())
+
+
+LONGER = (lambda x: range(x.size(1)), lambda x: range(x.size(0) - 1), lambda x: range(int(x.sum())))
+
+
+@pytest.mark.parametrize("steps", LONGER)
+def test_a_loop_of_another_length_is_refused(steps):
+    with pytest.raises(ConversionError, match="loops over an axis of its input|cannot be traced|depends on its data"):
+        nd.torch_to_nir(OverInput(steps), sample_input=torch.rand((9, 3, 4)))
