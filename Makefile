@@ -12,11 +12,14 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constr
 demo: .venv/.demo
 	$(BIN)/nirdeploy demo
 
+# a file of tests stays in one process: what it builds once is built once
+PYTEST = $(BIN)/python -m pytest -n auto --dist loadfile
+
 test: .venv/.test oracles browser lint types
-	$(BIN)/python -m pytest -m "not long"
+	$(PYTEST) -m "not long"
 
 test-all: .venv/.test oracles browser lint types
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: .venv/.test
 	$(BIN)/ruff check .
