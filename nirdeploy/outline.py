@@ -103,4 +103,8 @@ class Outline:
 
 
 def _shape(values: Any) -> tuple[int, ...] | None:
-    return None if values is None else tuple(int(v) for v in values)
+    if values is None:
+        return None
+    if not isinstance(values, list) or not all(type(v) is int and 0 <= v < 1 << 48 for v in values):
+        raise TypeError("a shape is no list of whole numbers from 0 on")
+    return tuple(values)

@@ -248,6 +248,9 @@ def pair_up(key: Key, a: Side, b: Side, lag: Lags, names: tuple[str, str]) -> Al
     units = a.parts[0].units, b.parts[0].units
     if units[0] != units[1] and variable in ("v_mem", "i_syn"):
         raise Misfit(f"in units of {units[0]!r} in {names[0]}, {units[1]!r} in {names[1]}")
+    for side, name in ((a, names[0]), (b, names[1])):
+        if strange := next((part.dtype for part in side.parts if part.dtype.kind not in "biuf"), None):
+            raise Misfit(f"values of type {strange} in {name}")
     if a.batch != b.batch:
         raise Misfit(f"{a.batch} samples in {names[0]}, {b.batch} in {names[1]}")
     columns, neurons, shape = _match_neurons(a, b, names)

@@ -142,7 +142,10 @@ def align_trials(a: Sequence[Trajectory], b: Sequence[Trajectory], lag: Lags) ->
             pairs[key] = Banded(**vars(pair), ours=banded[0], theirs=banded[1])
         else:
             unaligned.append(Unaligned(*key, f"trial {wrong} is not recorded as trial 0 is"))
-    return Alignment(pairs, tuple(unaligned), first.notes)
+    told = first.pairs.keys() - pairs.keys()
+    for alignment in (*ours[1:], *theirs[1:]):  # what one trial alone has, or has more of, is left out as well
+        unaligned += [entry for entry in alignment.unaligned if entry[:2] not in told]
+    return Alignment(pairs, tuple(dict.fromkeys(unaligned)), first.notes)
 
 
 def _alike(pair: Aligned, other: Aligned) -> bool:

@@ -73,7 +73,8 @@ def _history(index: int, steps: range, voltages: tuple[NDArray[Any], NDArray[Any
     """The largest difference of v_mem at this neuron in the first `index` compared steps."""
     if not index:
         return "it is the first compared step, so no earlier v_mem is known"
-    gap = np.abs(np.subtract(voltages[0][:index], voltages[1][:index], dtype=np.float64))
+    ours, theirs = (np.asarray(side[:index], dtype=np.float64) for side in voltages)
+    gap = np.abs(np.subtract(ours, theirs, out=np.zeros(index), where=ours != theirs))  # two infinities are the same
     largest = float(gap.max())
     if largest == 0:
         return "until then v_mem of this neuron was the same on both sides"

@@ -74,7 +74,7 @@ def compare(
         chip=b,
         per_node={node: _node(node, alignment.pairs, spikes, b) for node in nodes},
         unaligned=alignment.unaligned,
-        notes=(*_notes(a, b), *alignment.notes),
+        notes=(*_notes(ours, theirs), *alignment.notes),
         pairs=alignment.pairs,
         bands=node_bands(alignment.pairs),
     )
@@ -184,8 +184,23 @@ def _listed(items: list[str], separator: str = ", ") -> str:
     return separator.join(items[:12]) + more if items else "nothing"
 
 
-def _notes(a: Trajectory, b: Trajectory) -> tuple[str, ...]:
-    """What differs between the two runs as such."""
+def _notes(ours: Sequence[Trajectory], theirs: Sequence[Trajectory]) -> tuple[str, ...]:
+    """What differs between the runs as such, between trials of one side too; and which of them were cut off."""
+    names = labels(ours[0], theirs[0])
+    notes: list[str] = []
+    for trials, name in zip((ours, theirs), names, strict=True):
+        for k, one in enumerate(trials):
+            which = f"trial {k} of {name}" if len(trials) > 1 else name
+            if (one.target, one.executor) != (trials[0].target, trials[0].executor):
+                notes.append(f"{which} is a run of {one.target} ({one.executor})")
+            if not one.complete:
+                notes.append(f"{which} was cut off{f': {one.reason}' if one.reason else ''}")
+    for one, other in (*((ours[0], one) for one in (*theirs, *ours[1:])), *((theirs[0], one) for one in theirs[1:])):
+        notes += _differences(one, other)
+    return tuple(dict.fromkeys(notes))
+
+
+def _differences(a: Trajectory, b: Trajectory) -> list[str]:
     notes = []
     if a.graph_sha256 and b.graph_sha256 and a.graph_sha256 != b.graph_sha256:
         notes.append(f"the two runs are of different graphs: sha256 {a.graph_sha256[:12]} and {b.graph_sha256[:12]}")
@@ -197,7 +212,7 @@ def _notes(a: Trajectory, b: Trajectory) -> tuple[str, ...]:
             if ours[name] != theirs[name] and name != "preset"
         ]
         notes.append(f"the conventions differ: {', '.join(fields)}")
-    return tuple(notes)
+    return notes
 
 
 @dataclass(frozen=True, eq=False)

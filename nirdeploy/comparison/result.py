@@ -99,7 +99,8 @@ class Divergence:
 def _arrival_text(arrival: Arrival) -> str:
     """'if1 (0, 3, 4) 0.41', with the counts where they are not one on both sides, and the delay."""
     ours, theirs = arrival.reference, arrival.chip
-    counts = "" if ours == theirs == 1 else f" x {ours}" if ours == theirs else f" x {ours} against {theirs}"
+    counts = f" x {number(ours)}" if ours == theirs else f" x {number(ours)} against {number(theirs)}"
+    counts = "" if ours == theirs == 1 else counts
     late = f" after {several(arrival.delay, 'step')}" if arrival.delay else ""
     return f"{shown(arrival.source)} {neuron_text(arrival.neuron)}{counts} weight {number(arrival.weight)}{late}"
 
