@@ -109,14 +109,18 @@ class Aligned:
                     self.chip.block(theirs, samples, self.columns[1]),
                 )
 
-    def sample(self, sample: int, first: int = 0, last: int | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Entries [first, last) of `when` of one sample: reference and chip as [step, neuron] in model units."""
+    def samples(self, chosen: slice, first: int = 0, last: int | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Entries [first, last) of `when` of some samples: both sides as [step, sample, neuron] in model units."""
         ours, theirs = self.rows(first, self.steps if last is None else last)
-        chosen = slice(sample, sample + 1)
         return (
-            self.reference.block(ours, chosen, self.columns[0])[:, 0],
-            self.chip.block(theirs, chosen, self.columns[1])[:, 0],
+            self.reference.block(ours, chosen, self.columns[0]),
+            self.chip.block(theirs, chosen, self.columns[1]),
         )
+
+    def sample(self, sample: int, first: int = 0, last: int | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Likewise of one: [step, neuron]."""
+        ours, theirs = self.samples(slice(sample, sample + 1), first, last)
+        return ours[:, 0], theirs[:, 0]
 
     def at(self, step: int, sample: int) -> tuple[NDArray[Any], NDArray[Any]] | None:
         """One step of the reference of one sample: both sides as [neuron]; None where it is not compared."""

@@ -98,9 +98,9 @@ class Banded(Aligned):
             b = [one[3] for one in found[len(self.ours) :]]
             yield first, sample, *_nearest(a, b)
 
-    def sample(self, sample: int, first: int = 0, last: int | None = None) -> Both:
+    def samples(self, chosen: slice, first: int = 0, last: int | None = None) -> Both:
         """As of `Aligned`."""
-        return self._of(lambda pair: pair.sample(sample, first, last))
+        return self._of(lambda pair: pair.samples(chosen, first, last))
 
     def at(self, step: int, sample: int) -> Both | None:
         """As of `Aligned`."""

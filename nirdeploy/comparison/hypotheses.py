@@ -21,6 +21,7 @@ __all__ = ["LEAST", "Pair", "Part", "bound", "counted", "factor", "permuted", "r
 LEAST = 8  # spikes, or entries of v, below which nothing is told
 _IMAGES = 1 << 16  # entries of maps that are turned or reordered
 _PRODUCTS = 1 << 21  # multiplications spent on which channel is which
+_MOST_CHANNELS = 1 << 14
 _CHANNELS = 128  # more that are equal to none of the other side are not assigned
 _LONGEST = 4  # steps of a shift that is tried
 _SIDES = ("the reference", "the chip")
@@ -126,6 +127,8 @@ def turned(part: Part) -> Iterator[str]:
 
 def permuted(part: Part) -> Iterator[str]:
     """Channels, or neurons of a layer without a map, in another order: the assignment with most spikes in common."""
+    if part.shape[0] > _MOST_CHANNELS:
+        return
     reference, chip = (_by_channel(side, part.shape[0]) for side in part.maps)
     there = _assigned(reference, chip)
     moved = np.flatnonzero((there != np.arange(len(there))) & reference.any(axis=1))

@@ -68,11 +68,14 @@ def compare(
     if not alignment.pairs:
         raise ComparisonError(_nothing(a, b, alignment), remedy="Record the same nodes and variables on both sides.")
     spikes = {node: _measure_spikes(p) for (node, variable), p in alignment.pairs.items() if variable == "spikes"}
-    nodes = list(dict.fromkeys(node for node, _ in alignment.pairs))
+    spread = _Spread(spikes, outline)
+    by_node: dict[str, dict[str, Aligned]] = {}
+    for (node, variable), pair in alignment.pairs.items():
+        by_node.setdefault(node, {})[variable] = pair
     found = Comparison(
         reference=a,
         chip=b,
-        per_node={node: _node(node, alignment.pairs, spikes, b) for node in nodes},
+        per_node={node: _node(node, mine, spikes.get(node), spread, b) for node, mine in by_node.items()},
         unaligned=alignment.unaligned,
         notes=(*_notes(ours, theirs), *alignment.notes),
         pairs=alignment.pairs,
@@ -277,10 +280,8 @@ def _unit_of(pair: Aligned) -> tuple[Unit, float | NDArray[np.float64]]:
 
 
 def _node(
-    node: str, pairs: Mapping[tuple[str, str], Aligned], spikes: Mapping[str, _Spikes], chip: Trajectory
+    node: str, mine: Mapping[str, Aligned], found: _Spikes | None, spread: _Spread, chip: Trajectory
 ) -> NodeComparison:
-    mine = {variable: pair for (name, variable), pair in pairs.items() if name == node}
-    found = spikes.get(node)
     leading: Aligned = mine.get("spikes") or mine.get("v_mem") or next(iter(mine.values()))
     return NodeComparison(
         node=node,
@@ -288,12 +289,12 @@ def _node(
         variables={v: _measure_values(pair) for v, pair in mine.items() if v != "spikes"},
         lag=leading.lag,
         counters=_counters(leading, chip),
-        first_divergence=_divergence(node, found, mine.get("v_mem"), spikes, chip) if found else None,
+        first_divergence=_divergence(node, found, mine.get("v_mem"), spread, chip) if found else None,
     )
 
 
 def _divergence(
-    node: str, found: _Spikes, v_mem: Aligned | None, spikes: Mapping[str, _Spikes], chip: Trajectory
+    node: str, found: _Spikes, v_mem: Aligned | None, spread: _Spread, chip: Trajectory
 ) -> Divergence | None:
     entry = found.first
     if entry is None:
@@ -318,7 +319,7 @@ def _divergence(
             voltages=state.voltages if state else None,
             steps=state.steps if state else range(0),
             thresholds=state.thresholds if state else (None, None),
-            earlier=_earlier(node, entry, spikes),
+            earlier=spread.earlier(node, entry),
             saturations=_counters(found.pair, chip).get("saturations", 0),
         ),
     )
@@ -345,19 +346,40 @@ def _state(spikes: Aligned, v_mem: Aligned | None, entry: _Entry) -> _State | No
     return _State((reference[:, position], chip[:, position]), (own, its), v_mem.when)
 
 
-def _earlier(node: str, entry: _Entry, spikes: Mapping[str, _Spikes]) -> Earlier:
-    """Other nodes that already differ in this sample; those recorded before it also in this step."""
-    before = True
-    differing: list[tuple[str, int]] = []
-    for name, other in spikes.items():
-        if name == node:
-            before = False
-        elif entry.sample < other.first_steps.size:
-            step = int(other.first_steps[entry.sample])
-            if step < entry.step or (before and step == entry.step):
-                differing.append((name, step))
-    compared = len(spikes) - 1
-    return Earlier(tuple(sorted(differing, key=lambda found: found[1])), compared)
+class _Spread:
+    """Where and when nodes first differ, and which of them lead where."""
+
+    def __init__(self, spikes: Mapping[str, _Spikes], outline: Outline | None) -> None:
+        self._names = list(spikes)
+        batch = max((found.first_steps.size for found in spikes.values()), default=0)
+        self._steps = np.full((len(spikes), batch), _NEVER)
+        for row, found in zip(self._steps, spikes.values(), strict=True):
+            row[: found.first_steps.size] = found.first_steps
+        self._before = outline.before() if outline else {}
+        known = {name: k for k, name in enumerate(self._before)}
+        self._places = np.array([known.get(name, -1) for name in self._names], dtype=np.int64)
+
+    def earlier(self, node: str, entry: _Entry) -> Earlier:
+        """Other nodes that lead here and already differ in this sample; those recorded before it also in this step."""
+        steps, mine = self._steps[:, entry.sample], self._names.index(node)
+        differs = (steps < entry.step) | ((steps == entry.step) & (np.arange(steps.size) < mine))
+        differs[mine] = False
+        places = np.flatnonzero(differs & self._leading(node))
+        first = int(places[steps[places].argmin()]) if places.size else None
+        return Earlier(
+            None if first is None else (self._names[first], int(steps[first])),
+            len(places),
+            len(self._names) - 1,
+            elsewhere=bool(differs.any()),
+        )
+
+    def _leading(self, node: str) -> NDArray[np.bool_]:
+        """Which of all nodes lead to one; those that the outline does not know might."""
+        if node not in self._before:
+            return np.ones(len(self._names), dtype=bool)
+        data = self._before[node].to_bytes(len(self._before) // 8 + 1, "little")
+        bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
+        return (self._places < 0) | (bits[self._places] > 0)
 
 
 def _counters(pair: Aligned, chip: Trajectory) -> dict[str, int]:

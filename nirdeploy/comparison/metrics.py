@@ -159,7 +159,8 @@ def error_sums(reference: NDArray[Any], chip: NDArray[Any], unit: float | NDArra
         differing = int(np.count_nonzero(reference != chip if wide else difference))  # floats do not tell 2**53 + 1
         difference /= unit
     largest = float(max(difference.max(), -difference.min())) if difference.size else 0.0
-    np.square(difference, out=difference)  # not a dot product: BLAS threads would decide the last bits
+    with np.errstate(over="ignore"):
+        np.square(difference, out=difference)  # not a dot product: BLAS threads would decide the last bits
     return ErrorSums(float(difference.sum()), largest, differing, int(difference.size))
 
 

@@ -300,7 +300,8 @@ class Comparison:
     def v_mem_error(self) -> float | None:
         """Root mean square difference of v_mem over all entries of the nodes that have it in `v_unit`."""
         nodes = [node.variables["v_mem"] for node in self.per_node.values() if node.v_unit]
-        found = [difference.sums for difference in nodes if difference.unit == self.v_unit]
+        unit = self.v_unit
+        found = [difference.sums for difference in nodes if difference.unit == unit]
         return sum(found, ErrorSums()).rmse if found else None
 
     @property

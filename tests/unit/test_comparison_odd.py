@@ -285,3 +285,42 @@ def test_steps_that_were_recorded_are_told_to_the_last():
         run(spikes(np.zeros((25, 1, 2), dtype=int), steps=range(0, 50, 2)), target="x"),
     )
     assert found.notes == ("a spikes: x (reference) is recorded at 0, 2, ... 48 only",)
+
+
+# ---------------------------------------------------------------- causes
+
+
+def test_only_what_leads_to_a_node_can_have_been_inherited():
+    outline = Outline.from_json(
+        '{"nodes": [["in", "Input", [4]], ["a", "IF", [4]], ["b", "IF", [4]], ["c", "IF", [4]], ["d", "IF", [4]]],'
+        ' "edges": [["in", "a"], ["in", "b"], ["a", "c"], ["c", "a"], ["b", "d"]], "feedback": [["c", "a"]]}'
+    )
+    assert outline.before() == {"in": 0, "a": 0b01011, "b": 0b00001, "c": 0b01011, "d": 0b00101}
+
+    def wrong(step: int) -> Any:
+        data = SPIKES.copy()
+        data[step, 0, 0] ^= 1
+        return data
+
+    names = "abcd"
+    ours = [spikes(SPIKES, name) for name in names]
+    theirs = [spikes(wrong(step), name) for name, step in zip(names, (5, 2, 9, 9), strict=True)]
+    found = nd.compare(run(*ours, outline=outline), run(*theirs, target="x"))
+    causes = {name: node.first_divergence.cause for name, node in found.per_node.items() if node.first_divergence}
+    assert causes["a"].startswith("Not inherited from any compared layer: none that leads to it differed before")
+    assert causes["b"].startswith("Not inherited from any compared layer: none differed before in this sample;")
+    assert causes["c"].startswith("Probably inherited: 'a' already differed in this sample (step 5);")
+    assert causes["d"].startswith("Probably inherited: 'b' already differed in this sample (step 2);")
+    bare = nd.compare(run(*ours), run(*theirs, target="x"))  # nothing tells what leads where
+    told = bare.per_node["c"].first_divergence
+    assert told is not None
+    assert told.cause.startswith("Probably inherited: 'b' and 1 more already differed in this sample (step 2);")
+
+
+def test_samples_matched_together_are_matched_as_one_by_one(monkeypatch):
+    found = nd.compare(run(spikes(SPIKES)), run(spikes(OTHER), target="x"))
+    whole = found.overall_match(1)
+    assert whole is not None
+    assert 0 < whole.matched < whole.reference
+    monkeypatch.setattr("nirdeploy.comparison.trains._ENTRIES", 1)
+    assert found.overall_match(1) == whole

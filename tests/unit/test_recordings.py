@@ -1,5 +1,7 @@
 """A laboratory's own files as trajectories."""
 
+import contextlib
+
 import numpy as np
 import pytest
 from nir import data_ir
