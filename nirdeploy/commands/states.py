@@ -56,7 +56,7 @@ def compare(
     max_v_error: MaxError = None,
     as_json: Json = False,
 ) -> None:
-    """Say which spike differs first, and why. Exit code 1 if one does (or, without spikes, a value) or beyond limits."""
+    """Say which spike differs first, and why. Exit code 1 if one (without spikes: a value) does, or beyond limits."""
     from nirdeploy.comparison import compare as compare_trajectories
     from nirdeploy.io import read
     from nirdeploy.trajectory import load_trajectory

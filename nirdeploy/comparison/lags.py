@@ -35,10 +35,10 @@ def find_lags(alignment: Alignment, names: tuple[str, str]) -> dict[str, Found]:
 
     Spikes decide by their agreement (`metrics.agreement`), where none are compared v_mem, i_syn or the output by the
     square of their difference in parts of their variance over time, both over the steps in common. A lag that only
-    cuts off what differs is none: more spikes must meet than at the declared one, and values must vary. Looked at are
-    `MOST_LAG` steps to either side of the declared lag, of big records in the first samples alone; what is found there
-    is held against the whole. Equal ones go to the lag nearest to the declared one, so that a silent or a constant
-    node keeps that.
+    cuts off what differs is none: more spikes must meet than at the declared one, and values must vary and differ less.
+    Looked at are `MOST_LAG` steps to either side of the declared lag, of big records in the first samples alone; what
+    is found there is held against the whole. Equal ones go to the lag nearest to the declared one, so that a silent or
+    a constant node keeps that.
     """
     by_node: dict[str, dict[str, Aligned]] = {}
     for (node, variable), pair in alignment.pairs.items():
@@ -67,16 +67,19 @@ def _find(pairs: Mapping[str, Aligned], names: tuple[str, str]) -> Found:
     most = max(1, _MOST_ENTRIES // max(1, leading.steps * leading.count))
     scores = {lag: _score(pair, most) for lag, pair in _shifted(leading, names)}
     usual = scores[declared]
+
+    def better(score: _Score) -> bool:
+        return score.worth > usual.worth and (score.shared > usual.shared if spikes else score.rmse < usual.rmse)
+
     best = max(
-        (lag for lag, score in scores.items() if lag == declared or not spikes or score.shared > usual.shared),
+        (lag for lag, score in scores.items() if lag == declared or better(score)),
         key=lambda lag: (scores[lag].worth, -abs(lag - declared), -lag),
     )
     found = scores[best]
     if best != declared and most < leading.reference.batch:
         whole = dict(_shifted(leading, names, (declared, best)))
         usual, found = (_score(whole[lag], None) for lag in (declared, best))
-    exact = not spikes and usual.rmse == 0
-    if best == declared or exact or found.worth <= usual.worth or (spikes and found.shared <= usual.shared):
+    if best == declared or not better(found):
         return Found(declared, "")
     if spikes:
         gain = f"{percent(found.worth)} of spikes agree, {percent(usual.worth)} at the declared {declared}"

@@ -324,3 +324,14 @@ def test_samples_matched_together_are_matched_as_one_by_one(monkeypatch):
     assert 0 < whole.matched < whole.reference
     monkeypatch.setattr("nirdeploy.comparison.trains._ENTRIES", 1)
     assert found.overall_match(1) == whole
+
+
+def test_values_of_a_lag_found_differ_less():
+    rng = np.random.default_rng(5)
+    for _ in range(50):
+        steps = int(rng.integers(4, 20))
+        a, b = rng.poisson(1.0, (2, steps, 1, 3)).astype(float)
+        declared = nd.compare(run(v_mem(a)), run(v_mem(b), target="x"))
+        found = nd.compare(run(v_mem(a)), run(v_mem(b), target="x"), lag="find")
+        one, other = found.per_node["a"], declared.per_node["a"]
+        assert one.lag == other.lag or (one.v_mem_rmse or 0) < (other.v_mem_rmse or 0)
