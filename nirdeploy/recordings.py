@@ -20,6 +20,7 @@ A small TOML file beside the data says what is what:
 
 from __future__ import annotations
 
+import math
 import tomllib
 import warnings
 import zipfile
@@ -256,8 +257,11 @@ def from_nir_data(
         n_steps: steps of events; None: t_max / dt.
 
     Raises:
-        FileError: an observable of another dt, or of no known name or type; naming the node.
+        FileError: an observable of another dt, of no known name or type, or of events that no raster holds; naming the
+            node.
     """
+    if not 0 < dt < math.inf:
+        raise FileError(f"dt is {dt}, expected seconds above 0")
     names = {"spikes": "spikes", "v": "v_mem", "v_mem": "v_mem", "i": "i_syn", "i_syn": "i_syn", **(variables or {})}
     records: dict[tuple[str, str], Record] = {}
     for node, observed in data.nodes.items():
@@ -282,7 +286,16 @@ def _gridded(node: str, values: Any, dt: float, n_steps: int | None) -> NDArray[
     if hasattr(values, "value") or not hasattr(values, "idx"):
         raise FileError(f"{type(values).__name__} is neither gridded data nor plain events", node=node)
     index, time = np.asarray(values.idx), np.asarray(values.time)
+    if index.ndim != 2 or index.shape != time.shape or index.dtype.kind not in "iu":
+        raise FileError(
+            f"events of {index.dtype} {index.shape} at times {time.shape}, expected [sample, event]", node=node
+        )
+    if n_steps is None and not 0 <= values.t_max < math.inf:
+        raise FileError(f"t_max is {values.t_max}, expected seconds from 0 on", node=node)
     length = round(values.t_max / dt) if n_steps is None else n_steps
+    if min(length, values.n_neurons) < 0 or 4 * length * len(index) * values.n_neurons > _MAX_BYTES:
+        shape = (length, len(index), values.n_neurons)
+        raise FileError(f"events for a raster of shape {shape}, at most {_MAX_BYTES} bytes", node=node)
     found = np.zeros((length, len(index), int(values.n_neurons)), dtype=np.int32)
     for sample, neuron, step in _events(index, time, dt):
         if not (0 <= neuron < values.n_neurons and 0 <= step < length):

@@ -193,8 +193,9 @@ def align(a: Trajectory, b: Trajectory, lag: Lags = None) -> Alignment:
     Raises:
         ComparisonError: `lag` is not whole or names an unknown node.
     """
-    _check_lag(lag, {record.source for trajectory in (a, b) for record in trajectory.records.values()})
+    _check_lag(lag)
     seen_a, seen_b, notes = through_views(a, b, lag)
+    _check_named(lag, {record.source for seen in (seen_a, seen_b) for record in seen.records.values()})
     ours, theirs = _by_source(seen_a), _by_source(seen_b)
     name_a, name_b = labels(a, b)
     pairs: dict[Key, Aligned] = {}
@@ -229,12 +230,16 @@ def _by_source(trajectory: Trajectory) -> dict[Key, list[Record]]:
     return found
 
 
-def _check_lag(lag: Lags, known: set[str]) -> None:
+def _check_lag(lag: Lags) -> None:
     given: Mapping[str, object] = lag if isinstance(lag, Mapping) else {} if lag is None else {"": lag}
     for node, value in given.items():
         if isinstance(value, bool) or not isinstance(value, int | np.integer):
             raise ComparisonError(f"lag is {value!r}, expected a whole number of steps or 'find'", node=node or None)
-        if isinstance(lag, Mapping) and node not in known:
+
+
+def _check_named(lag: Lags, known: set[str]) -> None:
+    for node in lag if isinstance(lag, Mapping) else ():
+        if node not in known:
             raise ComparisonError(f"lag names the unknown node {node!r}", remedy=suggest(str(node), known))
 
 

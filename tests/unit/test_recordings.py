@@ -176,3 +176,26 @@ def test_a_table_with_a_byte_order_mark_is_read_and_one_without_rows_refused_wit
     (tmp_path / "x.csv").write_text("", encoding="utf-8")
     with pytest.raises(FileError, match="node 'a': no step is left behind step 0"):
         nd.load_trajectory(tmp_path / "m.toml")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"t_max": float("inf")}, "node 'a': t_max is inf"),
+        ({"t_max": -1.0}, "node 'a': t_max is -1"),
+        ({"n_neurons": 10**12}, "node 'a': events for a raster of shape"),
+        ({"n_neurons": -1}, "node 'a': events for a raster of shape"),
+        ({"idx": np.array([[0.5, 1.0]])}, "node 'a': events of float64"),
+        ({"idx": np.array([0, 1])}, "node 'a': events of int64"),
+        ({"time": np.zeros((1, 1))}, "node 'a': events of int64"),
+    ],
+)
+def test_events_that_no_raster_holds_are_refused(changed, message):
+    from types import SimpleNamespace
+
+    given = {"idx": np.array([[0, -1]]), "time": np.zeros((1, 2)), "t_max": 1e-2, "n_neurons": 2, **changed}
+    data = SimpleNamespace(nodes={"a": SimpleNamespace(observables={"spikes": SimpleNamespace(**given)})})
+    with pytest.raises(FileError, match=message):
+        from_nir_data(data, dt=1e-3)
+    with pytest.raises(FileError, match="dt is 0, expected seconds above 0"):
+        from_nir_data(data, dt=0)
