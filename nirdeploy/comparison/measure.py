@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from nirdeploy.comparison.align import Aligned, Alignment, Lags, align, labels
 from nirdeploy.comparison.arrivals import arrivals
 from nirdeploy.comparison.bands import align_trials, node_bands
-from nirdeploy.comparison.cause import Earlier, explain
+from nirdeploy.comparison.cause import explain
 from nirdeploy.comparison.hints import hints
 from nirdeploy.comparison.lags import find_lags
 from nirdeploy.comparison.metrics import ErrorSums, SpikeSums, error_sums, first_difference, spike_sums
 from nirdeploy.comparison.result import Comparison, Difference, Divergence, NodeComparison, Unit
+from nirdeploy.comparison.spread import NEVER, Spread
 from nirdeploy.comparison.text import several
 from nirdeploy.errors import ComparisonError, NirdeployError
 from nirdeploy.names import suggest
@@ -68,7 +69,7 @@ def compare(
     if not alignment.pairs:
         raise ComparisonError(_nothing(a, b, alignment), remedy="Record the same nodes and variables on both sides.")
     spikes = {node: _measure_spikes(p) for (node, variable), p in alignment.pairs.items() if variable == "spikes"}
-    spread = _Spread(spikes, outline)
+    spread = Spread({node: found.first_steps for node, found in spikes.items()}, outline)
     by_node: dict[str, dict[str, Aligned]] = {}
     for (node, variable), pair in alignment.pairs.items():
         by_node.setdefault(node, {})[variable] = pair
@@ -238,12 +239,9 @@ class _Entry(NamedTuple):
     observed: int
 
 
-_NEVER = np.iinfo(np.int64).max
-
-
 def _measure_spikes(pair: Aligned) -> _Spikes:
     sums, first = SpikeSums(), None
-    first_steps = np.full(pair.reference.batch, _NEVER)
+    first_steps = np.full(pair.reference.batch, NEVER)
     for start, sample, reference, chip in pair.blocks():
         found = spike_sums(reference, chip)
         sums = sums + found
@@ -251,7 +249,7 @@ def _measure_spikes(pair: Aligned) -> _Spikes:
             continue
         differs = (reference != chip).any(axis=2)
         first_rows = differs.argmax(axis=0)
-        steps = np.where(differs.any(axis=0), pair.when.start + (start + first_rows) * pair.when.step, _NEVER)
+        steps = np.where(differs.any(axis=0), pair.when.start + (start + first_rows) * pair.when.step, NEVER)
         mine = first_steps[sample : sample + steps.size]
         np.minimum(mine, steps, out=mine)
         if first is None:
@@ -280,7 +278,7 @@ def _unit_of(pair: Aligned) -> tuple[Unit, float | NDArray[np.float64]]:
 
 
 def _node(
-    node: str, mine: Mapping[str, Aligned], found: _Spikes | None, spread: _Spread, chip: Trajectory
+    node: str, mine: Mapping[str, Aligned], found: _Spikes | None, spread: Spread, chip: Trajectory
 ) -> NodeComparison:
     leading: Aligned = mine.get("spikes") or mine.get("v_mem") or next(iter(mine.values()))
     return NodeComparison(
@@ -294,7 +292,7 @@ def _node(
 
 
 def _divergence(
-    node: str, found: _Spikes, v_mem: Aligned | None, spread: _Spread, chip: Trajectory
+    node: str, found: _Spikes, v_mem: Aligned | None, spread: Spread, chip: Trajectory
 ) -> Divergence | None:
     entry = found.first
     if entry is None:
@@ -319,7 +317,7 @@ def _divergence(
             voltages=state.voltages if state else None,
             steps=state.steps if state else range(0),
             thresholds=state.thresholds if state else (None, None),
-            earlier=spread.earlier(node, entry),
+            earlier=spread.earlier(node, entry.step, entry.sample),
             saturations=_counters(found.pair, chip).get("saturations", 0),
         ),
     )
@@ -344,42 +342,6 @@ def _state(spikes: Aligned, v_mem: Aligned | None, entry: _Entry) -> _State | No
     reference, chip = v_mem.sample(entry.sample)
     own, its = (None if t is None else float(t[0] if t.size == 1 else t[position]) for t in v_mem.thresholds())
     return _State((reference[:, position], chip[:, position]), (own, its), v_mem.when)
-
-
-class _Spread:
-    """Where and when nodes first differ, and which of them lead where."""
-
-    def __init__(self, spikes: Mapping[str, _Spikes], outline: Outline | None) -> None:
-        self._names = list(spikes)
-        batch = max((found.first_steps.size for found in spikes.values()), default=0)
-        self._steps = np.full((len(spikes), batch), _NEVER)
-        for row, found in zip(self._steps, spikes.values(), strict=True):
-            row[: found.first_steps.size] = found.first_steps
-        self._before = outline.before() if outline else {}
-        known = {name: k for k, name in enumerate(self._before)}
-        self._places = np.array([known.get(name, -1) for name in self._names], dtype=np.int64)
-
-    def earlier(self, node: str, entry: _Entry) -> Earlier:
-        """Other nodes that lead here and already differ in this sample; those recorded before it also in this step."""
-        steps, mine = self._steps[:, entry.sample], self._names.index(node)
-        differs = (steps < entry.step) | ((steps == entry.step) & (np.arange(steps.size) < mine))
-        differs[mine] = False
-        places = np.flatnonzero(differs & self._leading(node))
-        first = int(places[steps[places].argmin()]) if places.size else None
-        return Earlier(
-            None if first is None else (self._names[first], int(steps[first])),
-            len(places),
-            len(self._names) - 1,
-            elsewhere=bool(differs.any()),
-        )
-
-    def _leading(self, node: str) -> NDArray[np.bool_]:
-        """Which of all nodes lead to one; those that the outline does not know might."""
-        if node not in self._before:
-            return np.ones(len(self._names), dtype=bool)
-        data = self._before[node].to_bytes(len(self._before) // 8 + 1, "little")
-        bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
-        return (self._places < 0) | (bits[self._places] > 0)
 
 
 def _counters(pair: Aligned, chip: Trajectory) -> dict[str, int]:
