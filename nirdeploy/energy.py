@@ -240,7 +240,7 @@ def _updates(trajectory: Trajectory, node: str) -> int | None:
 
 def _seconds(trajectory: Trajectory, energy: Energy, given: float | None) -> tuple[float | None, tuple[str, ...]]:
     """Seconds of a sample's run, and what they are."""
-    steps = max((r.n_steps if r.steps is None else r.steps[-1] + 1 for r in trajectory.records.values()), default=0)
+    steps = max((r.n_steps if not r.steps else r.steps[-1] + 1 for r in trajectory.records.values()), default=0)
     if given is not None:
         return steps * given, ()
     if energy.step is None:

@@ -26,7 +26,7 @@ from nirdeploy.errors import FileError, RasterError, UnavailableError
 from nirdeploy.events import Events
 from nirdeploy.files import MAX_BYTES, atomic, unreadable
 from nirdeploy.names import suggest
-from nirdeploy.raster import _DAMAGE, _load_array
+from nirdeploy.raster import DAMAGE, load_array
 
 __all__ = ["load_events", "save_events"]
 
@@ -88,7 +88,7 @@ def load_events(
         found = row.read(source, max_bytes)
     except (FileError, UnavailableError):
         raise
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise FileError(f"{str(source)!r} is not {row.what}: {error or type(error).__name__}") from error
     make = Events.sorted if sort else Events
     wanted = found.shape if shape is None else shape
@@ -169,7 +169,7 @@ def _read_npz(path: Path, max_bytes: int) -> _Columns:
         for name in ("time_us", *axes, "shape", "stop_us", "label"):
             if name in names:
                 with archive.open(f"{name}.npy") as stream:
-                    found[name] = _load_array(stream, f"{path.name}:{name}", left)
+                    found[name] = load_array(stream, f"{path.name}:{name}", left)
                 left -= found[name].nbytes
     for name in ("shape", "stop_us", "label"):
         array = found.get(name)
@@ -478,7 +478,7 @@ def _by_package(package: str, project: str) -> Callable[[Path, int], _Columns]:
                 reason = lines[-1] if lines else f"{project} stopped with {done.returncode}"
                 raise FileError(f"{str(path)!r} cannot be read by {project}: {reason}")
             with target.open("rb") as stream:
-                time, polarity, y, x, size = (_load_array(stream, package, 2 * max_bytes) for _ in range(5))
+                time, polarity, y, x, size = (load_array(stream, package, 2 * max_bytes) for _ in range(5))
         return _Columns(time, [polarity, y, x], (2, int(size[0]), int(size[1])))
 
     return read

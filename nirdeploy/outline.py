@@ -71,6 +71,24 @@ class Outline:
         """What feeds a node, in name order."""
         return [source for source, target in self.edges if target == name]
 
+    def before(self) -> dict[str, int]:
+        """For each node all that lead to it, over feedback too, as bits in the order of `nodes`."""
+        names = list(self.nodes)
+        place = {name: k for k, name in enumerate(names)}
+        sources: dict[int, list[int]] = {}
+        for source, target in self.edges:
+            sources.setdefault(place[target], []).append(place[source])
+        found, changed = [0] * len(names), True
+        while changed:  # in order of execution: once, and once more for each feedback edge within another's loop
+            changed = False
+            for node, feeding in sources.items():
+                reached = found[node]
+                for one in feeding:
+                    reached |= found[one] | 1 << one
+                changed |= reached != found[node]
+                found[node] = reached
+        return dict(zip(names, found, strict=True))
+
     def to_json(self) -> str:
         """JSON text; `from_json` is its inverse."""
         values = {
@@ -103,4 +121,8 @@ class Outline:
 
 
 def _shape(values: Any) -> tuple[int, ...] | None:
-    return None if values is None else tuple(int(v) for v in values)
+    if values is None:
+        return None
+    if not isinstance(values, list) or not all(type(v) is int and 0 <= v < 1 << 48 for v in values):
+        raise TypeError("a shape is no list of whole numbers from 0 on")
+    return tuple(values)

@@ -22,10 +22,9 @@ from nirdeploy.names import suggest
 if TYPE_CHECKING:
     from nirdeploy.events import Origin
 
-__all__ = ["check_raster", "load_raster", "save_raster"]
+__all__ = ["DAMAGE", "check_raster", "load_array", "load_raster", "save_raster"]
 
-# what zipfile, zlib, lzma and numpy raise for damaged, encrypted or foreign files; RuntimeError is 'encrypted'
-_DAMAGE = (
+DAMAGE = (
     EOFError,
     LookupError,
     MemoryError,
@@ -41,6 +40,7 @@ _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
 )
+"""What zipfile, zlib, lzma and numpy raise for damaged, encrypted or foreign files; RuntimeError is 'encrypted'."""
 
 
 def load_raster(
@@ -70,7 +70,7 @@ def load_raster(
             found = _read(source, max_bytes)
     except FileError:
         raise
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise FileError(f"{str(source)!r} is no .npz or .npy raster: {error}") from error
     if events:
         return _load_binned(source, step_us, origin, max_bytes)
@@ -83,7 +83,7 @@ def _read(source: Path, max_bytes: int) -> tuple[NDArray[Any], NDArray[Any] | No
     if zipfile.is_zipfile(source):
         return _load_npz(source, max_bytes)
     with source.open("rb") as stream:
-        return _load_array(stream, source.name, max_bytes), None
+        return load_array(stream, source.name, max_bytes), None
 
 
 def _load_binned(
@@ -112,7 +112,7 @@ def _load_npz(source: Path, max_bytes: int) -> tuple[NDArray[Any], NDArray[Any] 
         for name in ("raster", "labels"):
             if name in names:
                 with archive.open(f"{name}.npy") as stream:
-                    found[name] = _load_array(stream, f"{source.name}:{name}", max_bytes)
+                    found[name] = load_array(stream, f"{source.name}:{name}", max_bytes)
     labels = found.get("labels")
     if labels is not None and (labels.ndim != 1 or labels.dtype.kind not in "iu"):
         raise FileError(
@@ -122,8 +122,12 @@ def _load_npz(source: Path, max_bytes: int) -> tuple[NDArray[Any], NDArray[Any] 
     return found["raster"], labels
 
 
-def _load_array(stream: IO[bytes], label: str, max_bytes: int) -> NDArray[Any]:
-    """Read one array after its header has been held against the limit."""
+def load_array(stream: IO[bytes], label: str, max_bytes: int) -> NDArray[Any]:
+    """Read one array after its header has been held against the limit.
+
+    Raises:
+        FileError: another version, Python objects, a shape that is none, too large, or cut off; or one of `DAMAGE`.
+    """
     version = npy.read_magic(stream)
     if version not in ((1, 0), (2, 0), (3, 0)):
         raise FileError(f"{label!r} has .npy version {version}, expected 1 to 3")

@@ -20,7 +20,10 @@ A small TOML file beside the data says what is what:
 
 from __future__ import annotations
 
+import math
 import tomllib
+import warnings
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +35,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from nirdeploy.errors import ConfigurationError, FileError
 from nirdeploy.files import unreadable
 from nirdeploy.names import suggest
+from nirdeploy.raster import DAMAGE, load_array
 from nirdeploy.trajectory import Record, Trajectory
 
 __all__ = ["from_nir_data", "load_recording"]
@@ -174,15 +178,23 @@ def _read(entry: _Entry, path: Path) -> NDArray[Any]:
         raise FileError(f"{str(path)!r} is no .csv, .npz or .npy", node=entry.node)
     try:
         if kind == ".csv":
-            return _columns(entry, np.loadtxt(path, delimiter=",", skiprows=entry.skip_rows, ndmin=2))
-        data: NDArray[Any] = _member(entry, path) if kind == ".npz" else np.load(path, allow_pickle=False)
-    except FileError:
-        raise
-    except (OSError, ValueError, EOFError, KeyError, SyntaxError) as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # of a table without rows, which is refused below
+                table = np.loadtxt(path, delimiter=",", skiprows=entry.skip_rows, ndmin=2, encoding="utf-8-sig")
+            return _columns(entry, table)
+        data = _member(entry, path) if kind == ".npz" else _array(path)
+    except FileError as error:
+        raise error if error.node else FileError(str(error), node=entry.node) from error
+    except DAMAGE as error:
         raise FileError(f"{str(path)!r} cannot be read: {error}", node=entry.node) from error
-    if not isinstance(data, np.ndarray) or data.dtype.kind not in "biuf":
-        raise FileError(f"{str(path)!r} holds {getattr(data, 'dtype', 'no array')}, expected numbers", node=entry.node)
+    if data.dtype.kind not in "biuf":
+        raise FileError(f"{str(path)!r} holds {data.dtype}, expected numbers", node=entry.node)
     return data
+
+
+def _array(path: Path) -> NDArray[Any]:
+    with path.open("rb") as stream:
+        return load_array(stream, path.name, _MAX_BYTES)
 
 
 def _columns(entry: _Entry, table: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -196,15 +208,14 @@ def _columns(entry: _Entry, table: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _member(entry: _Entry, path: Path) -> NDArray[Any]:
-    with np.load(path, allow_pickle=False) as stored:
-        if entry.key is None or entry.key not in stored.files:
-            remedy = suggest(str(entry.key), stored.files)
-            raise FileError(f"{str(path)!r} has no array {entry.key!r}", node=entry.node, remedy=remedy)
-        declared = stored.zip.getinfo(f"{entry.key}.npy").file_size
-        if declared > _MAX_BYTES:
-            raise FileError(f"{entry.key!r} of {str(path)!r} takes {declared} bytes", node=entry.node)
-        found: NDArray[Any] = stored[entry.key]
-    return found
+    with zipfile.ZipFile(path) as archive:
+        names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+        if entry.key is None:
+            raise FileError(f"{str(path)!r} needs a key, the name of its array", remedy=suggest("", names))
+        if entry.key not in names:
+            raise FileError(f"{str(path)!r} has no array {entry.key!r}", remedy=suggest(entry.key, names))
+        with archive.open(f"{entry.key}.npy") as stream:
+            return load_array(stream, f"{path.name}:{entry.key}", _MAX_BYTES)
 
 
 def _ordered(entry: _Entry, data: NDArray[Any]) -> tuple[NDArray[Any], bool]:
@@ -246,8 +257,11 @@ def from_nir_data(
         n_steps: steps of events; None: t_max / dt.
 
     Raises:
-        FileError: an observable of another dt, or of no known name or type; naming the node.
+        FileError: an observable of another dt, of no known name or type, or of events that no raster holds; naming the
+            node.
     """
+    if not 0 < dt < math.inf:
+        raise FileError(f"dt is {dt}, expected seconds above 0")
     names = {"spikes": "spikes", "v": "v_mem", "v_mem": "v_mem", "i": "i_syn", "i_syn": "i_syn", **(variables or {})}
     records: dict[tuple[str, str], Record] = {}
     for node, observed in data.nodes.items():
@@ -272,7 +286,16 @@ def _gridded(node: str, values: Any, dt: float, n_steps: int | None) -> NDArray[
     if hasattr(values, "value") or not hasattr(values, "idx"):
         raise FileError(f"{type(values).__name__} is neither gridded data nor plain events", node=node)
     index, time = np.asarray(values.idx), np.asarray(values.time)
+    if index.ndim != 2 or index.shape != time.shape or index.dtype.kind not in "iu":
+        raise FileError(
+            f"events of {index.dtype} {index.shape} at times {time.shape}, expected [sample, event]", node=node
+        )
+    if n_steps is None and not 0 <= values.t_max < math.inf:
+        raise FileError(f"t_max is {values.t_max}, expected seconds from 0 on", node=node)
     length = round(values.t_max / dt) if n_steps is None else n_steps
+    if min(length, values.n_neurons) < 0 or 4 * length * len(index) * values.n_neurons > _MAX_BYTES:
+        shape = (length, len(index), values.n_neurons)
+        raise FileError(f"events for a raster of shape {shape}, at most {_MAX_BYTES} bytes", node=node)
     found = np.zeros((length, len(index), int(values.n_neurons)), dtype=np.int32)
     for sample, neuron, step in _events(index, time, dt):
         if not (0 <= neuron < values.n_neurons and 0 <= step < length):

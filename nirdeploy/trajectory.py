@@ -18,7 +18,16 @@ from nirdeploy.names import suggest
 from nirdeploy.outline import Outline
 from nirdeploy.reference.convention import Convention
 
-__all__ = ["BEFORE_POOL_VIEW", "REFRACTORY_VIEW", "VARIABLES", "Record", "Storage", "Trajectory", "load_trajectory"]
+__all__ = [
+    "BEFORE_POOL_VIEW",
+    "REFRACTORY_VIEW",
+    "VARIABLES",
+    "Record",
+    "Storage",
+    "Trajectory",
+    "load_trajectory",
+    "wide",
+]
 
 VARIABLES = ("spikes", "v_mem", "i_syn", "output")
 REFRACTORY_VIEW = "refractory_128"
@@ -171,10 +180,10 @@ class Record:
     @property
     def values(self) -> NDArray[Any]:
         """`data` in model units: data * scale + offset."""
-        found = self.data if self.scale == 1.0 else self.data * self.scale
+        found = self.data if self.scale == 1.0 else wide(self.data) * self.scale
         offset = self.offset
         moved = offset != 0.0 if isinstance(offset, float) else offset.any()
-        return found + offset if moved else found
+        return wide(found) + offset if moved else found
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -185,6 +194,11 @@ class Record:
     def dtype(self) -> np.dtype[Any]:
         """Type of `data`, without reading it."""
         return np.dtype(np.int8) if isinstance(self.storage, PackedSpikes) else self.storage.dtype
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether bits are stored, without reading them."""
+        return isinstance(self.storage, PackedSpikes) or getattr(self.storage, "packed", False) is True
 
     @property
     def n_steps(self) -> int:
@@ -266,6 +280,11 @@ class Record:
         )
 
     __hash__ = None  # type: ignore[assignment]  # Python's way to say unhashable, which typeshed does not know
+
+
+def wide(data: NDArray[Any]) -> NDArray[Any]:
+    """Data that hold a number of model units: half precision, whose range ends at 65504, becomes single."""
+    return data.astype(np.float32) if data.dtype == np.float16 else data
 
 
 def _stored(data: ArrayLike | PackedSpikes | Storage) -> NDArray[Any] | PackedSpikes | Storage:

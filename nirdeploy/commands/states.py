@@ -56,11 +56,12 @@ def compare(
     max_v_error: MaxError = None,
     as_json: Json = False,
 ) -> None:
-    """Say which spike differs first, and why. Exit code 1 if one does, or beyond the limits given."""
+    """Say which spike differs first, and why. Exit code 1 if one (without spikes: a value) does, or beyond limits."""
     from nirdeploy.comparison import compare as compare_trajectories
     from nirdeploy.io import read
     from nirdeploy.trajectory import load_trajectory
 
+    _not_an_input(html, reference, *other, *filter(None, (graph, raster)))
     ours, theirs = load_trajectory(reference), [load_trajectory(path) for path in other]
     network = None if graph is None else read(graph)
     sent = None if raster is None else counts_of(raster, None, ours.convention)[0]
@@ -93,11 +94,19 @@ def _lag(given: list[str] | None) -> Any:
         if len(given) == 1 and "=" not in given[0]:
             return int(given[0])
         named = [entry.rpartition("=") for entry in given]
-        if all(node for node, _, _ in named):
-            return {node: int(steps) for node, _, steps in named}
+        found = {node: int(steps) for node, _, steps in named}
+        if all(found) and len(found) == len(named):
+            return found
     except ValueError:
         pass
     raise ConfigurationError(f"--lag is {' '.join(given)!r}, expected steps, NODE=STEPS for each node, or 'find'")
+
+
+def _not_an_input(html: Path | None, *inputs: Path) -> None:
+    """Refuse a page in the place of what is read."""
+    for path in inputs if html is not None and html.exists() else ():
+        if path.exists() and html is not None and html.samefile(path):
+            raise ConfigurationError(f"--html is {str(html)!r}, which is read", remedy="Give the page another name.")
 
 
 def _failures(comparison: Comparison, min_agreement: float | None, max_v_error: float | None) -> list[str]:
@@ -105,7 +114,10 @@ def _failures(comparison: Comparison, min_agreement: float | None, max_v_error: 
     found = [f"{e.node} {e.variable} is not compared: {e.reason}" for e in comparison.unaligned]
     agreement, error = comparison.spike_agreement, comparison.v_mem_error
     if min_agreement is None and max_v_error is None:
-        return found + [str(d) for d in [comparison.first_divergence] if d is not None]
+        found += [str(d) for d in [comparison.first_divergence] if d is not None]
+        if agreement is None and comparison.first_departure is not None:  # nothing but values is compared
+            found.append("{} {} differs".format(*comparison.first_departure))
+        return found
     if min_agreement is not None and (agreement is None or agreement < min_agreement):
         found.append(
             f"agreement {'not measured' if agreement is None else f'{agreement:.6g}'}, asked {min_agreement:g}"
@@ -135,6 +147,7 @@ def ladder(
 
     if not deployment.is_dir() and deployment.suffix != ".h5":
         raise ConfigurationError(f"{str(deployment)!r} is no deployment", remedy="Run `nirdeploy deploy` first.")
+    _not_an_input(html, raster, deployment / "deployment.h5" if deployment.is_dir() else deployment)
     found = load_deployment(deployment)
     counts, labels = counts_of(raster, None, found.convention)
     trained = asked_convention(preset, dt, fields, found.convention)

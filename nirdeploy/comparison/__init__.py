@@ -4,7 +4,7 @@ align.py   same neurons, same steps, same units
 metrics.py spike agreement and voltage errors
 measure.py `compare`
 hints.py   what the records bear out of `hypotheses.py`: a shift, a turned map, another reset, ...
-cause.py   why a spike differs, as far as the records tell
+cause.py   why a spike differs, as far as the records tell; spread.py: whether something before it did
 result.py  `Comparison` and its parts
 report.py  the page: report.html.j2 with page.css and page.js, filled by page_data.py (spikes and traces for the
            script), network.py and layout.py (the drawing), core_map.py, picture.py (for paper), excerpt.py (what of a

@@ -109,14 +109,18 @@ class Aligned:
                     self.chip.block(theirs, samples, self.columns[1]),
                 )
 
-    def sample(self, sample: int, first: int = 0, last: int | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Entries [first, last) of `when` of one sample: reference and chip as [step, neuron] in model units."""
+    def samples(self, chosen: slice, first: int = 0, last: int | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Entries [first, last) of `when` of some samples: both sides as [step, sample, neuron] in model units."""
         ours, theirs = self.rows(first, self.steps if last is None else last)
-        chosen = slice(sample, sample + 1)
         return (
-            self.reference.block(ours, chosen, self.columns[0])[:, 0],
-            self.chip.block(theirs, chosen, self.columns[1])[:, 0],
+            self.reference.block(ours, chosen, self.columns[0]),
+            self.chip.block(theirs, chosen, self.columns[1]),
         )
+
+    def sample(self, sample: int, first: int = 0, last: int | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Likewise of one: [step, neuron]."""
+        ours, theirs = self.samples(slice(sample, sample + 1), first, last)
+        return ours[:, 0], theirs[:, 0]
 
     def at(self, step: int, sample: int) -> tuple[NDArray[Any], NDArray[Any]] | None:
         """One step of the reference of one sample: both sides as [neuron]; None where it is not compared."""
@@ -189,8 +193,9 @@ def align(a: Trajectory, b: Trajectory, lag: Lags = None) -> Alignment:
     Raises:
         ComparisonError: `lag` is not whole or names an unknown node.
     """
-    _check_lag(lag, {record.source for trajectory in (a, b) for record in trajectory.records.values()})
+    _check_lag(lag)
     seen_a, seen_b, notes = through_views(a, b, lag)
+    _check_named(lag, {record.source for seen in (seen_a, seen_b) for record in seen.records.values()})
     ours, theirs = _by_source(seen_a), _by_source(seen_b)
     name_a, name_b = labels(a, b)
     pairs: dict[Key, Aligned] = {}
@@ -225,12 +230,16 @@ def _by_source(trajectory: Trajectory) -> dict[Key, list[Record]]:
     return found
 
 
-def _check_lag(lag: Lags, known: set[str]) -> None:
+def _check_lag(lag: Lags) -> None:
     given: Mapping[str, object] = lag if isinstance(lag, Mapping) else {} if lag is None else {"": lag}
     for node, value in given.items():
         if isinstance(value, bool) or not isinstance(value, int | np.integer):
             raise ComparisonError(f"lag is {value!r}, expected a whole number of steps or 'find'", node=node or None)
-        if isinstance(lag, Mapping) and node not in known:
+
+
+def _check_named(lag: Lags, known: set[str]) -> None:
+    for node in lag if isinstance(lag, Mapping) else ():
+        if node not in known:
             raise ComparisonError(f"lag names the unknown node {node!r}", remedy=suggest(str(node), known))
 
 
@@ -248,6 +257,9 @@ def pair_up(key: Key, a: Side, b: Side, lag: Lags, names: tuple[str, str]) -> Al
     units = a.parts[0].units, b.parts[0].units
     if units[0] != units[1] and variable in ("v_mem", "i_syn"):
         raise Misfit(f"in units of {units[0]!r} in {names[0]}, {units[1]!r} in {names[1]}")
+    for side, name in ((a, names[0]), (b, names[1])):
+        if strange := next((part.dtype for part in side.parts if part.dtype.kind not in "biuf"), None):
+            raise Misfit(f"values of type {strange} in {name}")
     if a.batch != b.batch:
         raise Misfit(f"{a.batch} samples in {names[0]}, {b.batch} in {names[1]}")
     columns, neurons, shape = _match_neurons(a, b, names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nirdeploy.comparison.align import Aligned
-from nirdeploy.errors import NirdeployError
+from nirdeploy.errors import GraphError, NirdeployError
 from nirdeploy.events import Events, events_to_raster, whole_microseconds
 from nirdeploy.nodes import make_graph, make_node, type_name
 from nirdeploy.reference.convention import Convention
@@ -32,7 +33,7 @@ class Arrival:
     Attributes:
         source: population or Input it belongs to.
         neuron: index in the source's own shape.
-        reference: its spikes in the reference.
+        reference: its spikes in the reference; of an Input what the raster holds, which need not be whole.
         chip: its spikes on the chip; an Input's are those of the one raster.
         weight: what one of its spikes adds, in units of the graph's weights, over all ways that lead here.
         delay: steps the spikes took.
@@ -40,14 +41,14 @@ class Arrival:
 
     source: str
     neuron: tuple[int, ...]
-    reference: int
-    chip: int
+    reference: float
+    chip: float
     weight: float
     delay: int = 0
 
 
 class _Place(NamedTuple):
-    """A node in front of a population, and the steps that feedback edges take from it to there."""
+    """A node in front of a population, and the steps that edges take from it to there."""
 
     path: NodePath
     late: int
@@ -80,25 +81,27 @@ def arrivals(
     Returns:
         At most 64 arrivals, and what is missing from them, '' where nothing is.
     """
-    plan = schedule(graph, None if convention is None else convention.feedback_edges)
+    if convention is None:
+        plan = schedule(graph)
+    else:  # with a population_delay the edges into populations are among those that cost a step
+        plan = schedule(graph, convention.feedback_edges, population_delay=convention.population_delay)
     target = next((path for path in plan.order if dotted(path) == node), None)
     if target is None:
         return (), f"the graph has no node {node!r}"
     cone = _cone(plan, target)
     if isinstance(cone, str):
         return (), cone
-    late = 0 if convention is None else convention.population_delay
     sent = raster if isinstance(raster, Mapping) or len(plan.inputs) > 1 else {dotted(plan.inputs[0]): raster}
     sent = {str(name): _binned(one, convention) for name, one in sent.items()} if isinstance(sent, Mapping) else {}
     try:
-        weights = _weights(plan, target, cone, neuron, convention)
+        weights = _weights(plan, target, cone, _flat(pairs.get((node, "spikes")), neuron), convention)
     except NirdeployError as error:
         return (), str(error)
     found: list[Arrival] = []
     missing: list[str] = []
     for source, weight in weights.items():
         for delay, row in enumerate(weight):
-            took = delay + source.late + late
+            took = delay + source.late
             if took > step or not row.any():
                 continue
             counts = _counts(plan, source.path, pairs, (sample, step - took), row.shape, sent)
@@ -118,27 +121,35 @@ def _arrived(
     ours, theirs = counts
     for flat in np.flatnonzero((row.reshape(-1) != 0) & ((ours != 0) | (theirs != 0))):
         index = tuple(int(i) for i in np.unravel_index(int(flat), row.shape))
-        yield Arrival(source, index, int(ours[flat]), int(theirs[flat]), float(row[index]), delay)
+        yield Arrival(source, index, _amount(ours[flat]), _amount(theirs[flat]), float(row[index]), delay)
+
+
+def _amount(value: Any) -> float:
+    """A count as an integer; a raster of a reference run may hold parts of one."""
+    return int(value) if value == int(value) else float(value)
 
 
 # ---------------------------------------------------------------- the layers between
 
 
-_Cone = tuple[set[_Place], set[_Place], set[tuple[_Place, _Place]]]
+_Cone = tuple[set[_Place], set[_Place], Mapping[tuple[_Place, _Place], int]]
 
 
 def _cone(plan: Schedule, target: NodePath) -> _Cone | str:
-    """Stateless nodes in front of a population, its sources and the edges among them; or why they are not known."""
+    """Stateless nodes in front of a population, its sources and the edges among them; or why they are not known.
+
+    Of every edge how often it is there: two routes through subgraphs of wires are two edges.
+    """
     back = set(plan.feedback)
     inner: set[_Place] = set()
     sources: set[_Place] = set()
-    edges: set[tuple[_Place, _Place]] = set()
+    edges: Counter[tuple[_Place, _Place]] = Counter()
     waiting = [_Place(target, 0)]
     while waiting:
         place = waiting.pop()
         for path in plan.sources[place.path]:
             before = _Place(path, place.late + ((path, place.path) in back))
-            edges.add((before, place))
+            edges[before, place] += 1
             kind = type_name(plan.nodes[path])
             if kind == "Threshold":
                 return f"{dotted(path)!r} in front of {dotted(target)!r} is not linear"
@@ -155,8 +166,13 @@ def _cone(plan: Schedule, target: NodePath) -> _Cone | str:
     return inner, sources, edges
 
 
+def _flat(pair: Aligned | None, neuron: tuple[int, ...]) -> int | tuple[int, ...]:
+    """The neuron's flat index in its node: a recording may know the node in another shape than the graph does."""
+    return neuron if pair is None else int(np.ravel_multi_index(neuron, pair.shape))
+
+
 def _weights(
-    plan: Schedule, target: NodePath, cone: _Cone, neuron: tuple[int, ...], convention: Convention | None
+    plan: Schedule, target: NodePath, cone: _Cone, neuron: int | tuple[int, ...], convention: Convention | None
 ) -> dict[_Place, NDArray[np.float64]]:
     """For every source the weights to the neuron, [delay, *shape of the source]."""
     import torch
@@ -174,7 +190,14 @@ def _weights(
         nodes[names[place]] = make_node(nir.Input, input_type={"input": np.array(shapes[place.path].output)})
     names[_Place(target, 0)] = "out"
     nodes["out"] = make_node(nir.Output, output_type={"output": np.array(shapes[target].input)})
-    graph = make_graph(nodes, [(names[a], names[b]) for a, b in sorted(edges)])
+    ways: list[tuple[str, str]] = []
+    for k, ((before, behind), times) in enumerate(sorted(edges.items())):
+        if times > 1:
+            nodes[f"x{k}"] = make_node(nir.Scale, scale=np.full(shapes[before.path].output, float(times)))
+            ways += [(names[before], f"x{k}"), (f"x{k}", names[behind])]
+        else:
+            ways.append((names[before], names[behind]))
+    graph = make_graph(nodes, ways)
     dt = None if convention is None else convention.dt
     module = nir_to_torch(graph, convention=Convention(dt=dt), dtype=torch.float64)
     length = 1 + sum(getattr(m, "longest", 0) for m in module.modules())
@@ -183,7 +206,9 @@ def _weights(
         for place in sources
     }
     out, _ = module.sequence(rasters if len(rasters) > 1 else rasters["i0"], method="dense")
-    last = out[-1].reshape(shapes[target].input)
+    last = out[-1].reshape(-1 if isinstance(neuron, int) else shapes[target].input)
+    if isinstance(neuron, int) and neuron >= last.numel():
+        raise GraphError(f"has {last.numel()} neurons in the graph, none of index {neuron}", node=dotted(target))
     gradients = torch.autograd.grad(last[neuron], list(rasters.values()))
     return {place: g[:, 0].flip(0).numpy() for place, g in zip(sources, gradients, strict=True)}
 
@@ -209,9 +234,12 @@ def _counts(
     seen = None if pair is None else pair.at(step, sample)
     if pair is None or seen is None:
         return f"spikes of {name!r} are not compared in step {step}"
+    size = math.prod(shape)
+    if pair.count != size if pair.neurons is None else int(pair.neurons.max()) >= size:
+        return f"{name!r} has {size} neurons in the graph, others are compared"
     if pair.neurons is None:
         return np.asarray(seen[0]), np.asarray(seen[1])
-    both = np.zeros((2, math.prod(shape)), dtype=np.int64)
+    both = np.zeros((2, size), dtype=np.int64)
     both[:, pair.neurons] = seen
     return both[0], both[1]
 

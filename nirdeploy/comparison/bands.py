@@ -98,9 +98,9 @@ class Banded(Aligned):
             b = [one[3] for one in found[len(self.ours) :]]
             yield first, sample, *_nearest(a, b)
 
-    def sample(self, sample: int, first: int = 0, last: int | None = None) -> Both:
+    def samples(self, chosen: slice, first: int = 0, last: int | None = None) -> Both:
         """As of `Aligned`."""
-        return self._of(lambda pair: pair.sample(sample, first, last))
+        return self._of(lambda pair: pair.samples(chosen, first, last))
 
     def at(self, step: int, sample: int) -> Both | None:
         """As of `Aligned`."""
@@ -142,7 +142,10 @@ def align_trials(a: Sequence[Trajectory], b: Sequence[Trajectory], lag: Lags) ->
             pairs[key] = Banded(**vars(pair), ours=banded[0], theirs=banded[1])
         else:
             unaligned.append(Unaligned(*key, f"trial {wrong} is not recorded as trial 0 is"))
-    return Alignment(pairs, tuple(unaligned), first.notes)
+    told = first.pairs.keys() - pairs.keys()
+    for alignment in (*ours[1:], *theirs[1:]):  # what one trial alone has, or has more of, is left out as well
+        unaligned += [entry for entry in alignment.unaligned if entry[:2] not in told]
+    return Alignment(pairs, tuple(dict.fromkeys(unaligned)), first.notes)
 
 
 def _alike(pair: Aligned, other: Aligned) -> bool:

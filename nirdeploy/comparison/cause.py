@@ -16,12 +16,16 @@ class Earlier(NamedTuple):
     """Which other nodes already differ in the same sample.
 
     Attributes:
-        differing: (node, first differing step), earliest first.
+        first: the earliest of those that lead to the node, and its first differing step; None: none does.
+        differing: how many of those differ.
         compared: how many other nodes have compared spikes.
+        elsewhere: whether any other node differs, those that do not lead to the node included.
     """
 
-    differing: tuple[tuple[str, int], ...]
+    first: tuple[str, int] | None
+    differing: int
     compared: int
+    elsewhere: bool = False
 
 
 def explain(
@@ -59,11 +63,13 @@ def explain(
 
 
 def _inherited(earlier: Earlier) -> str:
-    if earlier.differing:
-        node, step = earlier.differing[0]
-        more = len(earlier.differing) - 1
+    if earlier.first is not None:
+        node, step = earlier.first
+        more = earlier.differing - 1
         others = f" and {more} more" if more else ""
         return f"probably inherited: {shown(node)!r}{others} already differed in this sample (step {step})"
+    if earlier.elsewhere:
+        return "not inherited from any compared layer: none that leads to it differed before in this sample"
     if earlier.compared:
         return "not inherited from any compared layer: none differed before in this sample"
     return "spikes of no other layer were compared, so it may be inherited"
@@ -73,7 +79,8 @@ def _history(index: int, steps: range, voltages: tuple[NDArray[Any], NDArray[Any
     """The largest difference of v_mem at this neuron in the first `index` compared steps."""
     if not index:
         return "it is the first compared step, so no earlier v_mem is known"
-    gap = np.abs(np.subtract(voltages[0][:index], voltages[1][:index], dtype=np.float64))
+    ours, theirs = (np.asarray(side[:index], dtype=np.float64) for side in voltages)
+    gap = np.abs(np.subtract(ours, theirs, out=np.zeros(index), where=ours != theirs))  # two infinities are the same
     largest = float(gap.max())
     if largest == 0:
         return "until then v_mem of this neuron was the same on both sides"

@@ -114,7 +114,8 @@ def excerpt(comparison: Comparison, node: str, sample: int, limits: Limits) -> E
     compared.
     """
     spikes = comparison.pairs.get((node, "spikes"))
-    values = next((comparison.pairs[node, v] for v in _VALUES if (node, v) in comparison.pairs), None)
+    found = (comparison.pairs[node, v] for v in _VALUES if (node, v) in comparison.pairs)
+    values = next((pair for pair in found if sample < pair.reference.batch), None)
     leading = spikes or values
     if leading is None or sample >= leading.reference.batch:
         return None

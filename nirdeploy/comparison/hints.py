@@ -71,8 +71,8 @@ def hints(
 
 def _part(divergence: Divergence, spikes: Aligned, v_mem: Aligned | None, outline: Outline | None) -> Part:
     known = outline.nodes.get(divergence.node) if outline else None
-    shape = spikes.shape
-    if known is not None and known.shape is not None and math.prod(known.shape) == math.prod(shape):
+    shape = spikes.shape or (1,)
+    if known is not None and known.shape and math.prod(known.shape) == math.prod(shape):
         shape = known.shape
     whole = math.prod(shape)
     if spikes.neurons is not None and not np.array_equal(spikes.neurons, np.arange(whole)):
@@ -127,7 +127,7 @@ def _window(pair: Aligned, divergence: Divergence, neurons: int, *, past: bool) 
 
 
 def _same_entries(a: Aligned, b: Aligned) -> bool:
-    same = (a.when, a.lag, a.count) == (b.when, b.lag, b.count)
+    same = (a.when, a.lag, a.count, a.reference.batch) == (b.when, b.lag, b.count, b.reference.batch)
     if a.neurons is None or b.neurons is None:
         return same and a.neurons is b.neurons
     return same and np.array_equal(a.neurons, b.neurons)

@@ -21,6 +21,7 @@ __all__ = ["LEAST", "Pair", "Part", "bound", "counted", "factor", "permuted", "r
 LEAST = 8  # spikes, or entries of v, below which nothing is told
 _IMAGES = 1 << 16  # entries of maps that are turned or reordered
 _PRODUCTS = 1 << 21  # multiplications spent on which channel is which
+_MOST_CHANNELS = 1 << 14
 _CHANNELS = 128  # more that are equal to none of the other side are not assigned
 _LONGEST = 4  # steps of a shift that is tried
 _SIDES = ("the reference", "the chip")
@@ -69,7 +70,7 @@ def _agreement(reference: Floats, chip: Floats) -> float:
 
 def _explains(before: float, after: float) -> bool:
     """Whether a hypothesis is worth telling: see the top of the file."""
-    return after >= 0.8 and 1 - after <= (1 - before) / 3
+    return after > before and after >= 0.8 and 1 - after <= (1 - before) / 3
 
 
 def _agree(part: Part, before: float, after: float) -> str:
@@ -78,8 +79,9 @@ def _agree(part: Part, before: float, after: float) -> str:
 
 
 def shifted(part: Part) -> Iterator[str]:
-    """The chip a few steps later or earlier than its lag says."""
+    """The chip a few steps later or earlier than its lag says; more spikes meet then, not only fewer are looked at."""
     reference, chip = part.trains
+    meet = float(np.minimum(reference, chip).sum())
     best = (0.0, 0, 0.0)
     for shift in sorted(range(-_LONGEST, _LONGEST + 1), key=abs):
         if not shift or len(reference) - abs(shift) < 2:
@@ -87,7 +89,8 @@ def shifted(part: Part) -> Iterator[str]:
         rows = slice(max(0, -shift), len(reference) - max(0, shift))
         there = slice(rows.start + shift, rows.stop + shift)
         after = _agreement(reference[rows], chip[there])
-        if after > best[0] and reference[rows].sum() >= LEAST:
+        gains = after > best[0] and float(np.minimum(reference[rows], chip[there]).sum()) > meet
+        if gains and reference[rows].sum() >= LEAST:
             best = (after, shift, _agreement(reference[rows], chip[rows]))
     after, shift, before = best
     if shift and _explains(before, after):
@@ -126,6 +129,8 @@ def turned(part: Part) -> Iterator[str]:
 
 def permuted(part: Part) -> Iterator[str]:
     """Channels, or neurons of a layer without a map, in another order: the assignment with most spikes in common."""
+    if part.shape[0] > _MOST_CHANNELS:
+        return
     reference, chip = (_by_channel(side, part.shape[0]) for side in part.maps)
     there = _assigned(reference, chip)
     moved = np.flatnonzero((there != np.arange(len(there))) & reference.any(axis=1))
@@ -240,6 +245,13 @@ def reset(part: Part, v_mem: Pair) -> Iterator[str]:
         value = float(after[side][0])
         if not math.isfinite(value) or not (after[side] == value).all():
             continue
+        if (after[other] == after[other][0]).all() and abs(float(after[other][0]) - value) > part.quantum:
+            values = [number(float(after[k][0])) for k in (side, other)]
+            yield (
+                f"after a spike {_SIDES[side]}'s v_mem is always {values[0]}, {_SIDES[other]}'s always {values[1]}: "
+                "each is reset to its own value, or v is shown with another offset"
+            )
+            return
         share = float(np.mean(after[other] == value))
         above = np.mean(after[other] >= value - part.quantum)
         if share < 0.1 and above >= 0.98:
@@ -250,12 +262,17 @@ def reset(part: Part, v_mem: Pair) -> Iterator[str]:
             )
 
 
+def _arrivals(there: NDArray[np.bool_]) -> int:
+    """How often, of all samples and neurons, an entry is there that was not a step before."""
+    return int(np.count_nonzero(there[0]) + np.count_nonzero(there[1:] & ~there[:-1]))
+
+
 def bound(part: Part, v_mem: Pair) -> Iterator[str]:
     """v of one side held at its least (or largest) value, and the other beyond it.
 
     Told where, as long as a neuron's spikes agree, the one stands there at least 8 times, and the other is clearly
     beyond it (by 2 % and an integer of the chip), at three or more values, in 90 % of those entries. Not of 0, where v
-    rests.
+    rests, nor where it got there less than three times: a neuron that nothing drives stays where it is.
     """
     alike = ~np.logical_or.accumulate(part.spikes[0] != part.spikes[1], axis=0)
     for side, other in ((0, 1), (1, 0)):
@@ -266,7 +283,12 @@ def bound(part: Part, v_mem: Pair) -> Iterator[str]:
                 continue
             there, clear = free[(held == edge) & alike], 0.02 * abs(edge) + part.quantum
             beyond = there < edge - clear if lower else there > edge + clear
-            if there.size >= LEAST and np.mean(beyond) >= 0.9 and np.unique(there[beyond][:4096]).size >= 3:
+            if (
+                there.size >= LEAST
+                and _arrivals(held == edge) >= 3
+                and np.mean(beyond) >= 0.9
+                and np.unique(there[beyond][:4096]).size >= 3
+            ):
                 falls, what = ("falls below", "a lower bound (v_min)") if lower else ("rises above", "an upper bound")
                 yield (
                     f"{_SIDES[side]}'s v_mem never {falls} {number(edge)}, where it stands "

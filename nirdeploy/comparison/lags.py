@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from nirdeploy.comparison.align import Aligned, Alignment, pair_up
 from nirdeploy.comparison.metrics import ErrorSums, SpikeSums, error_sums, spike_sums
 from nirdeploy.comparison.sides import Misfit
-from nirdeploy.comparison.text import number, percent, shown
+from nirdeploy.comparison.text import number, percent, several, shown
 
 __all__ = ["MOST_LAG", "Found", "find_lags"]
 
@@ -33,10 +33,12 @@ class Found(NamedTuple):
 def find_lags(alignment: Alignment, names: tuple[str, str]) -> dict[str, Found]:
     """For each node the whole-step lag at which the two sides agree best.
 
-    Spikes decide by their agreement (`metrics.agreement`), where none are compared v_mem, i_syn or the output by their
-    RMS difference, over the steps in common. Looked at are `MOST_LAG` steps to either side of the declared lag, and of
-    big records the first samples alone. Equal ones go to the lag nearest to the declared one, so that a silent or a
-    constant node keeps that.
+    Spikes decide by their agreement (`metrics.agreement`), where none are compared v_mem, i_syn or the output by the
+    square of their difference in parts of their variance over time, both over the steps in common. A lag that only
+    cuts off what differs is none: more spikes must meet than at the declared one, and values must vary and differ less.
+    Looked at are `MOST_LAG` steps to either side of the declared lag, of big records in the first samples alone; what
+    is found there is held against the whole. Equal ones go to the lag nearest to the declared one, so that a silent or
+    a constant node keeps that.
     """
     by_node: dict[str, dict[str, Aligned]] = {}
     for (node, variable), pair in alignment.pairs.items():
@@ -44,38 +46,89 @@ def find_lags(alignment: Alignment, names: tuple[str, str]) -> dict[str, Found]:
     return {node: _find(pairs, names) for node, pairs in by_node.items()}
 
 
+class _Score(NamedTuple):
+    """How well the sides agree at a lag: more is better.
+
+    Attributes:
+        worth: agreement of spikes, or the negative square of the difference in parts of the variance.
+        shared: spikes that meet; of values 0.
+        rmse: of values.
+    """
+
+    worth: float
+    shared: int = 0
+    rmse: float = 0.0
+
+
 def _find(pairs: Mapping[str, Aligned], names: tuple[str, str]) -> Found:
     spikes = pairs.get("spikes")
     leading = spikes or next(pairs[v] for v in ("v_mem", "i_syn", "output") if v in pairs)
-    scores = dict(_scores(leading, names))
     declared = leading.lag
-    best = max(scores, key=lambda lag: (scores[lag], -abs(lag - declared), -lag))
-    if best == declared:
-        return Found(best, "")
+    most = max(1, _MOST_ENTRIES // max(1, leading.steps * leading.count))
+    scores = {lag: _score(pair, most) for lag, pair in _shifted(leading, names)}
+    usual = scores[declared]
+
+    def better(score: _Score) -> bool:
+        return score.worth > usual.worth and (score.shared > usual.shared if spikes else score.rmse < usual.rmse)
+
+    best = max(
+        (lag for lag, score in scores.items() if lag == declared or better(score)),
+        key=lambda lag: (scores[lag].worth, -abs(lag - declared), -lag),
+    )
+    found = scores[best]
+    if best != declared and most < leading.reference.batch:
+        whole = dict(_shifted(leading, names, (declared, best)))
+        usual, found = (_score(whole[lag], None) for lag in (declared, best))
+    if best == declared or not better(found):
+        return Found(declared, "")
     if spikes:
-        gain = f"{percent(scores[best])} of spikes agree, {percent(scores[declared])} at the declared {declared}"
+        gain = f"{percent(found.worth)} of spikes agree, {percent(usual.worth)} at the declared {declared}"
+        outside = sum(_outside(pair) for _, pair in _shifted(spikes, names, (best,)))
+        gain += f"; {several(outside, 'spike')} outside the steps in common" if outside else ""
     else:
-        gain = f"RMS {number(-scores[best])}, {number(-scores[declared])} at the declared {declared}"
+        gain = f"RMS {number(found.rmse)}, {number(usual.rmse)} at the declared {declared}"
     return Found(best, f"{shown(leading.node)}: found a lag of {best} ({gain})")
 
 
-def _scores(pair: Aligned, names: tuple[str, str]) -> Iterator[tuple[int, float]]:
-    """Every lag that fits, and how well the sides agree at it: more is better."""
+def _shifted(pair: Aligned, names: tuple[str, str], lags: Iterable[int] | None = None) -> Iterator[tuple[int, Aligned]]:
+    """The pair at every lag that fits."""
     stride = pair.when.step
     shortest = min(len(pair.reference.steps), len(pair.chip.steps))
     # at least half of the steps stay in common: two short ends agree by chance
     reach = min(MOST_LAG, (shortest - 1) // 2) * stride
-    for lag in range(pair.lag - reach, pair.lag + reach + 1, stride):
+    for lag in range(pair.lag - reach, pair.lag + reach + 1, stride) if lags is None else lags:
         try:
-            shifted = pair_up((pair.node, pair.variable), pair.reference, pair.chip, lag, names)
+            yield lag, pair_up((pair.node, pair.variable), pair.reference, pair.chip, lag, names)
         except Misfit:
             continue
-        yield lag, _score(shifted)
 
 
-def _score(pair: Aligned) -> float:
-    most = max(1, _MOST_ENTRIES // max(1, pair.steps * pair.count))
+def _outside(pair: Aligned) -> int:
+    """Spikes of both sides before and behind the compared steps."""
+    found = 0
+    for side, rows, columns in zip((pair.reference, pair.chip), pair.rows(0, pair.steps), pair.columns, strict=True):
+        for cut in (slice(0, rows.start), slice(rows.stop, len(side.steps))):
+            found += int(side.block(cut, slice(None), columns).sum(dtype=np.int64))
+    return found
+
+
+def _score(pair: Aligned, most: int | None) -> _Score:
+    """Of the first samples, or of all."""
     if pair.variable == "spikes":
-        return sum((spike_sums(a, b) for _, _, a, b in pair.blocks(most)), SpikeSums()).agreement
-    rmse = sum((error_sums(a, b) for _, _, a, b in pair.blocks(most)), ErrorSums()).rmse
-    return -rmse if np.isfinite(rmse) else -np.inf
+        sums = sum((spike_sums(a, b) for _, _, a, b in pair.blocks(most)), SpikeSums())
+        return _Score(sums.agreement, sums.shared)
+    errors, batch = ErrorSums(), pair.reference.batch
+    moments = np.zeros((2, 2, batch if most is None else min(most, batch), pair.count))  # power, side, sample, neuron
+    for _, sample, *sides in pair.blocks(most):
+        errors = errors + error_sums(*sides)
+        for k, side in enumerate(sides):
+            values = side.astype(np.float64)
+            samples = slice(sample, sample + values.shape[1])
+            moments[0, k, samples] += values.sum(axis=0)
+            moments[1, k, samples] += np.square(values).sum(axis=0)
+    with np.errstate(invalid="ignore"):
+        variance = float((moments[1] - np.square(moments[0]) / pair.steps).sum())
+    known = np.isfinite(errors.rmse) and variance > 1e-12 * float(moments[1].sum())  # not of rounding alone
+    if not known:
+        return _Score(-np.inf, rmse=errors.rmse)
+    return _Score(-errors.squares / variance, rmse=errors.rmse)

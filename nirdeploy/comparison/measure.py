@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from nirdeploy.comparison.align import Aligned, Alignment, Lags, align, labels
 from nirdeploy.comparison.arrivals import arrivals
 from nirdeploy.comparison.bands import align_trials, node_bands
-from nirdeploy.comparison.cause import Earlier, explain
+from nirdeploy.comparison.cause import explain
 from nirdeploy.comparison.hints import hints
 from nirdeploy.comparison.lags import find_lags
 from nirdeploy.comparison.metrics import ErrorSums, SpikeSums, error_sums, first_difference, spike_sums
 from nirdeploy.comparison.result import Comparison, Difference, Divergence, NodeComparison, Unit
+from nirdeploy.comparison.spread import NEVER, Spread
 from nirdeploy.comparison.text import several
 from nirdeploy.errors import ComparisonError, NirdeployError
 from nirdeploy.names import suggest
@@ -68,13 +69,16 @@ def compare(
     if not alignment.pairs:
         raise ComparisonError(_nothing(a, b, alignment), remedy="Record the same nodes and variables on both sides.")
     spikes = {node: _measure_spikes(p) for (node, variable), p in alignment.pairs.items() if variable == "spikes"}
-    nodes = list(dict.fromkeys(node for node, _ in alignment.pairs))
+    spread = Spread({node: found.first_steps for node, found in spikes.items()}, outline)
+    by_node: dict[str, dict[str, Aligned]] = {}
+    for (node, variable), pair in alignment.pairs.items():
+        by_node.setdefault(node, {})[variable] = pair
     found = Comparison(
         reference=a,
         chip=b,
-        per_node={node: _node(node, alignment.pairs, spikes, b) for node in nodes},
+        per_node={node: _node(node, mine, spikes.get(node), spread, b) for node, mine in by_node.items()},
         unaligned=alignment.unaligned,
-        notes=(*_notes(a, b), *alignment.notes),
+        notes=(*_notes(ours, theirs), *alignment.notes),
         pairs=alignment.pairs,
         bands=node_bands(alignment.pairs),
     )
@@ -184,8 +188,23 @@ def _listed(items: list[str], separator: str = ", ") -> str:
     return separator.join(items[:12]) + more if items else "nothing"
 
 
-def _notes(a: Trajectory, b: Trajectory) -> tuple[str, ...]:
-    """What differs between the two runs as such."""
+def _notes(ours: Sequence[Trajectory], theirs: Sequence[Trajectory]) -> tuple[str, ...]:
+    """What differs between the runs as such, between trials of one side too; and which of them were cut off."""
+    names = labels(ours[0], theirs[0])
+    notes: list[str] = []
+    for trials, name in zip((ours, theirs), names, strict=True):
+        for k, one in enumerate(trials):
+            which = f"trial {k} of {name}" if len(trials) > 1 else name
+            if (one.target, one.executor) != (trials[0].target, trials[0].executor):
+                notes.append(f"{which} is a run of {one.target} ({one.executor})")
+            if not one.complete:
+                notes.append(f"{which} was cut off{f': {one.reason}' if one.reason else ''}")
+    for one, other in (*((ours[0], one) for one in (*theirs, *ours[1:])), *((theirs[0], one) for one in theirs[1:])):
+        notes += _differences(one, other)
+    return tuple(dict.fromkeys(notes))
+
+
+def _differences(a: Trajectory, b: Trajectory) -> list[str]:
     notes = []
     if a.graph_sha256 and b.graph_sha256 and a.graph_sha256 != b.graph_sha256:
         notes.append(f"the two runs are of different graphs: sha256 {a.graph_sha256[:12]} and {b.graph_sha256[:12]}")
@@ -197,7 +216,7 @@ def _notes(a: Trajectory, b: Trajectory) -> tuple[str, ...]:
             if ours[name] != theirs[name] and name != "preset"
         ]
         notes.append(f"the conventions differ: {', '.join(fields)}")
-    return tuple(notes)
+    return notes
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,12 +239,9 @@ class _Entry(NamedTuple):
     observed: int
 
 
-_NEVER = np.iinfo(np.int64).max
-
-
 def _measure_spikes(pair: Aligned) -> _Spikes:
     sums, first = SpikeSums(), None
-    first_steps = np.full(pair.reference.batch, _NEVER)
+    first_steps = np.full(pair.reference.batch, NEVER)
     for start, sample, reference, chip in pair.blocks():
         found = spike_sums(reference, chip)
         sums = sums + found
@@ -233,7 +249,7 @@ def _measure_spikes(pair: Aligned) -> _Spikes:
             continue
         differs = (reference != chip).any(axis=2)
         first_rows = differs.argmax(axis=0)
-        steps = np.where(differs.any(axis=0), pair.when.start + (start + first_rows) * pair.when.step, _NEVER)
+        steps = np.where(differs.any(axis=0), pair.when.start + (start + first_rows) * pair.when.step, NEVER)
         mine = first_steps[sample : sample + steps.size]
         np.minimum(mine, steps, out=mine)
         if first is None:
@@ -262,10 +278,8 @@ def _unit_of(pair: Aligned) -> tuple[Unit, float | NDArray[np.float64]]:
 
 
 def _node(
-    node: str, pairs: Mapping[tuple[str, str], Aligned], spikes: Mapping[str, _Spikes], chip: Trajectory
+    node: str, mine: Mapping[str, Aligned], found: _Spikes | None, spread: Spread, chip: Trajectory
 ) -> NodeComparison:
-    mine = {variable: pair for (name, variable), pair in pairs.items() if name == node}
-    found = spikes.get(node)
     leading: Aligned = mine.get("spikes") or mine.get("v_mem") or next(iter(mine.values()))
     return NodeComparison(
         node=node,
@@ -273,12 +287,12 @@ def _node(
         variables={v: _measure_values(pair) for v, pair in mine.items() if v != "spikes"},
         lag=leading.lag,
         counters=_counters(leading, chip),
-        first_divergence=_divergence(node, found, mine.get("v_mem"), spikes, chip) if found else None,
+        first_divergence=_divergence(node, found, mine.get("v_mem"), spread, chip) if found else None,
     )
 
 
 def _divergence(
-    node: str, found: _Spikes, v_mem: Aligned | None, spikes: Mapping[str, _Spikes], chip: Trajectory
+    node: str, found: _Spikes, v_mem: Aligned | None, spread: Spread, chip: Trajectory
 ) -> Divergence | None:
     entry = found.first
     if entry is None:
@@ -303,7 +317,7 @@ def _divergence(
             voltages=state.voltages if state else None,
             steps=state.steps if state else range(0),
             thresholds=state.thresholds if state else (None, None),
-            earlier=_earlier(node, entry, spikes),
+            earlier=spread.earlier(node, entry.step, entry.sample),
             saturations=_counters(found.pair, chip).get("saturations", 0),
         ),
     )
@@ -328,21 +342,6 @@ def _state(spikes: Aligned, v_mem: Aligned | None, entry: _Entry) -> _State | No
     reference, chip = v_mem.sample(entry.sample)
     own, its = (None if t is None else float(t[0] if t.size == 1 else t[position]) for t in v_mem.thresholds())
     return _State((reference[:, position], chip[:, position]), (own, its), v_mem.when)
-
-
-def _earlier(node: str, entry: _Entry, spikes: Mapping[str, _Spikes]) -> Earlier:
-    """Other nodes that already differ in this sample; those recorded before it also in this step."""
-    before = True
-    differing: list[tuple[str, int]] = []
-    for name, other in spikes.items():
-        if name == node:
-            before = False
-        elif entry.sample < other.first_steps.size:
-            step = int(other.first_steps[entry.sample])
-            if step < entry.step or (before and step == entry.step):
-                differing.append((name, step))
-    compared = len(spikes) - 1
-    return Earlier(tuple(sorted(differing, key=lambda found: found[1])), compared)
 
 
 def _counters(pair: Aligned, chip: Trajectory) -> dict[str, int]:

@@ -151,12 +151,16 @@ def error_sums(reference: NDArray[Any], chip: NDArray[Any], unit: float | NDArra
         chip: the same shape.
         unit: what to divide differences by, e.g. the threshold; a number or one a neuron.
     """
-    with np.errstate(invalid="ignore"):  # inf - inf is NaN, and is reported as NaN
+    with np.errstate(invalid="ignore"):
         difference = np.subtract(reference, chip, dtype=np.float64)
-        differing = int(np.count_nonzero(difference))
+        if difference.size and np.isnan(difference.max()):
+            difference[reference == chip] = 0.0  # inf - inf, the same on both sides; NaN equals nothing
+        wide = reference.dtype.kind in "iu" and max(reference.itemsize, chip.itemsize) > 4
+        differing = int(np.count_nonzero(reference != chip if wide else difference))  # floats do not tell 2**53 + 1
         difference /= unit
     largest = float(max(difference.max(), -difference.min())) if difference.size else 0.0
-    np.square(difference, out=difference)  # not a dot product: BLAS threads would decide the last bits
+    with np.errstate(over="ignore"):
+        np.square(difference, out=difference)  # not a dot product: BLAS threads would decide the last bits
     return ErrorSums(float(difference.sum()), largest, differing, int(difference.size))
 
 

@@ -111,6 +111,8 @@ def _trace(found: Picture, part: Excerpt, trace: Trace, top: float) -> float:
     low, high = (min(known), max(known)) if known else (0.0, 1.0)
     span = (high - low) or 1.0
     low, high = low - 0.06 * span, high + 0.06 * span
+    if not 0 < high - low < math.inf:  # values so large that nothing is between them
+        low, high = low - 0.06 * (abs(low) or 1.0), high + 0.06 * (abs(high) or 1.0)
     head, bottom = top + 16, top + 16 + _TRACE
 
     def height(value: float) -> float:

@@ -99,7 +99,8 @@ class Divergence:
 def _arrival_text(arrival: Arrival) -> str:
     """'if1 (0, 3, 4) 0.41', with the counts where they are not one on both sides, and the delay."""
     ours, theirs = arrival.reference, arrival.chip
-    counts = "" if ours == theirs == 1 else f" x {ours}" if ours == theirs else f" x {ours} against {theirs}"
+    counts = f" x {number(ours)}" if ours == theirs else f" x {number(ours)} against {number(theirs)}"
+    counts = "" if ours == theirs == 1 else counts
     late = f" after {several(arrival.delay, 'step')}" if arrival.delay else ""
     return f"{shown(arrival.source)} {neuron_text(arrival.neuron)}{counts} weight {number(arrival.weight)}{late}"
 
@@ -299,7 +300,8 @@ class Comparison:
     def v_mem_error(self) -> float | None:
         """Root mean square difference of v_mem over all entries of the nodes that have it in `v_unit`."""
         nodes = [node.variables["v_mem"] for node in self.per_node.values() if node.v_unit]
-        found = [difference.sums for difference in nodes if difference.unit == self.v_unit]
+        unit = self.v_unit
+        found = [difference.sums for difference in nodes if difference.unit == unit]
         return sum(found, ErrorSums()).rmse if found else None
 
     @property

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nirdeploy.trajectory import Record
+from nirdeploy.trajectory import Record, wide
 
 __all__ = ["Misfit", "Side", "check_whole", "every", "side_of", "together"]
 
@@ -23,10 +23,12 @@ class Misfit(Exception):  # noqa: N818 - never leaves the comparison
 
 
 def every(steps: range) -> str:
-    """Steps for people: '0, 10, ...', 'every step from 5 on' or 'step 9'."""
+    """Steps for people: '0, 10, ... 90', 'every step from 5 to 19' or 'step 9'."""
     if len(steps) == 1:
         return f"step {steps.start}"
-    return f"every step from {steps.start} on" if steps.step == 1 else f"{steps.start}, {steps[1]}, ..."
+    if steps.step == 1:
+        return f"every step from {steps.start} to {steps[-1]}"
+    return f"{steps.start}, {steps[1]}, ... {steps[-1]}" if len(steps) > 2 else f"{steps.start} and {steps[1]}"
 
 
 def together(a: range, b: range) -> range:
@@ -111,8 +113,8 @@ def _count(record: Record) -> int:
 
 def _scaled(data: NDArray[Any], record: Record) -> NDArray[Any]:
     """Data [step, batch, neuron] of a record in model units."""
-    found = data if record.scale == 1.0 else data * record.scale
-    return found + np.reshape(record.offset, -1) if np.any(record.offset) else found
+    found = data if record.scale == 1.0 else wide(data) * record.scale
+    return wide(found) + np.reshape(record.offset, -1) if np.any(record.offset) else found
 
 
 def side_of(records: list[Record], label: str) -> Side:
@@ -162,13 +164,24 @@ def _distinct(index: NDArray[np.int64], label: str) -> NDArray[np.int64]:
     return index
 
 
+def _check_sign(part: Record, label: str) -> None:
+    for start, stop in part.blocks():
+        least = int(part.read(start, stop).min(initial=0))
+        if least < 0:
+            raise Misfit(f"spikes of {label} hold {least}, expected counts")
+
+
 def check_whole(side: Side, label: str) -> None:
     """Refuse spikes that are no whole counts.
 
     Raises:
         Misfit: naming the step.
     """
-    if all(part.dtype.kind in "biu" and part.scale == 1.0 and not np.any(part.offset) for part in side.parts):
+    whole_parts = (part.dtype.kind in "biu" and part.scale == 1.0 and not np.any(part.offset) for part in side.parts)
+    if all(whole_parts):
+        for part in side.parts:
+            if part.dtype.kind == "i" and not part.is_packed:
+                _check_sign(part, label)
         return
     for row, step in enumerate(side.steps):
         counts = side.block(slice(row, row + 1), slice(None), None)

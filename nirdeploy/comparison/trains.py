@@ -19,6 +19,7 @@ from nirdeploy.native import compiler
 __all__ = ["Distances", "WindowMatch", "distances", "rate_cosine", "window_match"]
 
 _kernel = compiler([Path(__file__)])
+_ENTRIES = 1 << 20  # of as many samples as are looked at together
 Steps = NDArray[np.int64]
 
 
@@ -87,8 +88,11 @@ def window_match(pair: Aligned, window: int) -> WindowMatch:
     if isinstance(window, bool) or not isinstance(window, int | np.integer) or window < 0:
         raise ComparisonError(f"window is {window!r}, expected a whole number of steps from 0 on")
     matched = ours = theirs = 0
-    for sample in range(pair.reference.batch):
-        reference, chip = (_events(side) for side in pair.sample(sample))
+    batch = pair.reference.batch
+    together = max(1, _ENTRIES // (pair.steps * pair.count))
+    for sample in range(0, batch, together):
+        sides = pair.samples(slice(sample, min(batch, sample + together)))
+        reference, chip = (_events(side.reshape(len(side), -1)) for side in sides)
         matched += int(_matches(*reference, *chip, int(window)))
         ours, theirs = ours + len(reference[0]), theirs + len(chip[0])
     return WindowMatch(int(window), matched, ours, theirs)

@@ -85,10 +85,14 @@ def _in_units_of(a: Trajectory, b: Trajectory, notes: list[str]) -> Trajectory:
             for r in (ours, record)
         ]
         mapped = any(r.index_map is not None or r.neurons is not None for r in (ours, record))
-        if levels[0] is None or levels[1] is None or min(levels[0].min(), levels[1].min()) <= 0:
+        if levels[0] is None or levels[1] is None:
+            continue
+        if min(levels[0].min(initial=1.0), levels[1].min(initial=1.0)) <= 0:
+            continue
+        if not mapped and levels[0].size > 1 and levels[0].size != levels[1].size > 1:
             continue
         factor = np.unique(levels[0] / levels[1]) if mapped else levels[0] / levels[1]
-        if mapped and factor.size > 1:
+        if not factor.size or (mapped and factor.size > 1):
             continue
         flat = float(factor.reshape(-1)[0])
         offset = record.offset * factor

@@ -302,3 +302,20 @@ def test_compares_chosen_nodes_alone():
     assert list(found.per_node) == ["a"]
     with pytest.raises(ComparisonError, match=r"node 'c': is recorded by neither. Did you mean"):
         nd.compare(run(of("aa", a), of("cc", b)), dump, nodes=["c"])
+
+
+def test_lags_of_spikes_before_a_pool_are_those_of_what_feeds_it():
+    outline = Outline.from_json(
+        '{"nodes": [["if1", "IF", [1, 4, 4]], ["pool", "SumPool2d", [1, 2, 2]]], "edges": [["if1", "pool"]],'
+        ' "feedback": []}'
+    )
+    a = spikes(30, 1, 1, 4, 4)
+    one, other = (
+        run(of("core 0", data, source="pool", view="before_pool"), target=target, outline=outline)
+        for data, target in ((a, "x"), (later(a, 1), "y"))
+    )
+    for lag in ("find", {"if1": 1}):
+        found = nd.compare(one, other, lag=lag)
+        assert (found.per_node["if1"].lag, found.spike_agreement) == (1, 1.0)
+    with pytest.raises(ComparisonError, match="lag names the unknown node 'pool'"):
+        nd.compare(one, other, lag={"pool": 1})

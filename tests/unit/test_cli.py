@@ -12,6 +12,7 @@ import nirdeploy as nd
 from nirdeploy.cli import main
 from nirdeploy.environments import samna_state
 from nirdeploy.raster import save_raster
+from nirdeploy.trajectory import Record, Trajectory
 
 PLAIN = nd.Convention(if_gain="r", reset="zero", crossing="inclusive", v_min=-4.0)
 FLAGS = ("--set", "if_gain=r", "--set", "reset=zero", "--set", "crossing=inclusive", "--set", "v_min=-4.0")
@@ -402,3 +403,21 @@ def test_compare_takes_trials_lags_and_what_came_in(built, call):
     code, _, complaint = call("compare", reference, chip, "--lag", "of1=2")
     assert code == 2
     assert "lag names the unknown node 'of1'" in complaint
+
+
+def test_compare_fails_on_values_where_no_spikes_are_compared_and_never_writes_over_what_it_reads(tmp_path, call):
+    for name, value in (("a", 1.0), ("b", 1.5), ("c", np.nan)):
+        record = Record("out", "output", np.full((4, 1, 2), value))
+        Trajectory({("out", "output"): record}).save(tmp_path / f"{name}.h5")
+    a, b, c = (tmp_path / f"{name}.h5" for name in "abc")
+    assert [call("compare", a, other)[0] for other in (a, b, c)] == [0, 1, 1]
+    before = a.read_bytes()
+    (tmp_path / "link.html").symlink_to(a)
+    for page in (a, tmp_path / "link.html"):
+        code, _, said = call("compare", b, a, "--html", page)
+        assert code == 2
+        assert "which is read. Give the page another name." in said
+    assert a.read_bytes() == before
+    code, _, said = call("compare", a, b, "--lag", "out=1", "--lag", "out=2")
+    assert code == 2
+    assert "--lag is 'out=1 out=2', expected steps, NODE=STEPS for each node, or 'find'" in said

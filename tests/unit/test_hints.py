@@ -355,3 +355,39 @@ def test_no_record_makes_it_fail(data):
     with np.errstate(all="ignore"):  # of the values' own sums
         found = compare(*runs)
     assert bool(found.hints) <= bool(found.first_divergence)
+
+
+def test_a_shift_is_no_explanation_where_nothing_is_left_to_explain():
+    ones = np.ones((40, 1, 4), dtype=np.int32)
+    other = ones.copy()
+    other[5, 0, 2] = 0  # cut off by a shift of a step the other way
+    found = compare(
+        Trajectory({("a", "spikes"): Record("a", "spikes", ones)}),
+        Trajectory({("a", "spikes"): Record("a", "spikes", other)}, target="x"),
+    )
+    assert found.hints == ()
+
+
+def test_two_values_after_spikes_are_two_resets_and_a_neuron_at_rest_is_not_at_a_bound():
+    rng = np.random.default_rng(4)
+    fired = (rng.random((40, 2, 6)) < 0.3).astype(np.int32)
+    wrong = fired.copy()
+    wrong[tuple(np.argwhere(fired)[-9])] = 0
+    v = np.where(fired > 0, 0.0, rng.random(fired.shape))
+
+    def of(spikes, v_mem, target):
+        records = (Record("a", "spikes", spikes), Record("a", "v_mem", v_mem, threshold=1.0))
+        return Trajectory({("a", r.variable): r for r in records}, target=target)
+
+    found = compare(of(fired, v, "reference"), of(wrong, v + 0.125, "x"))
+    assert [h for h in found.hints if h.startswith("after a spike")] == [
+        "after a spike the reference's v_mem is always 0, the chip's always 0.125: each is reset to its own value, or "
+        "v is shown with another offset"
+    ]
+    silent = np.zeros_like(fired)
+    silent[30, 0, 0] = 1
+    held, free = np.zeros(fired.shape), np.zeros(fired.shape)
+    held[10:, 1, 3], free[10:, 1, 3] = -3.75, -4 - np.arange(30) / 8  # once there, nothing drives it
+    held[0], free[0] = 1.0, 1.0
+    found = compare(of(0 * silent, held, "reference"), of(silent, free, "x"))
+    assert not any("bound" in hint for hint in found.hints)

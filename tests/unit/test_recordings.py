@@ -1,5 +1,7 @@
 """A laboratory's own files as trajectories."""
 
+import contextlib
+
 import numpy as np
 import pytest
 from nir import data_ir
@@ -78,7 +80,7 @@ def test_axes_are_put_in_order(tmp_path):
         ('node = "a"\nvariable = "v_mem"\nfile = "nan.npy"', FileError, "holds values that are not finite"),
         ('node = "a"\nvariable = "v_mem"\nfile = "x.npy"\nfirst_step = 2', FileError, "no step is left behind step 2"),
         ('node = "a"\nvariable = "v_mem"\nfile = "x.csv"\ncolumns = [7]', FileError, "column 7 does not exist"),
-        ('node = "a"\nvariable = "v_mem"\nfile = "pickled.npy"', FileError, "cannot be read"),
+        ('node = "a"\nvariable = "v_mem"\nfile = "pickled.npy"', FileError, "holds Python objects"),
         ('node = "a"\nvariable = "v_mem"\nfile = "x.npy"\nneurons = [1, 1]', FileError, "an index more than once"),
     ],
 )
@@ -125,3 +127,75 @@ def test_nirs_gridded_data_are_step_first_and_of_one_dt():
         from_nir_data(data, dt=1e-4)
     with pytest.raises(FileError, match="unknown observable 'w'"):
         from_nir_data(observed(w=data_ir.TimeGriddedData(values, 1e-3)), dt=1e-3)
+
+
+def test_damaged_archives_and_headers_that_ask_for_more_memory_than_there_is_are_refused(tmp_path):
+    import zipfile
+
+    (tmp_path / "m.toml").write_text(
+        '[[records]]\nnode = "a"\nvariable = "v_mem"\nfile = "x.npz"\nkey = "v"\n', encoding="utf-8"
+    )
+    path = tmp_path / "x.npz"
+    np.savez_compressed(path, v=np.arange(24.0).reshape(6, 4))
+    whole = path.read_bytes()
+    flags = whole.rfind(b"PK\x01\x02") + 8
+    encrypted = bytearray(whole)
+    encrypted[6] |= 1
+    encrypted[flags] |= 1
+    np.save(tmp_path / "plain.npy", np.zeros((2, 2)))
+    plain = (tmp_path / "plain.npy").read_bytes()
+    wrong = {
+        "not a zip file": whole[: len(whole) // 2],
+        "is encrypted": bytes(encrypted),
+        "while decompressing": whole[:60] + b"\xff\xff" + whole[62:],
+        "is not a zip": plain,
+    }
+    for message, data in wrong.items():
+        path.write_bytes(data)
+        with pytest.raises(FileError, match=f"node 'a': .*cannot be read: .*{message}"):
+            nd.load_trajectory(tmp_path / "m.toml")
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        data = bytearray(whole)
+        data[rng.integers(len(data))] ^= int(rng.integers(1, 256))
+        path.write_bytes(data)
+        with contextlib.suppress(FileError):
+            nd.load_trajectory(tmp_path / "m.toml")
+    huge = plain.replace(b"(2, 2), }" + b" " * 20, b"(99999999999, 2), }" + b" " * 10)
+    assert len(huge) == len(plain)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("v.npy", huge)
+    with pytest.raises(FileError, match=r"node 'a': 'x\.npz:v' declares 1599999999984 bytes"):
+        nd.load_trajectory(tmp_path / "m.toml")
+
+
+def test_a_table_with_a_byte_order_mark_is_read_and_one_without_rows_refused_without_warnings(tmp_path):
+    (tmp_path / "m.toml").write_text('[[records]]\nnode = "a"\nvariable = "v_mem"\nfile = "x.csv"\n', encoding="utf-8")
+    (tmp_path / "x.csv").write_text("\ufeff1,2\n3,4\n", encoding="utf-8")
+    assert nd.load_trajectory(tmp_path / "m.toml")["a", "v_mem"].data.tolist() == [[1, 2], [3, 4]]
+    (tmp_path / "x.csv").write_text("", encoding="utf-8")
+    with pytest.raises(FileError, match="node 'a': no step is left behind step 0"):
+        nd.load_trajectory(tmp_path / "m.toml")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"t_max": float("inf")}, "node 'a': t_max is inf"),
+        ({"t_max": -1.0}, "node 'a': t_max is -1"),
+        ({"n_neurons": 10**12}, "node 'a': events for a raster of shape"),
+        ({"n_neurons": -1}, "node 'a': events for a raster of shape"),
+        ({"idx": np.array([[0.5, 1.0]])}, "node 'a': events of float64"),
+        ({"idx": np.array([0, 1])}, "node 'a': events of int64"),
+        ({"time": np.zeros((1, 1))}, "node 'a': events of int64"),
+    ],
+)
+def test_events_that_no_raster_holds_are_refused(changed, message):
+    from types import SimpleNamespace
+
+    given = {"idx": np.array([[0, -1]]), "time": np.zeros((1, 2)), "t_max": 1e-2, "n_neurons": 2, **changed}
+    data = SimpleNamespace(nodes={"a": SimpleNamespace(observables={"spikes": SimpleNamespace(**given)})})
+    with pytest.raises(FileError, match=message):
+        from_nir_data(data, dt=1e-3)
+    with pytest.raises(FileError, match="dt is 0, expected seconds above 0"):
+        from_nir_data(data, dt=0)

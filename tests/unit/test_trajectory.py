@@ -723,7 +723,7 @@ def test_records_without_a_step_in_common_are_not_compared():
     found = align(run_of(ours), run_of(theirs, target="x"))
     assert not found.pairs
     assert found.unaligned[0].reason == (
-        "no step in common at a lag of 0: recorded at steps 0, 10, ... in reference, 5, 15, ... in x (reference)"
+        "no step in common at a lag of 0: recorded at steps 0, 10, ... 20 in reference, 5, 15, ... 25 in x (reference)"
     )
 
 
@@ -737,7 +737,7 @@ def test_records_of_some_steps_are_compared_at_those_in_common():
     for _, _, a, b in pair.blocks():
         assert np.array_equal(a, b)
         assert np.array_equal(a, whole[5::10])
-    assert found.notes == ("a v_mem: x (reference) is recorded at 5, 15, ... only",)
+    assert found.notes == ("a v_mem: x (reference) is recorded at 5, 15, ... 25 only",)
     assert not found.unaligned
     # every 4th against every 6th step, the second two steps later: 12 steps apart
     fours = Record("a", "v_mem", whole[::4], steps=range(0, 30, 4))
