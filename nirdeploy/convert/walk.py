@@ -176,7 +176,7 @@ class Walk:
         states = [*states, *self._layers_states(traced, states)]
         signals = [n for n in traced.nodes if n.op == "placeholder" and self._is_signal(n, states)]
         self._leading = self._axes_first_taken(traced)
-        loop = unrolled_loop(traced, self._places)
+        loop = unrolled_loop(traced, self._places, {path for path, _ in resets})
         self._check_resets(resets, loop)
         if loop is not None and loop.indexed and self.sampled and isinstance(self.shape, tuple):
             self.shape = self.shape[1:]  # the sample input has all steps
