@@ -72,6 +72,7 @@ class Walk:
         self.env: dict[fx.Node, Value] = {}
         self.called: set[str] = set()
         self.reset: set[str] = set()  # layers that forward resets before it uses them
+        self._cuts: dict[str, tuple[int, str]] = {}  # sizes by which layers cut time from samples, and the first's path
         self.assumes_states = False  # whether states were traced as None, which is then no state that is lacking
         # part of the state argument -> what is to come back there: the module it was passed to, and the place
         self.uses: dict[tuple[Any, ...], StateOf] = {}
@@ -369,6 +370,17 @@ class Walk:
                 remedy="Use one of the two in all layers, or the library's layer that turns one into the other.",
             )
 
+    def _check_cuts(self, module: nn.Module, path: str) -> None:
+        row = self.foreign(module)
+        for name, size in {} if row is None else row.cut(module).items():
+            first, other = self._cuts.setdefault(name, (size, path))
+            if size != first:
+                raise ConversionError(
+                    f"{type(module).__name__} has {name}={size}, {other!r} {first}, so that its steps are others",
+                    node=path,
+                    remedy=f"Build all layers with one {name}.",
+                )
+
     def _where(self, node: fx.Node) -> str:
         path = self._path(node)
         frames = re.findall(r'File "(.+?)", line (\d+)', node.stack_trace or "")
@@ -528,6 +540,7 @@ class Walk:
             check_layer(module, foreign, path)
             return self._added(arguments, node)
         self._check_axes(module, path, node)
+        self._check_cuts(module, path)
         row = foreign or (find(MODULES, type(module)) if function is None else None)
         signal = self.draft.learn(signal, row.input_shape(module) if row is not None else None)
         context = TraceContext(

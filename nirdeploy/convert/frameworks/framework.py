@@ -89,6 +89,7 @@ class LayerRow:
         resets: methods by which a forward that loops over time puts the layer at rest; () where it keeps no state, or
             where such a forward is refused.
         axes_after: layer -> those axes of its output, where it changes them; 0: as they came in.
+        cut: layer -> numbers, by name, by which it cuts an axis into samples and steps; all layers have to agree.
     """
 
     classes: tuple[str, ...]
@@ -104,6 +105,7 @@ class LayerRow:
     adds_inputs: bool = False
     resets: tuple[str, ...] = ()
     axes_after: Callable[[Any], int] = lambda module: 0
+    cut: Callable[[Any], Mapping[str, int]] = lambda module: {}
 
 
 @dataclass(frozen=True)
