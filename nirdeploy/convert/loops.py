@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,7 +39,7 @@ class Loop:
         return bool(self.parts)
 
 
-def unrolled_loop(traced: fx.Graph, places: Places) -> Loop | None:
+def unrolled_loop(traced: fx.Graph, places: Places, reset: Collection[str] = ()) -> Loop | None:
     """The loop in a traced forward whose steps all are the first one, but for the states that they hand on; else None.
 
     Each layer with state has to be called once a step. What a step gets from the one before can only be a layer's own
@@ -49,6 +49,8 @@ def unrolled_loop(traced: fx.Graph, places: Places) -> Loop | None:
         traced: the operations.
         places: call of a layer with state -> for each argument behind the input, the place in what it returns that is
             to come back there; None for all other operations.
+        reset: paths of layers that forward resets. What it gets of that is None here, and is the state at rest: given
+            in each step, it lets the layer remember nothing.
     """
     nodes = list(traced.nodes)
     calls: dict[str, list[int]] = {}
@@ -66,17 +68,24 @@ def unrolled_loop(traced: fx.Graph, places: Places) -> Loop | None:
     # what stands in front of the loop may look like the end of a step
     for start in range(first - reach, first + 1):
         stop = start + steps * length
-        if stop <= len(nodes) and found[-1][-1] < stop and (loop := _loop_at(nodes, start, stop, steps, places)):
+        if (
+            stop <= len(nodes)
+            and found[-1][-1] < stop
+            and (loop := _loop_at(nodes, (start, stop), steps, places, reset))
+        ):
             return loop
     return None
 
 
-def _loop_at(nodes: list[fx.Node], start: int, stop: int, steps: int, places: Places) -> Loop | None:
+def _loop_at(
+    nodes: list[fx.Node], ends: tuple[int, int], steps: int, places: Places, reset: Collection[str]
+) -> Loop | None:
     """The loop between these nodes; None where its steps differ."""
+    start, stop = ends
     length = (stop - start) // steps
     bodies = [nodes[start + k * length : start + (k + 1) * length] for k in range(steps)]
     loop = Loop([*nodes[:start], *bodies[0]], start=start, stop=stop)
-    check = _Check(bodies, places, loop)
+    check = _Check(bodies, places, loop, reset)
     if not all(check.step(k) for k in range(1, steps)) or (loop.indexed and not check.takes_parts_only()):
         return None
     loop.same |= {last: body for body, last in zip(bodies[0], bodies[-1], strict=True) if check.is_state(body)}
@@ -95,8 +104,8 @@ def _alike(a: fx.Node, b: fx.Node) -> bool:
 class _Check:
     """Whether steps of a loop are the first one."""
 
-    def __init__(self, bodies: list[list[fx.Node]], places: Places, loop: Loop) -> None:
-        self.bodies, self.places, self.loop = bodies, places, loop
+    def __init__(self, bodies: list[list[fx.Node]], places: Places, loop: Loop, reset: Collection[str]) -> None:
+        self.bodies, self.places, self.loop, self.reset = bodies, places, loop, reset
         self.position = {node: p for body in bodies for p, node in enumerate(body)}
         self.step_of = {node: k for k, body in enumerate(bodies) for node in body}
         self.carried: dict[tuple[int, int], bool] = {}  # node of a step, place of its argument -> from the step before
@@ -117,6 +126,8 @@ class _Check:
             if states is not None and n > 0 and one is None:
                 carries = other is not None
                 if self.carried.setdefault((p, n), carries) != carries:
+                    return False
+                if not carries and str(a.target) in self.reset:
                     return False
                 if carries and not self._is_own_state(other, b, k, states[n - 1]):
                     return False

@@ -191,6 +191,14 @@ def _conv_parts(module: nn.Conv1d | nn.Conv2d, context: TraceContext) -> tuple[n
     weight = _numpy(module.weight)
     bias = np.zeros(weight.shape[0], weight.dtype) if module.bias is None else _numpy(module.bias)
     known = context.known_shape(type(module).__name__)
+    if known is not None and len(known) != weight.ndim - 1:
+        axes = ("channel", "height", "width") if weight.ndim == 4 else ("channel", "length")
+        raise ConversionError(
+            f"{type(module).__name__} takes samples of ({', '.join(axes)}), here {known}",
+            node=context.path,
+            remedy="Give sample_input the axes that the first layer takes, or pass the shape of one sample as "
+            "input_shape.",
+        )
     return weight, bias, None if known is None else known[1:]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
+import random
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,7 @@ from nirdeploy.convert.frameworks.framework import ONE_STEP, check_mode, leading
 from nirdeploy.convert.primitives import MODULES, TraceContext, find
 from nirdeploy.convert.walk import ModuleMap, Walk
 from nirdeploy.errors import ConversionError
+from nirdeploy.reference.convention import Convention
 from nirdeploy.schedule import NodePath, dotted
 
 __all__ = ["called_modules", "torch_to_nir"]
@@ -86,6 +88,13 @@ class _Tracer(fx.Tracer):
         loops = any(row.resets for part in walk.root.modules() if (row := walk.foreign(part)) is not None)
         self._length = walk.length if loops else None
         self.constants: dict[str, torch.Tensor] = {}
+        self.states: Collection[str] = ()
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        # `if state:` asks whether there is one, as `if state is not None:` does
+        if obj.node.op == "placeholder" and str(obj.node.target) in self.states:
+            return True
+        return super().to_bool(obj)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
@@ -167,6 +176,9 @@ def torch_to_nir(
         _shape_of(sample_input, input_shape, 1)
         return _from_graph_module(module, module_map or {})
     shape = _shape_of(sample_input, input_shape, leading_axes(module) if sample_input is not None else 1)
+    if dt is not None:
+        Convention(dt=dt)  # which refuses what is no step
+    _refuse_wrapped(module)
     if default_map is None:
         check_mode(module)
         _refuse_hooks(module)
@@ -223,7 +235,7 @@ def _converted(
             remedy="Put what needs real values into a module of its own and map that with module_map."
             + (f" {ONE_STEP}" if layers else ""),
         ) from error
-    return walk().run(*traced, [])
+    return walk().run(*traced, [], assumes_states=bool(states or concrete))
 
 
 def called_modules(module: nn.Module) -> set[str] | None:
@@ -246,6 +258,20 @@ def _states_of(module: nn.Module) -> list[str]:
     return [name for name, parameter in signature.items() if parameter.default is None or name in _STATE_NAMES]
 
 
+def _refuse_wrapped(module: nn.Module) -> None:
+    inner = None
+    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        inner = "the module it holds: network.module"
+    elif isinstance(module, torch.jit.ScriptModule):
+        inner = "the module that it was made from"
+    elif isinstance(getattr(module, "_orig_mod", None), nn.Module):
+        inner = "the module it was compiled from: network._orig_mod"
+    if inner is not None:
+        raise ConversionError(
+            f"{type(module).__name__} wraps a network and cannot be traced", remedy=f"Convert {inner}."
+        )
+
+
 def _refuse_hooks(module: nn.Module, path: str = "") -> None:
     if module._forward_hooks or module._forward_pre_hooks:
         raise ConversionError(
@@ -261,8 +287,9 @@ def _trace(
     """The traced operations, the tensors that appear in them by name, and which layers were reset after how many."""
     _refuse_hooks(module)
     tracer = _Tracer(walk)
+    tracer.states = [name for name in _states_of(module) if name not in concrete]
     resets: list[tuple[str, int]] = []
-    with _recorded_resets(module, walk, tracer, resets), _unchanged(module):
+    with _recorded_resets(module, walk, tracer, resets), _unchanged(module), _without_chance(module):
         return tracer.trace(module, concrete_args=concrete or None), tracer.constants, resets
 
 
@@ -316,6 +343,29 @@ def _unchanged(module: nn.Module) -> Iterator[None]:
         raise ConversionError(
             f"forward changes {', '.join(sorted(set(changed)))} of {type(module).__name__}: memory outside its state",
             remedy="Pass it in and out of forward as state.",
+        )
+
+
+@contextmanager
+def _without_chance(module: nn.Module) -> Iterator[None]:
+    """Refuse a forward that draws random numbers, which tracing would freeze, and put the generators back.
+
+    Raises:
+        ConversionError: naming the module.
+    """
+    before = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    try:
+        yield
+    finally:
+        after = torch.get_rng_state(), np.random.get_state(), random.getstate()
+        torch.set_rng_state(before[0])
+        np.random.set_state(before[1])
+        random.setstate(before[2])
+    same = torch.equal(before[0], after[0]) and repr(before[1]) == repr(after[1]) and before[2] == after[2]
+    if not same:
+        raise ConversionError(
+            f"forward of {type(module).__name__} draws random numbers, so that its output depends on chance",
+            remedy="Draw them once, in its constructor, and keep them as a buffer.",
         )
 
 

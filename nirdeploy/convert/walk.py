@@ -72,6 +72,8 @@ class Walk:
         self.env: dict[fx.Node, Value] = {}
         self.called: set[str] = set()
         self.reset: set[str] = set()  # layers that forward resets before it uses them
+        self._cuts: dict[str, tuple[int, str]] = {}  # sizes by which layers cut time from samples, and the first's path
+        self.assumes_states = False  # whether states were traced as None, which is then no state that is lacking
         # part of the state argument -> what is to come back there: the module it was passed to, and the place
         self.uses: dict[tuple[Any, ...], StateOf] = {}
         self.returned: Any = None
@@ -140,7 +142,11 @@ class Walk:
 
     def alone(self, module: nn.Module, context: TraceContext) -> nir.NIRNode | None:
         """The node of a module that is the whole network; where that is a graph, with its convention."""
-        node, framework, row = self.node_of(module, context), framework_of(module), self.foreign(module)
+        framework, row = framework_of(module), self.foreign(module)
+        try:
+            node = self.node_of(module, context)
+        except AttributeError as error:
+            raise self._other_version(error, module, context.path) from error
         if not isinstance(node, nir.NIRGraph) or framework is None or row is None:
             return node
         found = combined(layer_conventions(module, framework, row, self.dt))
@@ -154,6 +160,8 @@ class Walk:
         constants: Mapping[str, torch.Tensor],
         resets: list[tuple[str, int]],
         states: list[str],
+        *,
+        assumes_states: bool = False,
     ) -> nir.NIRGraph:
         """Draft the graph of a traced forward.
 
@@ -162,12 +170,14 @@ class Walk:
             constants: tensors in them, by name.
             resets: paths of the layers that forward reset, with the number of operations traced by then.
             states: the symbolic state arguments.
+            assumes_states: whether state arguments were traced as None, and what they are used for is not seen.
         """
+        self.assumes_states = assumes_states
         self.constants = dict(constants)
         states = [*states, *self._layers_states(traced, states)]
         signals = [n for n in traced.nodes if n.op == "placeholder" and self._is_signal(n, states)]
         self._leading = self._axes_first_taken(traced)
-        loop = unrolled_loop(traced, self._places)
+        loop = unrolled_loop(traced, self._places, {path for path, _ in resets})
         self._check_resets(resets, loop)
         if loop is not None and loop.indexed and self.length is not None and isinstance(self.shape, tuple):
             self.shape = self.shape[1:]  # the sample input has all steps
@@ -181,6 +191,9 @@ class Walk:
                 if error.located:
                     raise
                 raise self._located(error, node) from error
+            except AttributeError as error:
+                called = self.root.get_submodule(str(node.target)) if node.op == "call_module" else self.root
+                raise self._other_version(error, called, str(node.target)) from error
             if isinstance(value, Signal):
                 folds = value.foldable or node.op == "call_module"
                 value = dataclasses.replace(value, foldable=folds and len(node.users) == 1)
@@ -297,6 +310,20 @@ class Walk:
         text = f"{meant}{': ' if meant else ''}{kind} {name!r} {why} ({where})"
         return ConversionError(text, remedy=remedy or hinted, located=True)
 
+    def _other_version(self, error: AttributeError, module: nn.Module, path: str) -> Exception:
+        """What a library's layer without the attributes of its class means; the error itself for all others."""
+        library = framework_of(module) if self.foreign(module) is not None else None
+        if library is None:
+            return error
+        kind = type(module).__name__
+        return ConversionError(
+            f"{kind} is no {kind} of the {library.name} that is known here: {error}",
+            node=path,
+            remedy=f"Install the version of {library.name} that docs/frameworks.md names, or map it with "
+            f"module_map={{{kind}: lambda m: nir....}}.",
+            located=True,
+        )
+
     def _located(self, error: ConversionError, node: fx.Node) -> ConversionError:
         return ConversionError(f"{error} ({self._where(node)})", located=True)
 
@@ -339,6 +366,17 @@ class Walk:
                 node=path,
                 remedy="Use one of the two in all layers, or the library's layer that turns one into the other.",
             )
+
+    def _check_cuts(self, module: nn.Module, path: str) -> None:
+        row = self.foreign(module)
+        for name, size in {} if row is None else row.cut(module).items():
+            first, other = self._cuts.setdefault(name, (size, path))
+            if size != first:
+                raise ConversionError(
+                    f"{type(module).__name__} has {name}={size}, {other!r} {first}, so that its steps are others",
+                    node=path,
+                    remedy=f"Build all layers with one {name}.",
+                )
 
     def _where(self, node: fx.Node) -> str:
         path = self._path(node)
@@ -503,6 +541,7 @@ class Walk:
             check_layer(module, foreign, path)
             return self._added(arguments, node)
         self._check_axes(module, path, node)
+        self._check_cuts(module, path)
         row = foreign or (find(MODULES, type(module)) if function is None else None)
         signal = self.draft.learn(signal, row.input_shape(module) if row is not None else None)
         context = TraceContext(
@@ -527,6 +566,7 @@ class Walk:
             signal = self.draft.learn(signal, _own_shape(created))
         emitted = self.draft.add(path, created, signal, path)
         places = foreign.states(module) if foreign is not None else (None,)
+        self._check_state_is_passed(module, path, node, arguments[1:])
         self._take_state(node, emitted.sources[0], arguments[1:], places)
         self._take_convention(module, emitted.sources[0])
         return emitted
@@ -562,6 +602,22 @@ class Walk:
             elif name in bound.arguments:
                 found.extend(many[parameter.kind](bound.arguments[name]))
         return found
+
+    def _check_state_is_passed(self, module: nn.Module, path: str, node: fx.Node, extra: list[Any]) -> None:
+        """Refuse a layer that remembers nothing, as forward passes it no state in each step."""
+        library = framework_of(module) if self.foreign(module) is not None else None
+        if library is None or not library.passes_states or not self.returns_state(module):
+            return
+        given = any(value is not None for value in extra) or (self.assumes_states and len(extra) > 0)
+        carried = getattr(self.root, "carries_states", False) or is_lifted(self.root, path)
+        if given or carried or self.axes_of(node) > 1:
+            return
+        kind = type(module).__name__
+        raise ConversionError(
+            f"forward passes {kind} no state, so that it starts each step at rest and remembers nothing",
+            node=path,
+            remedy="Pass it in and return it: forward(x, state=None) with out, state = layer(x, state).",
+        )
 
     def _take_state(self, node: fx.Node, owner: str, extra: list[Any], places: tuple[int | None, ...]) -> None:
         for n, value in enumerate(extra):

@@ -146,3 +146,42 @@ def test_another_dt_than_the_layers_is_refused():
     for function in (nd.convention_of, lambda m, dt: nd.torch_to_nir(m, sample_input=torch.zeros(2, 6), dt=dt)):
         with pytest.raises(ConventionError, match="LIFCell has dt=0.001, 0.0001 is asked for"):
             function(net, dt=1e-4)
+
+
+class Forgetful(nn.Module):
+    """Its second cell starts at rest in each step."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = norse.LIFCell(), norse.LIFCell()
+
+    def forward(self, x, state=None):
+        z, state = self.a(x, state)
+        y, _ = self.b(z)
+        return y, state
+
+
+class Unpassed(nn.Module):
+    """Its states are made and dropped in each step."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = norse.SequentialState(nn.Linear(6, 6), norse.LIFCell())
+
+    def forward(self, x):
+        return self.net(x)[0]
+
+
+@pytest.mark.parametrize(
+    ("build", "path"),
+    [
+        (Forgetful, "b"),
+        (Unpassed, "net.1"),
+        (lambda: nn.Sequential(nn.Linear(6, 6), norse.LIFCell()), "1"),
+        (lambda: nn.Sequential(nn.Linear(6, 6), norse.LIFRecurrentCell(6, 6)), "1"),
+    ],
+)
+def test_a_cell_that_gets_no_state_remembers_nothing(build, path):
+    message = rf"node '{path}': forward passes LIF\w*Cell no state, so that it starts each step at rest.*return it"
+    with pytest.raises(ConversionError, match=message):
+        nd.torch_to_nir(build(), sample_input=torch.zeros(2, 6))

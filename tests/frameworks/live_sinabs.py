@@ -428,6 +428,20 @@ def test_dropout_in_training_and_hooks_are_refused():
         nd.torch_to_nir(network, input_shape=(4,))
 
 
+@pytest.mark.parametrize("name", ["batch_size", "num_timesteps"])
+def test_layers_that_cut_time_in_other_places_are_refused(name):
+    def squeezed(size):
+        return nn.Sequential(
+            nn.Linear(4, 4), sl.IAFSqueeze(**{name: 3}), nn.Linear(4, 4), sl.IAFSqueeze(**{name: size})
+        )
+
+    with pytest.raises(
+        ConversionError, match=f"node '3': IAFSqueeze has {name}=1, '1' 3.*Build all layers with one {name}"
+    ):
+        nd.torch_to_nir(squeezed(1), sample_input=torch.zeros(6, 4))
+    assert {"1", "3"} < set(nd.torch_to_nir(squeezed(3), sample_input=torch.zeros(6, 4)).nodes)
+
+
 def test_a_convention_of_what_is_refused_is_refused():
     with pytest.raises(ConversionError, match=r"LIF has spike_fn=MaxSpike\(5\)"):
         nd.convention_of(nn.Sequential(lif(spike_fn=activation.MaxSpike(5))))

@@ -21,7 +21,7 @@ LAYERS = (
     lambda: snn.Lapicque(R=1, C=4, threshold=0.3),
 )
 # what makes a step another one than the first, or its output another one than the step's
-MISTAKES = ("recurrence", "another input", "rotated states", "no state at the end", "reversed")
+MISTAKES = ("recurrence", "another input", "rotated states", "no state at the end", "reversed", "states at rest")
 HARMLESS = ("skip", "second look at the input")
 
 
@@ -33,7 +33,7 @@ class Drawn(nn.Module):
         rnd = random.Random(seed)  # noqa: S311
         torch.manual_seed(seed)
         self.steps, self.indexed, self.resets = rnd.choice((2, 3, 6)), rnd.random() < 0.4, rnd.random() < 0.8
-        self.how = rnd.choice((*MISTAKES, *HARMLESS, *HARMLESS, "plain", "plain"))
+        self.how = rnd.choice((*MISTAKES, *HARMLESS, *HARMLESS, "plain", "plain", "plain", "plain"))
         self.weights = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
         self.layers = nn.ModuleList(rnd.choice(LAYERS)() for _ in range(3))
         fill_weights(self, np.random.default_rng(seed))
@@ -50,7 +50,9 @@ class Drawn(nn.Module):
                 current = current + weight(x)
             own = (n + 1) % 3 if self.how == "rotated states" and step > 0 else n
             arguments = () if self.how == "no state at the end" and step == self.steps - 1 else (states[own],)
-            signal, states[n] = layer(current, *arguments)
+            signal, state = layer(current, *arguments)
+            if self.how != "states at rest":
+                states[n] = state
         return signal + signal if self.how == "skip" else signal
 
     def forward(self, x):
@@ -135,3 +137,24 @@ LONGER = (lambda x: range(x.size(1)), lambda x: range(x.size(0) - 1), lambda x: 
 def test_a_loop_of_another_length_is_refused(steps):
     with pytest.raises(ConversionError, match="loops over an axis of its input|cannot be traced|depends on its data"):
         nd.torch_to_nir(OverInput(steps), sample_input=torch.rand((9, 3, 4)))
+
+
+class Unspoken(nn.Module):
+    """The spikes that come back are those at rest in each step."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.layer = nn.Linear(4, 4), snn.RLeaky(0.9, linear_features=4)
+
+    def forward(self, x):
+        spk, mem = self.layer.init_rleaky()
+        found = []
+        for step in range(3):
+            out, mem = self.layer(self.fc(x[step]), spk, mem)
+            found.append(out)
+        return torch.stack(found)
+
+
+def test_spikes_at_rest_in_each_step_are_no_recurrence():
+    with pytest.raises(ConversionError, match="node 'layer': forward resets it, and no loop over time of equal steps"):
+        nd.torch_to_nir(Unspoken(), sample_input=torch.zeros(3, 2, 4))

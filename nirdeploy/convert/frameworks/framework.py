@@ -89,6 +89,7 @@ class LayerRow:
         resets: methods by which a forward that loops over time puts the layer at rest; () where it keeps no state, or
             where such a forward is refused.
         axes_after: layer -> those axes of its output, where it changes them; 0: as they came in.
+        cut: layer -> numbers, by name, by which it cuts an axis into samples and steps; all layers have to agree.
     """
 
     classes: tuple[str, ...]
@@ -104,6 +105,7 @@ class LayerRow:
     adds_inputs: bool = False
     resets: tuple[str, ...] = ()
     axes_after: Callable[[Any], int] = lambda module: 0
+    cut: Callable[[Any], Mapping[str, int]] = lambda module: {}
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,7 @@ class Framework:
             paths; None: as it is.
         lifts: container -> whether it applies what it holds to each step of a sequence, so that layers inside take one
             step though the container takes all.
+        passes_states: whether its layers keep no state themselves, so that each step has to be given the one before's.
         hints: part of a path of the library's source -> what it means that forward runs an operation there, outside a
             layer that is converted, and the remedy.
         repair: graph of a file that the library's exporter wrote, as stored -> what it stands for, and what was
@@ -135,6 +138,7 @@ class Framework:
     step: Callable[[Any], float | None] = lambda module: None
     traceable: Callable[[nn.Module], nn.Module | None] = lambda module: None
     lifts: Callable[[nn.Module], bool] = lambda module: False
+    passes_states: bool = False
     hints: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     repair: Callable[[nir.NIRGraph], tuple[nir.NIRGraph, tuple[Repair, ...]]] = lambda graph: (graph, ())
     adapt: Callable[[nir.NIRGraph, Convention | None], nir.NIRGraph] = lambda graph, convention: graph

@@ -281,6 +281,7 @@ FRAMEWORK = Framework(
     step=chain_step,
     traceable=lambda module: Lifted(module) if is_lift(module) else None,
     lifts=is_lift,
+    passes_states=True,
     repair=repair,
     adapt=adapt,
 )

@@ -21,6 +21,8 @@ __all__ = ["chain_fields", "chain_step", "chain_to_nir"]
 class _Chain(nn.Module):
     """One step of the chain from rest, with the submodule paths of the RecurrentSequential."""
 
+    carries_states = True  # from step to step, by the container it stands for
+
     def __init__(self, recurrent: Any) -> None:
         super().__init__()
         self.module = recurrent.module

@@ -70,6 +70,8 @@ def _function(function: Any) -> str:
 class Lifted(nn.Module):
     """One step of a Lift: what it holds, called once."""
 
+    carries_states = True  # from step to step, by the Lift it stands for
+
     def __init__(self, lift: Any) -> None:
         super().__init__()
         self.lifted_module = lift.lifted_module

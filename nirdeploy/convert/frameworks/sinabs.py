@@ -70,9 +70,15 @@ def _shape(module: Any) -> tuple[int, ...] | None:
     return tuple(state.shape[1:]) if state is not None and state.ndim > 1 else None
 
 
+def _cut(module: Any) -> dict[str, int]:
+    """Into how many samples and steps it cuts the axis that holds both; -1, not given, is what is left."""
+    given = {name: int(getattr(module, name, -1)) for name in ("batch_size", "num_timesteps")}
+    return {name: size for name, size in given.items() if size > 0}
+
+
 def _neurons(*names: str, axes: int) -> LayerRow:
     classes = tuple(f"sinabs.layers.{name}" for name in names)
-    return LayerRow(classes, to_nir, fields=fields, input_shape=_shape, axes=lambda module: axes)
+    return LayerRow(classes, to_nir, fields=fields, input_shape=_shape, axes=lambda module: axes, cut=_cut)
 
 
 _CHIP = "sinabs.backend.dynapcnn"
@@ -128,7 +134,7 @@ FRAMEWORK = Framework(
         LayerRow(("sinabs.layers.pool2d.SumPool2d",), _pool),
         LayerRow(("sinabs.layers.merge.Merge",), _nothing, axes=lambda module: 0, adds_inputs=True),
         LayerRow(("sinabs.layers.reshape.FlattenTime",), _nothing, axes=lambda m: 2, axes_after=lambda m: 1),
-        LayerRow(("sinabs.layers.reshape.UnflattenTime",), _nothing, axes_after=lambda m: 2),
+        LayerRow(("sinabs.layers.reshape.UnflattenTime",), _nothing, axes_after=lambda m: 2, cut=_cut),
         *(LayerRow(names, _refused(why, remedy), axes=lambda module: 0) for names, why, remedy in _REFUSED),
     ),
     fields={
