@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from nirdeploy.pipeline import quantize as quantize
     from nirdeploy.placement import Placement as Placement
     from nirdeploy.quantization import Quantized as Quantized
+    from nirdeploy.quantization_aware import QuantizationAware as QuantizationAware
+    from nirdeploy.quantization_aware import quantization_aware as quantization_aware
     from nirdeploy.reference.convention import Convention as Convention
     from nirdeploy.reference.executor import run as run
     from nirdeploy.reference.presets import convention as convention
@@ -59,6 +61,7 @@ _PUBLIC = {
     "Ladder": "nirdeploy.comparison.ladder",
     "NirdeployError": "nirdeploy.errors",
     "Placement": "nirdeploy.placement",
+    "QuantizationAware": "nirdeploy.quantization_aware",
     "Quantized": "nirdeploy.quantization",
     "Record": "nirdeploy.trajectory",
     "Report": "nirdeploy.rules",
@@ -80,6 +83,7 @@ _PUBLIC = {
     "load_trajectory": "nirdeploy.trajectory",
     "nir_to_torch": "nirdeploy.convert.build",
     "place": "nirdeploy.pipeline",
+    "quantization_aware": "nirdeploy.quantization_aware",
     "quantize": "nirdeploy.pipeline",
     "raster_to_events": "nirdeploy.events",
     "read": "nirdeploy.io",
