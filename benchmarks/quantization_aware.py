@@ -7,7 +7,7 @@ demo's network is trained on digits for 16 epochs and judged on 360 held-out ima
 - float+: trained on as floats for as many epochs as the last column, so that its gain is not put down to more training.
 - rounded, calibrated: its weights rounded after training at the scale that fills their bits, and by the calibrated
   quantiser on 96 training images.
-- aware: trained on with `nd.quantization_aware`.
+- aware: trained on with `nd.quantization_aware`, from the steps and thresholds of 'rounded', or of 'calibrated'.
 
 The last three run in the emulator of a Speck 2f. "won back" is (aware - calibrated) / (float - calibrated).
 """
@@ -73,7 +73,7 @@ def floats(graph: Any) -> Any:
     return module
 
 
-def experiment(data: Digits, channels: tuple[int, int], bits: int, seed: int, epochs: int) -> list[int]:
+def experiment(data: Digits, channels: tuple[int, int], bits: int, seed: int, epochs: int, start: str) -> list[int]:
     """Images that each of `COLUMNS` gets right."""
     graph = trained_floats(data, channels, seed)
     calibration = data.train[:, :CALIBRATION]
@@ -81,7 +81,8 @@ def experiment(data: Digits, channels: tuple[int, int], bits: int, seed: int, ep
     train_on(longer, data, epochs, seed, 2e-3)
     rounded = nd.quantization_aware(graph, TARGET, bits=bits).graph()
     after = nd.deploy(graph, TARGET, calibration=calibration, weight_bits=bits)
-    aware = nd.quantization_aware(graph, TARGET, bits=bits, calibration=calibration)
+    at = calibration if start == "calibrated" else None
+    aware = nd.quantization_aware(graph, TARGET, bits=bits, calibration=at)
     train_on(aware, data, epochs, seed, 2e-3)
     trained = aware.graph()
     deployment = nd.deploy(trained, TARGET, quantizer="exact", weight_bits=bits)
@@ -105,6 +106,7 @@ def main() -> None:
     parser.add_argument("--channels", type=int, nargs=2, default=[8, 16])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--start", choices=("rounded", "calibrated"), default="rounded")
     asked = parser.parse_args()
     data = digits()
     images = len(data.test_labels)
@@ -115,7 +117,7 @@ def main() -> None:
             total = np.zeros(len(COLUMNS), np.int64)
             for seed in range(asked.seeds):
                 started = time.perf_counter()
-                found = np.array(experiment(data, tuple(asked.channels), bits, seed, asked.epochs))
+                found = np.array(experiment(data, tuple(asked.channels), bits, seed, asked.epochs, asked.start))
                 total += found
                 print(row(bits, str(seed), found, images, time.perf_counter() - started), flush=True)
             print(row(bits, "all", total, images * asked.seeds, 0.0), flush=True)
