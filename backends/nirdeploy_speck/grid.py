@@ -22,13 +22,13 @@ from nirdeploy.reference.convention import Convention
 from nirdeploy.target import Target
 from nirdeploy_speck.calibrate import calibrated, integers_at
 from nirdeploy_speck.emulator import Core
-from nirdeploy_speck.layers import Layer
+from nirdeploy_speck.layers import Layer, log2_ceil
 from nirdeploy_speck.network import Network, lower
 from nirdeploy_speck.quantize import layer_core, require_bits, sinabs_scale
 
 __all__ = ["exact_integers", "training_grid"]
 
-# A float32 holds 24 bits: a step of 8 leaves 16, so every value of a 16-bit register is a float32, and exact.
+_FLOAT_BITS = 24  # of a float32: an integer times a step of 8 bits is exact up to 2**16, every value of a register
 _STEP_BITS = 8
 _MOST_DIFFERENT = 1 << 9  # magnitudes in a tensor that are still looked at; 8-bit weights have 128 at most
 
@@ -40,8 +40,8 @@ def training_grid(
 
     The step of a layer is the one that quantisation after training would take: with calibration data the calibrated
     quantiser's, with its threshold and lower bound; without, the one at which the largest weight fills its bits. It is
-    rounded up to 8 significant bits. Where the graph fires above its threshold, it is trained to fire from the chip's
-    threshold on, which is what the chip does.
+    rounded up to at most 8 significant bits. Where the graph fires above its threshold, it is trained to fire from the
+    chip's threshold on, which is what the chip does.
 
     Args:
         graph: a graph the target's rules accept.
@@ -69,12 +69,12 @@ def training_grid(
     bounds: dict[str, dict[str, Any]] = {name: dict(own) for name, own in convention.overrides.items()}
     for layer in network.layers:
         core = cores[layer.name]
-        step = _rounded_up(core.scale)
+        step = _rounded_up(core.scale, layer, bits)
         trained.update(_of_weights(layer, step, bits))
         fixed[layer.name] = {"v_threshold": core.threshold * step}
         if layer.convention.crossing == "strict":  # the chip compares with >=, and subtracts what it compares with
             bounds.setdefault(layer.name, {})["crossing"] = "inclusive"
-        if layer.convention.v_min not in (None, "-threshold"):
+        if layer.convention.v_min != "-threshold":  # without one, v ends where its register does
             bounds.setdefault(layer.name, {})["v_min"] = core.v_min * step
     return TrainingGrid(trained, fixed, replace(convention, overrides=bounds))
 
@@ -87,10 +87,16 @@ def _filled(layer: Layer, bits: int) -> Core:
     return integers_at(layer, scale, bits)
 
 
-def _rounded_up(step: float) -> float:
-    """The next number of 8 significant bits; up, so that no integer grows."""
+def _rounded_up(step: float, layer: Layer, bits: int) -> float:
+    """The next number of few significant bits; up, so that no integer grows.
+
+    At most 8, and so few that the largest sum of a step, all inputs firing once, added to v of 16 bits is still exact
+    in float32, in whatever order it is added up.
+    """
+    most = (1 << 15) + (int(np.prod(layer.weight.shape[1:])) << (bits - 1))
+    kept = max(1, min(_STEP_BITS, _FLOAT_BITS - log2_ceil(most)))
     mantissa, exponent = math.frexp(step)
-    return math.ldexp(math.ceil(math.ldexp(mantissa, _STEP_BITS)), exponent - _STEP_BITS)
+    return math.ldexp(math.ceil(math.ldexp(mantissa, kept)), exponent - kept)
 
 
 def _of_weights(layer: Layer, step: float, bits: int) -> dict[str, dict[str, Grid]]:

@@ -128,6 +128,50 @@ def test_what_is_trained_is_what_the_chip_gets(net, name, calibrated, bits):
     assert np.array_equal(own, chip.outputs)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_sums_of_a_thousand_inputs_are_exact(seed):
+    rng = np.random.default_rng(seed)
+    graph = chain((1000,), fc=linear_node(rng.normal(0, 1, (8, 1000))), n=if_node((8,), 3.0))
+    data = (rng.random((30, 4, 1000)) < 0.9).astype(np.int64)
+    convention = nd.Convention(if_gain="r", reset="subtract", crossing="inclusive", spikes_per_step="many")
+    aware = nd.quantization_aware(graph, "speck2f", convention=convention)
+    mantissa = math.frexp(aware.grid.trained["fc"]["weight"].step)[0]
+    assert mantissa * 2**6 == int(mantissa * 2**6)  # 24 bits, less 18 for 1000 * 128 + 2**15
+    trained = aware.graph()
+    chip = nd.deploy(trained, "speck2f", quantizer="exact").run(data)
+    assert chip.outputs.sum() > 1000
+    assert np.array_equal(chip.outputs, nd.run(trained, data).outputs)
+    assert np.array_equal(chip.outputs, aware.sequence(torch.tensor(data, dtype=torch.float32))[0].detach().numpy())
+
+
+def test_v_ends_where_its_register_does_in_training_too():
+    weight = np.full((1, 4), -1.0)
+    weight[0, 0] = 0.5
+    graph = chain((4,), fc=linear_node(weight), n=if_node((1,), 1.0))
+    aware = nd.quantization_aware(graph, "speck2f", convention=nd.Convention(if_gain="r", reset="zero"))
+    step = (
+        aware.grid.fixed["n"]["v_threshold"] / nd.quantize(aware.graph(), "speck2f", quantizer="exact")["n"].threshold
+    )
+    data = np.zeros((700, 1, 4), np.int64)
+    data[:600, 0, 1:] = 1  # 600 times -3: far below -32768 / 128
+    data[600:, 0, 0] = 300
+    chip = nd.deploy(aware.graph(), "speck2f", quantizer="exact").run(data)
+    own = aware.sequence(torch.tensor(data, dtype=torch.float32))[0].detach().numpy()
+    assert aware.convention.for_node("n", "IF").v_min == -32768 * step
+    assert chip.outputs.sum() > 50
+    assert np.array_equal(chip.outputs, own)
+
+
+def test_a_deployment_of_it_is_saved_and_loaded(tmp_path):
+    aware = nd.quantization_aware(biased_net(4), "speck2f", bits=3, convention=SUBTRACT)
+    deployment = nd.deploy(aware.graph(), "speck2f", quantizer="exact", weight_bits=3)
+    deployment.save(tmp_path / "build")
+    again = nd.load_deployment(tmp_path / "build")
+    assert again.quantized.quantizer == "exact"
+    for node, own in aware.integers().items():
+        assert np.array_equal(again.quantized[node].weight.ravel(), own["weight"].ravel())
+
+
 def test_gradients_pass_straight_through_the_rounding():
     data = raster((2, 8, 8), 12, 4, 2)
     x = torch.tensor(data, dtype=torch.float32)
