@@ -172,6 +172,47 @@ def test_a_deployment_of_it_is_saved_and_loaded(tmp_path):
         assert np.array_equal(again.quantized[node].weight.ravel(), own["weight"].ravel())
 
 
+def conv1d_node(rng, padding):
+    weight, bias = rng.normal(0.1, 0.5, (3, 2, 3)).astype(np.float32), np.full(3, 0.1, np.float32)
+    return nd.graph.make_node(
+        nir.Conv1d, input_shape=9, weight=weight, stride=1, padding=padding, dilation=1, groups=1, bias=bias
+    )
+
+
+def special_nets():
+    """Input shape, graph and convention of networks that are lowered in their own ways."""
+    rng = np.random.default_rng(0)
+    first = {"c": conv_node(rng.normal(0.1, 0.5, (3, 2, 3, 3)), (4, 4), 1, 1), "n": if_node((3, 4, 4))}
+    inner = chain((2, 4, 4), **first)
+    matrix = linear_node(rng.normal(0.2, 1, (3, 4)))
+    for name, kind in (("average", nir.AvgPool2d), ("sum", nir.SumPool2d)):  # left to the DVS layer
+        yield f"{name}-pooled input", (2, 8, 8), chain((2, 8, 8), p=pool_node(kind, 2), **first), SUBTRACT
+    nodes = {"input": input_node(2, 4, 4), "s": inner, "output": output_node(3, 4, 4)}
+    edges = [("input", "s"), ("s", "output")]
+    yield "subgraph", (2, 4, 4), nd.graph.make_graph(nodes, edges), STRICT
+    yield "line", (2, 9), chain((2, 9), c=conv1d_node(rng, 0), n=if_node((3, 7))), STRICT
+    yield "padded line", (2, 9), chain((2, 9), c=conv1d_node(rng, 1), n=if_node((3, 9))), SUBTRACT
+    # NIR's own equation: the input gain r dt is 1 here
+    scaled = nd.Convention(dt=1e-3, reset="zero")
+    yield "r dt", (4,), chain((4,), fc=matrix, n=if_node((3,), r=1000.0)), scaled
+    own = nd.Convention(if_gain="r", reset="zero", overrides={"n": {"v_min": -0.3, "crossing": "inclusive"}})
+    yield "overrides", (4,), chain((4,), fc=matrix, n=if_node((3,))), own
+
+
+@pytest.mark.parametrize(("shape", "graph", "convention"), [net[1:] for net in special_nets()],
+                         ids=[net[0] for net in special_nets()])  # fmt: skip
+def test_networks_that_are_lowered_in_their_own_ways_are_exact_too(shape, graph, convention):
+    data = raster(shape, 20, 3, 0)
+    aware = nd.quantization_aware(graph, "speck2f", bits=4, convention=convention)
+    train(aware, data, steps=2)
+    trained = aware.graph()
+    chip = nd.deploy(trained, "speck2f", quantizer="exact", weight_bits=4).run(data)
+    assert chip.outputs.sum() > 10
+    assert np.array_equal(chip.outputs, nd.run(trained, data).outputs)
+    own = aware.sequence(torch.tensor(data, dtype=torch.float32))[0].detach().numpy()
+    assert np.array_equal(chip.outputs, own)
+
+
 def test_gradients_pass_straight_through_the_rounding():
     data = raster((2, 8, 8), 12, 4, 2)
     x = torch.tensor(data, dtype=torch.float32)

@@ -1,5 +1,6 @@
 """Quantisation-aware training: rounding on a grid, targets and backends that do not have it, and digits."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -71,6 +72,23 @@ def test_the_grid_is_asked_of_the_backend_once(monkeypatch):
     aware.sequence(torch.ones(3, 2, 1, 6, 6))
     aware.graph()
     assert asked == [{"weight_bits": 5, "calibration": None}]
+
+
+def test_the_best_so_far_can_be_kept_as_a_copy_or_a_state_dict():
+    aware = nd.quantization_aware(conv_net(0), "speck2f", bits=4, convention=CONVENTION)
+    x = torch.ones(5, 2, 1, 6, 6)
+    before = aware.sequence(x)[0].detach().clone()
+    kept, state = copy.deepcopy(aware), {name: value.clone() for name, value in aware.state_dict().items()}
+    with torch.no_grad():
+        for parameter in aware.parameters():
+            if parameter.requires_grad:
+                parameter.neg_()
+    assert not torch.equal(aware.sequence(x)[0], before)
+    assert torch.equal(kept.sequence(x)[0], before)
+    aware.load_state_dict(state)
+    assert torch.equal(aware.sequence(x)[0], before)
+    for node, own in kept.integers().items():
+        assert np.array_equal(own["weight"], aware.integers()[node]["weight"])
 
 
 @pytest.mark.long
