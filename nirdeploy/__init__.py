@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from nirdeploy.rules import Report as Report
     from nirdeploy.storage import load_deployment as load_deployment
     from nirdeploy.target import Target as Target
+    from nirdeploy.training import QuantizationAware as QuantizationAware
+    from nirdeploy.training import quantization_aware as quantization_aware
     from nirdeploy.trajectory import Record as Record
     from nirdeploy.trajectory import Trajectory as Trajectory
     from nirdeploy.trajectory import load_trajectory as load_trajectory
@@ -59,6 +61,7 @@ _PUBLIC = {
     "Ladder": "nirdeploy.comparison.ladder",
     "NirdeployError": "nirdeploy.errors",
     "Placement": "nirdeploy.placement",
+    "QuantizationAware": "nirdeploy.training",
     "Quantized": "nirdeploy.quantization",
     "Record": "nirdeploy.trajectory",
     "Report": "nirdeploy.rules",
@@ -80,6 +83,7 @@ _PUBLIC = {
     "load_trajectory": "nirdeploy.trajectory",
     "nir_to_torch": "nirdeploy.convert.build",
     "place": "nirdeploy.pipeline",
+    "quantization_aware": "nirdeploy.training",
     "quantize": "nirdeploy.pipeline",
     "raster_to_events": "nirdeploy.events",
     "read": "nirdeploy.io",

@@ -14,16 +14,25 @@ from typing import Any, Protocol
 
 import nir
 
-from nirdeploy.errors import TargetError
+from nirdeploy.errors import TargetError, UnsupportedError
 from nirdeploy.names import suggest
 from nirdeploy.placement import Placement
-from nirdeploy.quantization import Quantized
+from nirdeploy.quantization import Quantized, TrainingGrid
 from nirdeploy.reference.convention import Convention
 from nirdeploy.rules import Finding
 from nirdeploy.target import Target
 from nirdeploy.trajectory import Trajectory
 
-__all__ = ["Backend", "backend_of", "derived_files", "find_target", "known_options", "listed_backends", "targets"]
+__all__ = [
+    "Backend",
+    "backend_of",
+    "derived_files",
+    "find_target",
+    "known_options",
+    "listed_backends",
+    "targets",
+    "training_grid",
+]
 
 GROUP = "nirdeploy.backends"
 _CONTRACT = ("on", "mode", "record", "nodes")  # keywords every backend's `run` takes
@@ -86,6 +95,27 @@ def derived_files(backend: Backend, quantized: Quantized, placement: Placement) 
     """
     method = getattr(backend, "derived_files", None)
     return {} if method is None else dict(method(quantized, placement))
+
+
+def training_grid(
+    target: Target, graph: nir.NIRGraph, convention: Convention, *, weight_bits: int | None, calibration: Any
+) -> TrainingGrid:
+    """The values a graph's parameters may have on a chip: the backend's optional method of the same name.
+
+    A backend that has it also has the quantiser 'exact', which keeps such values as they are.
+
+    Raises:
+        UnsupportedError: the backend has no such method.
+    """
+    method = getattr(backend_of(target.backend), "training_grid", None)
+    if method is None:
+        able = sorted(name for name, one in targets().items() if hasattr(backend_of(one.backend), "training_grid"))
+        raise UnsupportedError(
+            f"quantisation-aware training is not there for {target.name}",
+            remedy=f"Targets that have it: {', '.join(able) or 'none'}; for others use quantizer='calibrated'.",
+        )
+    found: TrainingGrid = method(graph, target, convention, weight_bits=weight_bits, calibration=calibration)
+    return found
 
 
 @cache

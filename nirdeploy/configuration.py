@@ -51,8 +51,9 @@ class ConventionSection(_Strict):
 class QuantizationSection(_Strict):
     """`[quantization]`: the quantiser and its data."""
 
-    quantizer: Literal["calibrated", "max"] = "calibrated"
+    quantizer: Literal["calibrated", "max", "exact"] = "calibrated"
     calibration: Path | None = None
+    weight_bits: int | None = None
 
 
 class PipelineConfiguration(_Strict):

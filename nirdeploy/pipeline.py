@@ -24,7 +24,7 @@ from nirdeploy.errors import (
 from nirdeploy.names import suggest
 from nirdeploy.outline import Outline
 from nirdeploy.placement import Placement
-from nirdeploy.quantization import Quantized, require_calibration
+from nirdeploy.quantization import QUANTIZERS, Quantized, require_calibration
 from nirdeploy.raster import check_raster
 from nirdeploy.reference.convention import Convention
 from nirdeploy.rules import Finding, Report
@@ -137,6 +137,7 @@ def quantize(
     convention: Convention | None = None,
     calibration: Any = None,
     quantizer: str = "calibrated",
+    weight_bits: int | None = None,
 ) -> Quantized:
     """Integers for every layer.
 
@@ -145,10 +146,13 @@ def quantize(
         target: a target's name.
         convention: None: the one the graph carries.
         calibration: raster [step, batch, ...] that 'calibrated' fits the integers to.
-        quantizer: 'calibrated', or 'max' (scale by the largest weight; sinabs's rule on Speck).
+        quantizer: 'calibrated', or 'max' (scale by the largest weight; sinabs's rule on Speck), or, where the backend
+            has it, 'exact': the integers that the graph's values already are, times one number a layer.
+        weight_bits: bits of a weight, sign included, where fewer than the chip's are wanted; None: the chip's.
 
     Raises:
         CheckError: the target cannot hold the graph; carries the report.
+        UnsupportedError: weight_bits on a backend that does not take it.
         QuantizationError: no calibration data, or numbers that fit no register.
         RasterError: calibration data of the wrong shape.
     """
@@ -156,7 +160,10 @@ def quantize(
 
     chip = find_target(target)
     _require_convention(convention)
-    require_calibration(quantizer, calibration)
+    backend = backend_of(chip.backend)
+    require_calibration(quantizer, calibration, getattr(backend, "quantizers", QUANTIZERS))
+    options = {} if weight_bits is None else {"weight_bits": weight_bits}
+    _refuse_unknown(options, backend.quantize, f"quantisation for {chip.name}")
     report = check(graph, chip, convention=convention)
     if not report.ok:
         raise CheckError(report)
@@ -165,7 +172,7 @@ def quantize(
         calibration, _ = check_raster(calibration, shape, integer=True)
     used = resolve_convention(graph, convention)
     own = graphs.copy_graph(graphs.dissolved(graph))  # the caller may change the one given
-    found = backend_of(chip.backend).quantize(own, chip, used, quantizer=quantizer, calibration=calibration)
+    found = backend.quantize(own, chip, used, quantizer=quantizer, calibration=calibration, **options)
     if quantizer == "max":
         for note in found.notes:
             warnings.warn(note, QuantizationWarning, stacklevel=2)
@@ -222,6 +229,7 @@ def deploy(
     convention: Convention | None = None,
     calibration: Any = None,
     quantizer: str = "calibrated",
+    weight_bits: int | None = None,
     **options: Any,
 ) -> Deployment:
     """check, quantize and place.
@@ -231,7 +239,8 @@ def deploy(
         target: a target's name.
         convention: None: the one the graph carries.
         calibration: raster [step, batch, ...] for the quantiser.
-        quantizer: 'calibrated' or 'max'.
+        quantizer: 'calibrated', 'max' or 'exact'.
+        weight_bits: bits of a weight, as `quantize` takes them.
         **options: placement options of the backend.
 
     Raises:
@@ -239,7 +248,9 @@ def deploy(
     """
     chip = find_target(target)
     report = check(graph, chip, convention=convention)
-    quantized = quantize(graph, chip, convention=convention, calibration=calibration, quantizer=quantizer)
+    quantized = quantize(
+        graph, chip, convention=convention, calibration=calibration, quantizer=quantizer, weight_bits=weight_bits
+    )
     return Deployment(report, quantized, place(quantized, **options))
 
 

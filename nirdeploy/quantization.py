@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,7 +18,16 @@ if TYPE_CHECKING:
     from nirdeploy.reference.convention import Convention
     from nirdeploy.target import Target
 
-__all__ = ["QUANTIZERS", "Quantized", "QuantizedNeuron", "QuantizedWeight", "best", "require_calibration"]
+__all__ = [
+    "QUANTIZERS",
+    "Grid",
+    "Quantized",
+    "QuantizedNeuron",
+    "QuantizedWeight",
+    "TrainingGrid",
+    "best",
+    "require_calibration",
+]
 
 QUANTIZERS = ("calibrated", "max")
 T = TypeVar("T")
@@ -98,6 +107,30 @@ class QuantizedNeuron:
 
 
 @dataclass(frozen=True)
+class Grid:
+    """The values a parameter may have: integer * step, with lowest <= integer <= highest."""
+
+    step: float
+    lowest: int
+    highest: int
+
+
+@dataclass(frozen=True)
+class TrainingGrid:
+    """What a graph's parameters are held to while it is trained for a chip.
+
+    Attributes:
+        trained: weight node -> 'weight' or 'bias' -> the values it may have.
+        fixed: population -> field -> the one value it has on the chip.
+        convention: what the graph is run with, where the chip differs (lower bounds of v, crossing) as the chip does.
+    """
+
+    trained: Mapping[str, Mapping[str, Grid]]
+    fixed: Mapping[str, Mapping[str, float]]
+    convention: Convention
+
+
+@dataclass(frozen=True)
 class Quantized(Mapping[str, "QuantizedWeight | QuantizedNeuron"]):
     """A graph with its integers for one target: a mapping from node name to its integers.
 
@@ -105,7 +138,7 @@ class Quantized(Mapping[str, "QuantizedWeight | QuantizedNeuron"]):
         graph: the float graph; never changed.
         target: the chip.
         convention: what the graph was to be run with.
-        quantizer: 'calibrated', 'max' or 'given' (read from a vendor's file).
+        quantizer: 'calibrated', 'max', 'exact' or 'given' (read from a vendor's file).
         layers: node name -> integers.
         notes: what the quantiser has to say, one sentence each.
         activity: Input or population -> mean spikes a step of each neuron on the calibration data, flat; empty where
@@ -140,14 +173,14 @@ class Quantized(Mapping[str, "QuantizedWeight | QuantizedNeuron"]):
         return id(self)
 
 
-def require_calibration(quantizer: str, calibration: Any) -> None:
+def require_calibration(quantizer: str, calibration: Any, known: Sequence[str] = QUANTIZERS) -> None:
     """Refuse an unknown quantiser, and 'calibrated' without data.
 
     Raises:
         QuantizationError: naming the remedy.
     """
-    if not isinstance(quantizer, str) or quantizer not in QUANTIZERS:
-        raise QuantizationError(f"unknown quantizer {quantizer!r}, expected one of {list(QUANTIZERS)}")
+    if not isinstance(quantizer, str) or quantizer not in known:
+        raise QuantizationError(f"unknown quantizer {quantizer!r}, expected one of {list(known)}")
     if quantizer == "calibrated" and calibration is None:
         raise QuantizationError(
             "quantizer 'calibrated' needs calibration data",

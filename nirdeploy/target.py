@@ -104,6 +104,10 @@ class Target:
     table: Mapping[str, Any] = field(repr=False)
     energy: Energy = field(default=Energy(), repr=False)
 
+    def __deepcopy__(self, memo: Any) -> Target:
+        """Itself: it never changes, and what holds it, such as a network in training, may be copied."""
+        return self
+
 
 def load_table(path: Path, backend: str) -> Target:
     """Read one target table.

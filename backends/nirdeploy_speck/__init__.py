@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import nir
 
 from nirdeploy.placement import Placement
-from nirdeploy.quantization import Quantized
+from nirdeploy.quantization import Quantized, TrainingGrid
 from nirdeploy.reference.convention import Convention
 from nirdeploy.rules import Finding
 from nirdeploy.target import Target, load_table
@@ -35,6 +35,7 @@ class SpeckBackend:
     """The stages of nirdeploy for the Speck family; each is its module's function."""
 
     name: str = "speck"
+    quantizers: tuple[str, ...] = ("calibrated", "max", "exact")
 
     def targets(self) -> Mapping[str, Target]:
         """The chips, by name."""
@@ -54,11 +55,28 @@ class SpeckBackend:
         *,
         quantizer: str,
         calibration: Any,
+        weight_bits: int = 8,
     ) -> Quantized:
-        """Integers of every layer."""
+        """Integers of every layer; 2 to 8 bits a weight."""
         from nirdeploy_speck import quantize as stage
 
-        return stage.quantize(graph, target, convention, quantizer=quantizer, calibration=calibration)
+        return stage.quantize(
+            graph, target, convention, quantizer=quantizer, calibration=calibration, weight_bits=weight_bits
+        )
+
+    def training_grid(
+        self,
+        graph: nir.NIRGraph,
+        target: Target,
+        convention: Convention,
+        *,
+        weight_bits: int | None,
+        calibration: Any,
+    ) -> TrainingGrid:
+        """The values that parameters may have in training."""
+        from nirdeploy_speck import grid as stage
+
+        return stage.training_grid(graph, target, convention, weight_bits=weight_bits, calibration=calibration)
 
     def place(self, quantized: Quantized, **options: Any) -> Placement:
         """Cores for every layer; options `avoid_cores`, `cores`, `dvs` and `readout`, as `place.place` says."""

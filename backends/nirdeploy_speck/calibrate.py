@@ -23,7 +23,7 @@ from nirdeploy_speck.network import Layer, Network
 from nirdeploy_speck.quantize import layer_core, sinabs_integers, sinabs_scale
 from nirdeploy_speck.step_kernels import count_differences
 
-__all__ = ["LayerFit", "calibrated"]
+__all__ = ["LayerFit", "calibrated", "integers_at"]
 
 # how far below and above the scale that just fills 8 bits the grid looks; above 1 the largest weights saturate
 _SCALES = (1.0, 0.98, 0.95, 0.92, 0.89, 0.86, 0.83, 0.8, 0.75, 0.7, 0.6, 1.05, 1.1, 1.2)
@@ -33,7 +33,12 @@ _ROUNDS = 6
 
 
 def calibrated(
-    graph: nir.NIRGraph, network: Network, convention: Convention, given: NDArray[Any], notes: list[str]
+    graph: nir.NIRGraph,
+    network: Network,
+    convention: Convention,
+    given: NDArray[Any],
+    notes: list[str],
+    weight_bits: int = 8,
 ) -> dict[str, Core]:
     """Integers of every layer; all of them are those of 'max' should these agree better.
 
@@ -43,6 +48,7 @@ def calibrated(
         convention: what the reference runs with.
         given: raster [step, batch, ...] to agree on.
         notes: gets a sentence on how well they agree.
+        weight_bits: bits of a weight.
 
     Raises:
         QuantizationError: all weights of a layer are zero, or no scale fits the registers.
@@ -55,13 +61,13 @@ def calibrated(
         layer.name: np.asarray(reference[layer.name, "spikes"].data).reshape(*raster.shape[:2], *layer.output_shape)
         for layer in network.layers
     }
-    by_max = _max_where_possible(network)
+    by_max = _max_where_possible(network, weight_bits)
     chosen: dict[str, Core] = {}
     produced: dict[str, NDArray[Any]] = {network.input_name: raster}
     found = 0
     for layer in network.layers:
         x = layer_input(layer, produced)
-        chosen[layer.name] = LayerFit(layer, x, wanted[layer.name]).best(by_max.get(layer.name))
+        chosen[layer.name] = LayerFit(layer, x, wanted[layer.name], weight_bits).best(by_max.get(layer.name))
         produced[layer.name] = run_layer(layer, chosen[layer.name], x).spikes
         found += _difference(produced[layer.name], wanted[layer.name])
     total = sum(int(spikes.sum()) for spikes in wanted.values())
@@ -75,11 +81,11 @@ def calibrated(
     return chosen
 
 
-def _max_where_possible(network: Network) -> dict[str, Core]:
+def _max_where_possible(network: Network, weight_bits: int) -> dict[str, Core]:
     found = {}
     for layer in network.layers:
         try:
-            found[layer.name] = sinabs_integers(layer, [])
+            found[layer.name] = sinabs_integers(layer, [], weight_bits)
         except QuantizationError:
             if not layer.weight.any():
                 raise
@@ -107,15 +113,16 @@ class LayerFit:
         layer: the layer.
         x: events at its input [step, batch, channel, y, x].
         wanted: spikes of the reference [step, batch, channel, y, x].
+        weight_bits: bits of a weight.
     """
 
-    def __init__(self, layer: Layer, x: NDArray[Any], wanted: NDArray[Any]) -> None:
-        self._layer, self._x = layer, x
+    def __init__(self, layer: Layer, x: NDArray[Any], wanted: NDArray[Any], weight_bits: int = 8) -> None:
+        self._layer, self._x, self._bits = layer, x, weight_bits
         channels, height, width = layer.output_shape
         self._shape = (*x.shape[:2], channels, height * width)
         counts = wanted.reshape(self._shape)
         self._wanted = np.ascontiguousarray(counts, dtype=np.int16 if counts.max(initial=0) < 1 << 15 else np.int64)
-        self._full = float(sinabs_scale(layer.weight, 8))
+        self._full = float(sinabs_scale(layer.weight, weight_bits))
         self._currents: tuple[NDArray[Any] | None, NDArray[Any]] = (None, np.zeros(0))
 
     def best(self, by_max: Core | None) -> Core:
@@ -169,20 +176,7 @@ class LayerFit:
 
     def at(self, scale: float) -> Core:
         """The integers that parameters round to, at the largest scale up to `scale` that fits the registers."""
-        layer = self._layer
-        if layer.bias is not None:
-            scale = min(scale, 32767 / float(np.abs(layer.bias).max()))
-        scale = min(scale, 32766 / float(layer.threshold))
-        if layer.v_min is not None:
-            scale = min(scale, 32768 / max(float(-layer.v_min), 1e-30))
-        # in integers, above x is from floor(x) + 1 on, and not below x is from ceil(x) on
-        exact = float(layer.threshold) * scale
-        strict = layer.convention.crossing == "strict"
-        threshold = int(np.floor(exact)) + 1 if strict else int(np.ceil(exact))
-        v_min = -32768 if layer.v_min is None else int(round_half_even(float(layer.v_min) * scale))
-        weight = saturate(round_half_even(layer.weight.astype(np.float64) * scale), 8)
-        bias = None if layer.bias is None else saturate(round_half_even(layer.bias.astype(np.float64) * scale), 16)
-        return layer_core(layer, weight, bias, _threshold(threshold), _bound(v_min), 1.0 / scale)
+        return integers_at(self._layer, scale, self._bits)
 
     def _grid(self, by_max: Core | None) -> Iterator[Core]:
         for factor in _SCALES:
@@ -225,6 +219,23 @@ class LayerFit:
                 v_min=_bound(other.v_min + core.v_min - here.v_min),
                 bias=bias,
             )
+
+
+def integers_at(layer: Layer, scale: float, weight_bits: int) -> Core:
+    """The integers that a layer's parameters round to, at the largest scale up to `scale` that fits the registers."""
+    if layer.bias is not None:
+        scale = min(scale, 32767 / float(np.abs(layer.bias).max()))
+    scale = min(scale, 32766 / float(layer.threshold))
+    if layer.v_min is not None:
+        scale = min(scale, 32768 / max(float(-layer.v_min), 1e-30))
+    # in integers, above x is from floor(x) + 1 on, and not below x is from ceil(x) on
+    exact = float(layer.threshold) * scale
+    strict = layer.convention.crossing == "strict"
+    threshold = int(np.floor(exact)) + 1 if strict else int(np.ceil(exact))
+    v_min = -32768 if layer.v_min is None else int(round_half_even(float(layer.v_min) * scale))
+    weight = saturate(round_half_even(layer.weight.astype(np.float64) * scale), weight_bits)
+    bias = None if layer.bias is None else saturate(round_half_even(layer.bias.astype(np.float64) * scale), 16)
+    return layer_core(layer, weight, bias, _threshold(threshold), _bound(v_min), 1.0 / scale)
 
 
 def _threshold(value: int) -> int:

@@ -17,7 +17,7 @@ from nirdeploy.target import Target
 from nirdeploy_speck.emulator import Core
 from nirdeploy_speck.network import Layer, Network, lower
 
-__all__ = ["layer_core", "quantize", "sinabs_integers", "sinabs_scale"]
+__all__ = ["layer_core", "quantize", "require_bits", "sinabs_integers", "sinabs_scale"]
 
 
 def quantize(
@@ -27,6 +27,7 @@ def quantize(
     *,
     quantizer: str,
     calibration: Any,
+    weight_bits: int = 8,
 ) -> Quantized:
     """Integers of every layer.
 
@@ -34,27 +35,43 @@ def quantize(
         graph: a graph the target's rules accept.
         target: the chip.
         convention: what the graph is run with.
-        quantizer: 'max' (sinabs's rule) or 'calibrated'.
+        quantizer: 'max' (sinabs's rule), 'calibrated', or 'exact' (values that are integers times a number already).
         calibration: raster [step, batch, ...] for 'calibrated'.
+        weight_bits: bits of a weight, 2 to the chip's 8.
 
     Raises:
         QuantizationError: no scale fits the registers.
     """
+    require_bits(weight_bits)
     network, found = lower(graph, convention)
     if network is None:
         raise QuantizationError(f"{target.name} cannot hold this graph: {found[0]}")
     notes: list[str] = []
     if quantizer == "max":
-        chosen = {layer.name: sinabs_integers(layer, notes) for layer in network.layers}
+        chosen = {layer.name: sinabs_integers(layer, notes, weight_bits) for layer in network.layers}
+    elif quantizer == "exact":
+        from nirdeploy_speck.grid import exact_integers
+
+        chosen = {layer.name: exact_integers(layer, weight_bits) for layer in network.layers}
     else:
         from nirdeploy_speck.calibrate import calibrated
 
-        chosen = calibrated(graph, network, convention, calibration, notes)
+        chosen = calibrated(graph, network, convention, calibration, notes, weight_bits)
         notes.extend(_bound_notes(network, chosen))
     layers: dict[str, QuantizedWeight | QuantizedNeuron] = {}
     for layer in network.layers:
         layers.update(_as_layers(layer, chosen[layer.name]))
     return Quantized(graph, target, convention, quantizer, layers, tuple(notes))
+
+
+def require_bits(weight_bits: Any) -> None:
+    """Refuse a width of weights that the chip does not have (its weights are of 8 bits; 1 bit leaves -1 and 0).
+
+    Raises:
+        QuantizationError: naming the range.
+    """
+    if not (isinstance(weight_bits, int) and not isinstance(weight_bits, bool) and 2 <= weight_bits <= 8):
+        raise QuantizationError(f"weight_bits is {weight_bits!r}, expected 2 to 8", remedy="Use e.g. weight_bits=4.")
 
 
 def _bound_notes(network: Network, chosen: Mapping[str, Core]) -> Iterator[str]:
@@ -99,18 +116,18 @@ def sinabs_scale(values: NDArray[np.float32], bits: int) -> np.float32:
         return np.float32(abs(np.float32(lo) / smallest))
 
 
-def sinabs_integers(layer: Layer, notes: list[str]) -> Core:
+def sinabs_integers(layer: Layer, notes: list[str], weight_bits: int = 8) -> Core:
     """sinabs 3.1.3's integers in its own float32 arithmetic, its traps included; each one met is noted.
 
     One scale for weights (8 bits), bias (8 bits) and thresholds (16 bits): the smallest of the three; a missing
-    lower bound counts as -32768.
+    lower bound counts as -32768. Fewer bits a weight than sinabs's 8 are the same rule with theirs.
 
     Raises:
         QuantizationError: all weights are zero.
     """
     low = np.float32(-32768.0) if layer.v_min is None else layer.v_min
     thresholds = np.array([low, layer.threshold], dtype=np.float32)
-    by_weight = sinabs_scale(layer.weight, 8)
+    by_weight = sinabs_scale(layer.weight, weight_bits)
     scales = [by_weight, sinabs_scale(thresholds, 16)]
     if layer.bias is not None:
         scales.append(sinabs_scale(layer.bias, 8))
@@ -127,7 +144,8 @@ def sinabs_integers(layer: Layer, notes: list[str]) -> Core:
         )
     elif layer.bias is not None and scale < by_weight:
         notes.append(
-            f"{layer.name}: the bias, held to 8 bits by 'max', limits weights to {int(np.abs(weight).max())} of 127"
+            f"{layer.name}: the bias, held to 8 bits by 'max', limits weights to {int(np.abs(weight).max())} of "
+            f"{2 ** (weight_bits - 1) - 1}"
         )
     if threshold < 1 or v_min > -1:
         raise QuantizationError(

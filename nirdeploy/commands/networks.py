@@ -71,7 +71,8 @@ def deploy(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the deployment.")] = None,
     config: Annotated[Path | None, typer.Option("--config", "-c", help="A pipeline configuration.")] = None,
     calibration: Annotated[Path | None, typer.Option(help="Raster (.npz or .npy) for the quantizer.")] = None,
-    quantizer: Annotated[str | None, typer.Option(help="calibrated (default) or max.")] = None,
+    quantizer: Annotated[str | None, typer.Option(help="calibrated (default), max or exact.")] = None,
+    weight_bits: Annotated[int | None, typer.Option(help="Bits of a weight, where fewer than the chip's.")] = None,
     preset: Preset = None,
     dt: Step = None,
     fields: Fields = None,
@@ -95,6 +96,7 @@ def deploy(
     configured = given.convention.build() if given and given.convention else stored_convention(network)
     convention = asked_convention(preset, dt, fields, configured)
     chosen = quantizer or (given.quantization.quantizer if given else "calibrated")
+    bits = weight_bits if weight_bits is not None else (given.quantization.weight_bits if given else None)
     data = calibration or (given.quantization.calibration if given else None)
     deployment = pipeline.deploy(
         network,
@@ -102,6 +104,7 @@ def deploy(
         convention=convention,
         calibration=raster_of(data),
         quantizer=chosen,
+        weight_bits=bits,
         **(given.placement if given else {}),
     )
     deployment.save(folder)

@@ -66,6 +66,27 @@ def test_whole_road_by_commands(call, work):
     assert "if1" in out
 
 
+def test_bits_a_weight_and_the_quantizer_exact_are_options(call, work):
+    options = ("-t", "speck2f", "-o", "build", "--quantizer")
+    assert call("deploy", "net.nir", *options, "max", "--weight-bits", 3)[0] == 0
+    most = max(int(np.abs(nd.load_deployment("build").quantized[node].weight).max()) for node in ("conv1", "fc"))
+    assert most <= 4
+    code, _, err = call("deploy", "net.nir", *options, "exact")
+    assert code == 2
+    assert "quantizer 'exact': as integers times one number" in " ".join(err.split())
+    nd.write("trained.nir", nd.quantization_aware(nd.read("net.nir"), "speck2f", bits=3).graph())
+    code, _, err = call("deploy", "trained.nir", *options, "exact", "--weight-bits", 3)
+    assert code == 0, err
+    assert nd.load_deployment("build").quantized.quantizer == "exact"
+    (work / "few.toml").write_text(
+        'graph = "trained.nir"\ntarget = "speck2f"\noutput = "b"\n'
+        '[quantization]\nquantizer = "exact"\nweight_bits = 2\n'
+    )
+    code, _, err = call("deploy", "--config", "few.toml")
+    assert code == 2
+    assert "the register holds -2 to 1" in " ".join(err.split())
+
+
 def test_a_deployment_runs_event_by_event(call, work):
     assert call("deploy", "net.nir", "-t", "speck2f", "-o", "build", "--quantizer", "max")[0] == 0
     deployment, data = nd.load_deployment("build"), np.load("data.npz")["raster"]

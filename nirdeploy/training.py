@@ -1,0 +1,235 @@
+"""Training with the quantisation of a chip: every forward pass takes the integers that `deploy` will give it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import nir
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from nirdeploy import graph as graphs
+from nirdeploy import pipeline
+from nirdeploy.backend import find_target, training_grid
+from nirdeploy.convert.build import GraphModule, nir_to_torch
+from nirdeploy.convert.trace import torch_to_nir
+from nirdeploy.errors import CheckError, QuantizationError, UnsupportedError
+from nirdeploy.quantization import Grid, Quantized, TrainingGrid
+from nirdeploy.raster import check_raster
+from nirdeploy.reference.convention import Convention
+from nirdeploy.reference.executor import resolve_convention
+from nirdeploy.reference.neurons import Neuron
+from nirdeploy.reference.surrogates import Surrogate, surrogate_of
+from nirdeploy.target import Target
+
+__all__ = ["QuantizationAware", "quantization_aware"]
+
+
+class _Rounded(torch.autograd.Function):
+    """Nearest value of a grid; its gradient is passed straight through (Bengio et al., arXiv:1308.3432).
+
+    Beyond the ends of the grid only what leads back is passed, so that no parameter wanders off where nothing changes.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, grid: Grid) -> Tensor:
+        exact = value.double() / grid.step
+        ctx.save_for_backward(exact < grid.lowest, exact > grid.highest)
+        return (_integers(value, grid) * grid.step).to(value.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        below, above = ctx.saved_tensors
+        (gradient,) = gradients  # a step is taken against it
+        return gradient.masked_fill((below & (gradient > 0)) | (above & (gradient < 0)), 0.0), None
+
+
+def _integers(value: Tensor, grid: Grid) -> Tensor:
+    """Nearest integers of a grid, halves to even, as float64."""
+    return torch.round(value.detach().double() / grid.step).clamp(grid.lowest, grid.highest)
+
+
+class _Call(nn.Module):
+    """A graph's methods behind one forward, which is what torch can call with other parameters."""
+
+    def __init__(self, network: GraphModule) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, called: str, /, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self.network, called)(*args, **kwargs)
+
+
+class QuantizationAware(nn.Module):
+    """A network whose weights are rounded to a chip's integers in every forward pass; `quantization_aware` makes it.
+
+    Its parameters are the floats behind the integers. Those that do not train (thresholds, resistances, biases of
+    layers that had none) take no gradient.
+
+    Attributes:
+        target: the chip.
+        convention: what the network is run with.
+        weight_bits: bits of a weight; None: the chip's.
+        grid: the values that parameters may have.
+    """
+
+    def __init__(self, network: GraphModule, target: Target, weight_bits: int | None, grid: TrainingGrid) -> None:
+        super().__init__()
+        self._call = _Call(network)
+        self.target, self.weight_bits, self.grid = target, weight_bits, grid
+        self.convention = network.convention
+        network.requires_grad_(requires_grad=False)
+        for node, field, _ in self._trained():
+            self._parameter(node, field).requires_grad_()
+
+    @property
+    def network(self) -> GraphModule:
+        """The network with the floats behind the integers."""
+        return self._call.network
+
+    def forward(self, *inputs: Any, state: Mapping[str, Any] | None = None, **named: Tensor) -> Any:
+        """One step, as `GraphModule.forward`, with rounded weights."""
+        return self._rounded("__call__", *inputs, state=state, **named)
+
+    def sequence(self, raster: Any, state: Mapping[str, Any] | None = None, *, method: str = "dense") -> Any:
+        """Many steps at once, as `GraphModule.sequence`, with rounded weights."""
+        return self._rounded("sequence", raster, state, method=method)
+
+    def _rounded(self, called: str, /, *args: Any, **kwargs: Any) -> Any:
+        names = {id(parameter): name for name, parameter in self._call.named_parameters()}
+        values = {
+            names[id(parameter)]: _Rounded.apply(parameter, grid)  # type: ignore[no-untyped-call]
+            for node, field, grid in self._trained()
+            for parameter in (self._parameter(node, field),)
+        }
+        return torch.func.functional_call(self._call, values, (called, *args), kwargs)
+
+    def _trained(self) -> list[tuple[str, str, Grid]]:
+        return [(node, field, grid) for node, own in self.grid.trained.items() for field, grid in own.items()]
+
+    def _parameter(self, node: str, field: str) -> nn.Parameter:
+        found: nn.Parameter = getattr(self.network.get((node,)), field)
+        return found
+
+    def integers(self) -> dict[str, dict[str, NDArray[np.int64]]]:
+        """The integers that a forward pass takes now: weight node -> 'weight' or 'bias' -> array."""
+        found: dict[str, dict[str, NDArray[np.int64]]] = {}
+        for node, field, grid in self._trained():
+            array = _integers(self._parameter(node, field), grid).cpu().numpy().astype(np.int64)
+            found.setdefault(node, {})[field] = array
+        return found
+
+    def graph(self) -> nir.NIRGraph:
+        """The network as it is simulated; `nd.deploy(graph, target, quantizer='exact')` gives it to the chip.
+
+        Raises:
+            QuantizationError: what `deploy` makes of it is not what was simulated, or fits no register.
+        """
+        graph = torch_to_nir(self.network)
+        for node, own in self.integers().items():
+            for field, integers in own.items():
+                values = integers * self.grid.trained[node][field].step
+                before = np.asarray(getattr(graph.nodes[node], field))
+                setattr(graph.nodes[node], field, values.astype(before.dtype).reshape(before.shape))
+        graph = graphs.with_metadata(graph, convention=self.convention.to_dict())
+        self._require_same(pipeline.quantize(graph, self.target, quantizer="exact", weight_bits=self.weight_bits))
+        return graph
+
+    def _require_same(self, quantized: Quantized) -> None:
+        """Integers of 'exact' are in lowest terms: those simulated, or all those of a layer divided by one number."""
+        for node, own in self.integers().items():
+            found = quantized[node]
+            weight, bias = own["weight"], own.get("bias")
+            most = np.unravel_index(np.abs(found.weight).argmax(), found.weight.shape)
+            times, rest = divmod(int(weight.reshape(found.weight.shape)[most]), int(found.weight[most]) or 1)
+            same = not rest and np.array_equal(found.weight * times, weight.reshape(found.weight.shape))
+            if bias is not None:
+                given = np.zeros_like(bias) if found.bias is None else found.bias.reshape(bias.shape)
+                same = same and np.array_equal(given * times, bias)
+            if not same:
+                raise QuantizationError(
+                    f"the integers for {self.target.name} are not those that were simulated", node=node
+                )
+
+
+def quantization_aware(
+    module: nn.Module | nir.NIRGraph,
+    target: str | Target,
+    *,
+    bits: int | None = None,
+    calibration: Any = None,
+    convention: Convention | None = None,
+    surrogate: str | Surrogate | None = None,
+    sample_input: Any = None,
+    input_shape: Any = None,
+) -> QuantizationAware:
+    """A network that trains with exactly the quantisation that `deploy` applies.
+
+    Weights and biases are rounded to the chip's integers in every forward pass, and gradients passed straight through
+    the rounding. The step of each layer, its threshold and lower bound are chosen once, here, by the backend's rule,
+    and are exact in binary: what is simulated, in floats, is the integer network.
+
+    Args:
+        module: a trained network, anything `torch_to_nir` takes, or a graph; never changed.
+        target: a target's name.
+        bits: bits of a weight, sign included; None: the chip's.
+        calibration: raster [step, batch, ...] to choose steps and thresholds on, as the 'calibrated' quantiser does;
+            None: steps at which the largest weight fills its bits.
+        convention: None: the one the graph carries.
+        surrogate: gradient of the spike; None: the module's own where it is a GraphModule, else the default.
+        sample_input: as in `torch_to_nir`.
+        input_shape: as in `torch_to_nir`.
+
+    Returns:
+        A module `out, state = module(x, state)` with `sequence`; its `graph()` deploys with quantizer='exact'.
+
+    Raises:
+        CheckError: the target cannot hold the network; carries the report.
+        UnsupportedError: a target without quantisation-aware training, or a node that the network shares.
+        QuantizationError: bits the chip does not have, or factors that make the integers inexact; naming the node.
+        RasterError: calibration data of the wrong shape.
+    """
+    chip = find_target(target)
+    graph = module if isinstance(module, nir.NIRGraph) else _traced(module, sample_input, input_shape)
+    report = pipeline.check(graph, chip, convention=convention)
+    if not report.ok:
+        raise CheckError(report)
+    used = resolve_convention(graph, convention)
+    own = graphs.copy_graph(graphs.dissolved(graph))
+    if calibration is not None:
+        calibration, _ = check_raster(calibration, graphs.shapes(own)[graphs.input_names(own)[0]].input, integer=True)
+    grid = training_grid(chip, own, used, weight_bits=bits, calibration=calibration)
+    for node, fields in grid.fixed.items():
+        for field, value in fields.items():
+            setattr(own.nodes[node], field, np.full_like(np.asarray(getattr(own.nodes[node], field)), value))
+    network = nir_to_torch(graphs.with_metadata(own, convention=grid.convention.to_dict()), convention=grid.convention)
+    _set_surrogates(network, module, surrogate)
+    return QuantizationAware(network, chip, bits, grid)
+
+
+def _traced(module: Any, sample_input: Any, input_shape: Any) -> nir.NIRGraph:
+    if not isinstance(module, nn.Module):
+        raise UnsupportedError(
+            f"a {type(module).__name__} cannot be trained", remedy="Pass a torch module or a NIRGraph."
+        )
+    found = torch_to_nir(module, sample_input=sample_input, input_shape=input_shape)
+    if not isinstance(found, nir.NIRGraph):
+        raise UnsupportedError(
+            f"{type(module).__name__} is a single node, not a network",
+            remedy="Put it into a network with a population.",
+        )
+    return found
+
+
+def _set_surrogates(network: GraphModule, module: Any, surrogate: str | Surrogate | None) -> None:
+    for path in network.plan.order:
+        neuron = network.get(path)
+        if not isinstance(neuron, Neuron):
+            continue
+        if surrogate is not None:
+            neuron.surrogate = surrogate_of(surrogate)
+        elif isinstance(module, GraphModule) and isinstance(before := module.get(path), Neuron):
+            neuron.surrogate = before.surrogate
