@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nirdeploy.errors import FileError, NirdeployError
+from nirdeploy.heaps import check_heaps, text_bytes
 
 __all__ = [
     "MAX_BYTES",
@@ -252,10 +253,11 @@ def guard(file: h5py.File, label: str, max_bytes: int = MAX_BYTES) -> None:
     Raises:
         FileError: external or soft links, externally stored or virtual datasets, more declared bytes than
             `max_bytes`, a dataset above 64 MiB that declares more than 1000 times what it stores, more than
-            64 levels, or more than a million objects.
+            64 levels, more than a million objects, or text whose heap has no end.
     """
     total = count = 0
     stack: list[tuple[h5py.Group, int]] = [(file, 0)]
+    texts: list[h5py.Dataset] = []
     while stack:
         group, depth = stack.pop()
         if depth > _MAX_DEPTH:
@@ -278,6 +280,10 @@ def guard(file: h5py.File, label: str, max_bytes: int = MAX_BYTES) -> None:
                         remedy="Raise max_bytes if you trust the file.",
                     )
                 _refuse_bomb(item, size, label)
+                if item.dtype.kind == "O" and item.shape is not None:
+                    texts.append(item)
+    if texts:
+        text_bytes(texts, check_heaps(file, label), max_bytes - total, label)
 
 
 def _declared_bytes(dataset: h5py.Dataset, label: str) -> int:
@@ -385,13 +391,25 @@ def _is_plain(stored: Any) -> bool:
     return stored.dtype.kind != "O" or h5py.check_string_dtype(stored.dtype) is not None
 
 
+def _stored(item: h5py.HLObject, name: str) -> Any:
+    """An attribute's value; None where it is missing, or no number or text."""
+    if name not in item.attrs:
+        return None
+    found = item.attrs.get_id(name)
+    if not _is_plain(found):
+        return None
+    if found.dtype.kind == "O":
+        check_heaps(item.file, item.file.filename)
+    return item.attrs[name]
+
+
 def attribute(item: h5py.HLObject, name: str, kind: type[T]) -> T:
     """One attribute as str, int or float.
 
     Raises:
         FileError: it is missing or of another type.
     """
-    value = item.attrs[name] if name in item.attrs and _is_plain(item.attrs.get_id(name)) else None
+    value = _stored(item, name)
     if kind is str:
         try:
             return kind(text_of(value))
@@ -410,7 +428,7 @@ def integers(item: h5py.HLObject, name: str) -> tuple[int, ...]:
     Raises:
         FileError: it is missing or of another type.
     """
-    value = item.attrs[name] if name in item.attrs and _is_plain(item.attrs.get_id(name)) else None
+    value = _stored(item, name)
     found = np.asarray(value)
     # an empty list is a list of floats to numpy
     if found.ndim != 1 or found.size > 64 or (found.size and found.dtype.kind not in "iu"):
