@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,6 +48,7 @@ _MAX_DEPTH = 64
 _MAX_OBJECTS = 1_000_000
 _BOMB_BYTES, _BOMB_RATIO = 64 << 20, 1000  # gzip reaches 230 on silent spikes as we write them
 _LOCK_SECONDS = 10.0
+_LEFT_OVER_SECONDS = 86_400.0  # a run may write its file for hours, in pieces
 T = TypeVar("T", str, int, float)
 
 # ---------------------------------------------------------------- writing
@@ -56,7 +58,8 @@ T = TypeVar("T", str, int, float)
 def atomic(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; on success rename it into place, on failure remove it.
 
-    A symbolic link is followed: the file it points to is replaced, the link stays.
+    A symbolic link is followed: the file it points to is replaced, the link stays. Temporary files of the same name
+    that killed processes left more than a day ago are removed.
 
     Raises:
         FileError: the folder is missing or cannot be written, or `path` is there and is no regular file.
@@ -69,6 +72,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
         raise FileError(f"cannot write {str(path)!r}: {getattr(error, 'strerror', None) or error}") from error
     temporary = Path(name)
     UNFINISHED.add(temporary)
+    _remove_leftovers(target)
     try:
         yield temporary
         umask = os.umask(0)
@@ -80,6 +84,35 @@ def atomic(path: str | Path) -> Iterator[Path]:
     finally:
         temporary.unlink(missing_ok=True)
         UNFINISHED.discard(temporary)
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove temporary files of `target` that nobody has written for a day, or holds open in HDF5."""
+    pattern = re.compile(re.escape(f".{target.name[:80]}.") + r"[a-z0-9_]{8}\.part")
+    with suppress(OSError), os.scandir(target.parent) as entries:
+        for entry in entries:
+            if pattern.fullmatch(entry.name) and Path(entry.path) not in UNFINISHED:
+                with suppress(OSError):  # another process may have removed it
+                    if _is_left_over(entry):
+                        Path(entry.path).unlink()
+
+
+def _is_left_over(entry: os.DirEntry[str]) -> bool:
+    found = entry.stat(follow_symlinks=False)
+    if not stat.S_ISREG(found.st_mode) or time.time() - found.st_mtime < _LEFT_OVER_SECONDS:
+        return False
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system
+        return True
+    handle = os.open(entry.path, os.O_RDWR)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # HDF5 locks what it has open for writing
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(handle)
+    return True
 
 
 def _destination(path: Path) -> Path:

@@ -112,12 +112,12 @@ def _mapping(path: Path) -> _Mapping:
         raise ConfigurationError(f"{str(path)!r} has more than {_MAX_MAPPING} bytes")
     try:
         return _Mapping.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{str(path)!r} is no TOML: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise ConfigurationError(f"{str(path)!r}: {field}: {first['msg']}") from error
+    except (OSError, ValueError, RecursionError) as error:  # TOML and UTF-8 errors are ValueErrors
+        raise ConfigurationError(f"{str(path)!r} is no TOML: {error}") from error
 
 
 def _record(entry: _Entry, folder: Path) -> Record:
@@ -178,7 +178,7 @@ def _read(entry: _Entry, path: Path) -> NDArray[Any]:
         data: NDArray[Any] = _member(entry, path) if kind == ".npz" else np.load(path, allow_pickle=False)
     except FileError:
         raise
-    except (OSError, ValueError, EOFError, KeyError, SyntaxError) as error:
+    except (OSError, ArithmeticError, MemoryError, ValueError, EOFError, KeyError, SyntaxError) as error:
         raise FileError(f"{str(path)!r} cannot be read: {error}", node=entry.node) from error
     if not isinstance(data, np.ndarray) or data.dtype.kind not in "biuf":
         raise FileError(f"{str(path)!r} holds {getattr(data, 'dtype', 'no array')}, expected numbers", node=entry.node)
