@@ -284,12 +284,13 @@ def guard(file: h5py.File, label: str, max_bytes: int = MAX_BYTES) -> None:
     """Walk a file's structure without reading data, refusing what could harm.
 
     Raises:
-        FileError: external or soft links, externally stored or virtual datasets, more declared bytes than
-            `max_bytes`, a dataset above 64 MiB that declares more than 1000 times what it stores, more than
-            64 levels, more than a million objects, or text whose heap has no end.
+        FileError: external or soft links, a group with two names, externally stored or virtual datasets, more
+            declared bytes than `max_bytes`, a dataset above 64 MiB that declares more than 1000 times what it stores,
+            more than 64 levels, more than a million objects, or text whose heap has no end.
     """
     total = count = 0
     stack: list[tuple[h5py.Group, int]] = [(file, 0)]
+    seen = {h5py.h5o.get_info(file.id).addr}
     texts: list[h5py.Dataset] = []
     while stack:
         group, depth = stack.pop()
@@ -303,6 +304,10 @@ def guard(file: h5py.File, label: str, max_bytes: int = MAX_BYTES) -> None:
                 raise FileError(f"{label!r}: {group.name}/{name} is a soft or external link")
             item = group[name]
             if isinstance(item, h5py.Group):
+                place = h5py.h5o.get_info(item.id).addr
+                if place in seen:
+                    raise FileError(f"{label!r}: {group.name}/{name} is a group that another name has, too")
+                seen.add(place)
                 stack.append((item, depth + 1))
             elif isinstance(item, h5py.Dataset):
                 size = _declared_bytes(item, label)
