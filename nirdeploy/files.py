@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nirdeploy.errors import FileError, NirdeployError
+from nirdeploy.heaps import check_heaps, text_bytes
 
 __all__ = [
     "MAX_BYTES",
@@ -46,6 +48,7 @@ _MAX_DEPTH = 64
 _MAX_OBJECTS = 1_000_000
 _BOMB_BYTES, _BOMB_RATIO = 64 << 20, 1000  # gzip reaches 230 on silent spikes as we write them
 _LOCK_SECONDS = 10.0
+_LEFT_OVER_SECONDS = 86_400.0  # a run may write its file for hours, in pieces
 T = TypeVar("T", str, int, float)
 
 # ---------------------------------------------------------------- writing
@@ -55,7 +58,8 @@ T = TypeVar("T", str, int, float)
 def atomic(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; on success rename it into place, on failure remove it.
 
-    A symbolic link is followed: the file it points to is replaced, the link stays.
+    A symbolic link is followed: the file it points to is replaced, the link stays. Temporary files of the same name
+    that killed processes left more than a day ago are removed.
 
     Raises:
         FileError: the folder is missing or cannot be written, or `path` is there and is no regular file.
@@ -68,6 +72,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
         raise FileError(f"cannot write {str(path)!r}: {getattr(error, 'strerror', None) or error}") from error
     temporary = Path(name)
     UNFINISHED.add(temporary)
+    _remove_leftovers(target)
     try:
         yield temporary
         umask = os.umask(0)
@@ -79,6 +84,35 @@ def atomic(path: str | Path) -> Iterator[Path]:
     finally:
         temporary.unlink(missing_ok=True)
         UNFINISHED.discard(temporary)
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove temporary files of `target` that nobody has written for a day, or holds open in HDF5."""
+    pattern = re.compile(re.escape(f".{target.name[:80]}.") + r"[a-z0-9_]{8}\.part")
+    with suppress(OSError), os.scandir(target.parent) as entries:
+        for entry in entries:
+            if pattern.fullmatch(entry.name) and Path(entry.path) not in UNFINISHED:
+                with suppress(OSError):  # another process may have removed it
+                    if _is_left_over(entry):
+                        Path(entry.path).unlink()
+
+
+def _is_left_over(entry: os.DirEntry[str]) -> bool:
+    found = entry.stat(follow_symlinks=False)
+    if not stat.S_ISREG(found.st_mode) or time.time() - found.st_mtime < _LEFT_OVER_SECONDS:
+        return False
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system
+        return True
+    handle = os.open(entry.path, os.O_RDWR)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # HDF5 locks what it has open for writing
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(handle)
+    return True
 
 
 def _destination(path: Path) -> Path:
@@ -250,12 +284,14 @@ def guard(file: h5py.File, label: str, max_bytes: int = MAX_BYTES) -> None:
     """Walk a file's structure without reading data, refusing what could harm.
 
     Raises:
-        FileError: external or soft links, externally stored or virtual datasets, more declared bytes than
-            `max_bytes`, a dataset above 64 MiB that declares more than 1000 times what it stores, more than
-            64 levels, or more than a million objects.
+        FileError: external or soft links, a group with two names, externally stored or virtual datasets, more
+            declared bytes than `max_bytes`, a dataset above 64 MiB that declares more than 1000 times what it stores,
+            more than 64 levels, more than a million objects, or text whose heap has no end.
     """
     total = count = 0
     stack: list[tuple[h5py.Group, int]] = [(file, 0)]
+    seen = {h5py.h5o.get_info(file.id).addr}
+    texts: list[h5py.Dataset] = []
     while stack:
         group, depth = stack.pop()
         if depth > _MAX_DEPTH:
@@ -268,6 +304,10 @@ def guard(file: h5py.File, label: str, max_bytes: int = MAX_BYTES) -> None:
                 raise FileError(f"{label!r}: {group.name}/{name} is a soft or external link")
             item = group[name]
             if isinstance(item, h5py.Group):
+                place = h5py.h5o.get_info(item.id).addr
+                if place in seen:
+                    raise FileError(f"{label!r}: {group.name}/{name} is a group that another name has, too")
+                seen.add(place)
                 stack.append((item, depth + 1))
             elif isinstance(item, h5py.Dataset):
                 size = _declared_bytes(item, label)
@@ -278,6 +318,10 @@ def guard(file: h5py.File, label: str, max_bytes: int = MAX_BYTES) -> None:
                         remedy="Raise max_bytes if you trust the file.",
                     )
                 _refuse_bomb(item, size, label)
+                if item.dtype.kind == "O" and item.shape is not None:
+                    texts.append(item)
+    if texts:
+        text_bytes(texts, check_heaps(file, label), max_bytes - total, label)
 
 
 def _declared_bytes(dataset: h5py.Dataset, label: str) -> int:
@@ -385,13 +429,25 @@ def _is_plain(stored: Any) -> bool:
     return stored.dtype.kind != "O" or h5py.check_string_dtype(stored.dtype) is not None
 
 
+def _stored(item: h5py.HLObject, name: str) -> Any:
+    """An attribute's value; None where it is missing, or no number or text."""
+    if name not in item.attrs:
+        return None
+    found = item.attrs.get_id(name)
+    if not _is_plain(found):
+        return None
+    if found.dtype.kind == "O":
+        check_heaps(item.file, item.file.filename)
+    return item.attrs[name]
+
+
 def attribute(item: h5py.HLObject, name: str, kind: type[T]) -> T:
     """One attribute as str, int or float.
 
     Raises:
         FileError: it is missing or of another type.
     """
-    value = item.attrs[name] if name in item.attrs and _is_plain(item.attrs.get_id(name)) else None
+    value = _stored(item, name)
     if kind is str:
         try:
             return kind(text_of(value))
@@ -410,7 +466,7 @@ def integers(item: h5py.HLObject, name: str) -> tuple[int, ...]:
     Raises:
         FileError: it is missing or of another type.
     """
-    value = item.attrs[name] if name in item.attrs and _is_plain(item.attrs.get_id(name)) else None
+    value = _stored(item, name)
     found = np.asarray(value)
     # an empty list is a list of floats to numpy
     if found.ndim != 1 or found.size > 64 or (found.size and found.dtype.kind not in "iu"):

@@ -116,12 +116,12 @@ def _mapping(path: Path) -> _Mapping:
         raise ConfigurationError(f"{str(path)!r} has more than {_MAX_MAPPING} bytes")
     try:
         return _Mapping.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{str(path)!r} is no TOML: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise ConfigurationError(f"{str(path)!r}: {field}: {first['msg']}") from error
+    except (OSError, ValueError, RecursionError) as error:  # TOML and UTF-8 errors are ValueErrors
+        raise ConfigurationError(f"{str(path)!r} is no TOML: {error}") from error
 
 
 def _record(entry: _Entry, folder: Path) -> Record:

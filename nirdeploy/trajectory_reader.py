@@ -252,7 +252,6 @@ def _level(group: Any, dataset: Any, what: str, shape: tuple[int, ...], reader: 
         return reader.array(group[name]).reshape(shape)
     if what not in dataset.attrs:
         return None
-    value = dataset.attrs[what]
-    files.attribute(dataset, what, float)
-    number: float = np.asarray(value).item()
+    files.attribute(dataset, what, float)  # before it is read as it is: HDF5 can hang on damaged text
+    number: float = np.asarray(dataset.attrs[what]).item()
     return number

@@ -49,12 +49,20 @@ def _print_demo(result: Demo) -> None:
     print_table(title, ("target", "accuracy", *nodes, "first divergence", "cores", "seconds"), rows)
 
 
-@app.command(epilog="Example: `nirdeploy targets --json`")
-def targets(as_json: Json = False) -> None:
+@app.command(epilog="Example: `nirdeploy targets --matrix`")
+def targets(
+    ask: Annotated[
+        bool, typer.Option("--matrix", help="Ask every target which primitives, options and conventions it takes.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """List the chips, what each was verified against, and backends that do not load."""
     from nirdeploy.backend import listed_backends
     from nirdeploy.backend import targets as known
 
+    if ask:
+        _print_matrix(list(known()), as_json)
+        return
     broken = {name: reason for name, reason in listed_backends().items() if reason}
     found = known()
     if as_json:
@@ -77,6 +85,22 @@ def targets(as_json: Json = False) -> None:
     print_table(f"{len(found)} targets", ("name", "chip", "verified against", "on chip"), rows)
     for name, reason in broken.items():
         say(f"backend {name}: {reason}")
+
+
+def _print_matrix(names: list[str], as_json: bool) -> None:
+    from nirdeploy.matrix import always, matrix, sections
+
+    answers = matrix(names)
+    of_all = {name: sorted(always(name)) for name in names}
+    if as_json:
+        print_json({"answers": [answer.to_dict() for answer in answers], "always": of_all})
+        return
+    for title, questions in sections(answers).items():
+        rows = [(name, *(found[target] for target in names)) for name, found in questions.items()]
+        print_table(title, ("", *names), rows)
+    for name, codes in of_all.items():
+        if codes:
+            say(f"{name} warns of every network: {', '.join(codes)}")
 
 
 @app.command(epilog="Example: `nirdeploy doctor --json`")

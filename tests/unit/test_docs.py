@@ -97,3 +97,14 @@ def test_tables_of_what_survives_are_what_the_script_makes_of_them():
     assert module.with_tables(page) == page, "run python docs/make_trips_table.py"
     for library in module.LIBRARIES:
         assert module.table(library).count("\n") > 10
+
+
+def test_tables_of_targets_are_what_they_answer():
+    spec = importlib.util.spec_from_file_location("make_targets_page", DOCS / "make_targets_page.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    page = (DOCS / "targets.md").read_text(encoding="utf-8")
+    assert module.with_tables(page) == page, "run python docs/make_targets_page.py"
+    assert all(f"`{name}`" in page for name in nd.targets())
+    with pytest.raises(ValueError, match="once each"):
+        module.with_tables("no markers")

@@ -232,6 +232,70 @@ def test_declared_shapes_are_held_against_limits(tmp_path, node, shape):
         nd.read(tmp_path / "n.nir")
 
 
+def _terabytes(file):
+    file.create_dataset("bomb", shape=(1 << 20, 1 << 20), dtype="f4", chunks=(64, 64))
+
+
+def _external(file):
+    file["evil"] = h5py.ExternalLink("/etc/hostname", "/x")
+
+
+def _soft(file):
+    file["evil"] = h5py.SoftLink("/")
+
+
+def _elsewhere(file):
+    file.create_dataset("evil", shape=(4,), dtype="u1", external=[("/etc/hostname", 0, 4)])
+
+
+def _virtual(file):
+    layout = h5py.VirtualLayout(shape=(4,), dtype="u1")
+    layout[:] = h5py.VirtualSource("/etc/other.h5", "x", shape=(4,))
+    file.create_virtual_dataset("evil", layout)
+
+
+def _circle(file):
+    file["evil"] = file["/"]
+
+
+def _deep(file):
+    file.create_group("/".join("a" * 100))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_terabytes, "declares (more than 1073741824|4398046511104) bytes"),
+        (_external, "soft or external link"),
+        (_soft, "soft or external link"),
+        (_elsewhere, "keeps its data in another file"),
+        (_virtual, "keeps its data in another file"),
+        (_circle, "is a group that another name has, too"),
+        (_deep, "nests more than 64 groups"),
+    ],
+)
+def test_every_reader_of_hdf5_refuses_what_leads_out_or_never_ends(tmp_path, change, words):
+    from nirdeploy_loihi import netx
+
+    nd.write(tmp_path / "n.nir", small())
+    nd.run(small(), raster((3,)), convention=LOIHI).save(tmp_path / "t.h5")
+    deployed("loihi2").save(tmp_path)
+    readers = {
+        "n.nir": nd.read,
+        "t.h5": nd.load_trajectory,
+        "deployment.h5": nd.load_deployment,
+        "net.net": netx.read,
+    }
+    for name, read in readers.items():
+        read(tmp_path / name)
+        with h5py.File(tmp_path / name, "a") as file:
+            change(file)
+        with pytest.raises(FileError, match=words):
+            read(tmp_path / name)
+    with pytest.raises(FileError, match=words):
+        nd.load_trajectory(tmp_path / "t.h5", lazy=True)
+
+
 # ---------------------------------------------------------------- fuzz
 
 
