@@ -56,7 +56,7 @@ def open_samples(dataset: Any) -> Iterator[Samples]:
             in N-MNIST); a pair (raster, labels); or what has a length and gives (counts or Events, label) by
             number, e.g. a torch Dataset.
 
-    The fingerprint of files and arrays is made of all their bytes; that of a torch Dataset of its length and of up to
+    The fingerprint of files and arrays is made of all that they hold; that of a torch Dataset of its length and of up to
     16 samples spread over it, as reading all of it can take as long as the evaluation.
 
     Raises:
@@ -74,12 +74,12 @@ def open_samples(dataset: Any) -> Iterator[Samples]:
                 yield _filled(_of_hdf5(file, path))
             return
         else:
-            found = _of_arrays(*load_raster(path), name=str(path), fingerprint=files.sha256(path))
+            found = _of_arrays(*load_raster(path), name=str(path))
     elif isinstance(dataset, tuple) and len(dataset) == 2 and not isinstance(dataset[0], tuple | Events):
         raster, labels = (None if part is None else np.asarray(part) for part in dataset)
         if raster is None:
             raise RasterError("the data set has no raster")
-        found = _of_arrays(raster, labels, name="the arrays given", fingerprint=_hash_of([(raster, labels)]))
+        found = _of_arrays(raster, labels, name="the arrays given")
     elif hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__") and not hasattr(dataset, "dtype"):
         found = _of_object(dataset)
     else:
@@ -99,13 +99,13 @@ def _filled(samples: Samples) -> Samples:
 # ---------------------------------------------------------------- arrays
 
 
-def _of_arrays(raster: NDArray[Any], labels: NDArray[Any] | None, *, name: str, fingerprint: str) -> Samples:
+def _of_arrays(raster: NDArray[Any], labels: NDArray[Any] | None, *, name: str) -> Samples:
     _check_arrays(raster, labels, name)
 
     def read(first: int, last: int) -> list[Sample]:
         return [(raster[:, i], None if labels is None else int(labels[i])) for i in range(first, last)]
 
-    return Samples(name, raster.shape[1], fingerprint, read)
+    return Samples(name, raster.shape[1], _hash_of([(raster, labels)]), read)
 
 
 def _of_hdf5(file: h5py.File, path: Path) -> Samples:

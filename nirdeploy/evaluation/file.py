@@ -212,13 +212,23 @@ def _create(path: Path, table: Table) -> None:
         with files.atomic(own) as temporary, h5py.File(temporary, "w") as file:
             _fill(file, table)
         try:
-            os.link(own, path)
+            _link(own, path)
         finally:
             own.unlink(missing_ok=True)
     except FileExistsError as error:
         raise FileError(f"{str(path)!r} has been made by another process meanwhile") from error
     except (OSError, RuntimeError) as error:
         raise FileError(f"cannot write {str(path)!r}: {error}") from error
+
+
+def _link(own: Path, path: Path) -> None:
+    """Give a file its name unless there is one of that name."""
+    try:
+        os.link(own, path)
+    except OSError:  # perhaps a file system without links
+        if os.path.lexists(path):
+            raise FileExistsError from None
+        own.replace(path)
 
 
 def _fill(file: h5py.File, table: Table) -> None:
