@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,11 @@ def on_digits() -> tuple[nd.Deployment, tuple[np.ndarray, np.ndarray]]:
     return dep, (data.test, data.test_labels)
 
 
+def repeated(copies: int) -> tuple[nd.Deployment, tuple[np.ndarray, np.ndarray]]:
+    dep, (raster, labels) = on_digits()
+    return dep, (np.tile(raster, (1, copies, 1, 1, 1)), np.tile(labels, copies))
+
+
 def on_recordings() -> tuple[nd.Deployment, list[nd.Events]] | None:
     path = workloads.published_path("cnn", "nmnist_test_events.npz")
     if not path.exists():
@@ -77,19 +83,22 @@ def scaling(console: Console) -> None:
     table = Table(title="Speck event mode, seconds, workers started within")
     for name in ("data set", "samples", "one", "two workers", "faster", "accuracy", "rows equal"):
         table.add_column(name, justify="right")
-    cases: dict[str, Any] = {"digits": on_digits(), "N-MNIST": on_recordings()}
+    recorded = on_recordings()
+    cases: dict[str, Any] = {"digits": on_digits(), "digits x 20": repeated(20), "N-MNIST": recorded}
+    if recorded is not None:
+        cases["N-MNIST x 5"] = (recorded[0], recorded[1] * 5)
     for name, case in cases.items():
         if case is None:
             console.print(f"{name}: not at hand")
             continue
         dep, data = case
-        batch = BATCH if name == "digits" else 4
+        batch = BATCH if name.startswith("digits") else 2
         nd.evaluate(dep, data[:4] if isinstance(data, list) else (data[0][:, :4], data[1][:4]), mode="event")
         best = [float("inf")] * 2
-        for _ in range(3):
+        for _ in range(2):
             found = []
             for at in range(2):
-                took, one = timed(lambda n=at + 1: nd.evaluate(dep, data, mode="event", workers=n, batch=batch))
+                took, one = timed(partial(nd.evaluate, dep, data, mode="event", workers=at + 1, batch=batch))
                 best[at] = min(best[at], took)
                 found.append(one)
         row = (f"{best[0]:.2f}", f"{best[1]:.2f}", f"{best[0] / best[1]:.2f}")
@@ -99,23 +108,24 @@ def scaling(console: Console) -> None:
 
 def overhead(console: Console) -> None:
     """Chunks of about a second each, through evaluate with a file, and as plain runs."""
-    dep, (raster, labels) = on_digits()
+    dep, data = repeated(6)
+    raster = data[0]
     dep.run(raster[:, :2], mode="event", record=("spikes",))
-    alone, _ = timed(lambda: dep.run(raster[:, :60], mode="event", record=("spikes",)))
-    batch = max(1, round(60 / alone))
-    chunks = [raster[:, k : k + batch] for k in range(0, 360, batch)]
+    alone, _ = timed(lambda: dep.run(raster[:, :360], mode="event", record=("spikes",)))
+    batch = max(1, round(360 / alone))
+    chunks = [raster[:, k : k + batch] for k in range(0, raster.shape[1], batch)]
     plain = whole = float("inf")
     for _ in range(3):
         took, _ = timed(lambda: [dep.run(chunk, mode="event", record=("spikes",)) for chunk in chunks])
         plain = min(plain, took)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "out.h5")
-            took, _ = timed(lambda: nd.evaluate(dep, (raster, labels), mode="event", batch=batch, output=file))
+            took, _ = timed(partial(nd.evaluate, dep, data, mode="event", batch=batch, output=file))
         whole = min(whole, took)
     each = plain / len(chunks)
     console.print(
-        f"overhead: {len(chunks)} chunks of {each:.2f} s: plain runs {plain:.2f} s, evaluate with a file {whole:.2f} s: "
-        f"{whole / plain - 1:+.1%}"
+        f"overhead: {len(chunks)} chunks of {each:.2f} s: plain runs {plain:.2f} s, evaluate with a file {whole:.2f} s:"
+        f" {whole / plain - 1:+.1%}"
     )
 
 
@@ -146,7 +156,7 @@ def memory(console: Console) -> None:
 def kills(console: Console, seconds: float = 60, every: float = 5) -> None:
     """A worker is killed every 5 s for a minute."""
     dep, (raster, labels) = on_digits()
-    copies = 10
+    copies = 100
     data = (np.tile(raster, (1, copies, 1, 1, 1)), np.tile(labels, copies))
     dead, over = [], threading.Event()
 

@@ -56,8 +56,8 @@ def open_samples(dataset: Any) -> Iterator[Samples]:
             in N-MNIST); a pair (raster, labels); or what has a length and gives (counts or Events, label) by
             number, e.g. a torch Dataset.
 
-    The fingerprint of files and arrays is made of all that they hold; that of a torch Dataset of its length and of up to
-    16 samples spread over it, as reading all of it can take as long as the evaluation.
+    The fingerprint of files and arrays is made of all that they hold; that of a torch Dataset of its length and of up
+    to 16 samples spread over it, as reading all of it can take as long as the evaluation.
 
     Raises:
         FileError: missing, another format, or damaged.

@@ -55,7 +55,8 @@ def evaluate(
         dataset: a path (`.npz`, HDF5, a folder of recorded events), (raster, labels), or an object with a length that
             gives (raster or Events, label) by number, e.g. a torch Dataset; see `open_samples`. Samples may differ
             in length.
-        workers: processes to compute with; None: this one. The results do not depend on their number.
+        workers: processes to compute with, this one among them; None: this one alone. The results do not depend on
+            their number.
         scheduler: address of a dask scheduler, e.g. 'tcp://host:8786', whose workers compute instead.
         output: an HDF5 file that every finished chunk is added to at once, by this process alone.
         resume: go on where `output` ends, should it be there; it must be of the same network, convention, settings
@@ -236,7 +237,7 @@ def _replies(
 ) -> Generator[Reply, None, None]:
     if scheduler is not None:
         return by_dask(job, tasks, scheduler)
-    return in_process(runner, tasks) if workers == 1 else by_processes(job, tasks, workers)
+    return in_process(runner, tasks) if workers == 1 else by_processes(job, tasks, workers, runner)
 
 
 def _kept(store: Store) -> str:

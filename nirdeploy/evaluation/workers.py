@@ -43,15 +43,29 @@ class _Worker:
         self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
         self.stopped = False
 
+    def start(self) -> None:
+        """Have a process ready.
+
+        Raises:
+            VendorError: several in a row ended before.
+        """
+        self._persist(None)
+
     def ask(self, message: bytes) -> bytes:
         """The reply to one chunk, from as many processes as it takes.
 
         Raises:
             VendorError: several in a row ended without one.
         """
+        return self._persist(message)
+
+    def _persist(self, message: bytes | None) -> bytes:
+        code = None
         for _ in range(_MOST_DEATHS):
             try:
                 process = self._started()
+                if message is None:
+                    return b""
                 assert process.stdin is not None  # noqa: S101 - narrows the type
                 assert process.stdout is not None  # noqa: S101
                 send(process.stdin, message)
@@ -60,11 +74,9 @@ class _Worker:
             except OSError:  # the pipe of a process that has ended
                 pass
             if self.stopped:
-                break
+                return b""
             code = self._ended()
-        raise VendorError(
-            f"{_MOST_DEATHS} workers in a row ended with exit code {code} on this chunk", log=self._said()
-        )
+        raise VendorError(f"{_MOST_DEATHS} workers in a row ended with exit code {code}", log=self._said())
 
     def _started(self) -> subprocess.Popen[bytes]:
         if self.process is not None:
@@ -122,32 +134,46 @@ class _Worker:
 
 
 def _serve(worker: _Worker, todo: queue.Queue[Any], done: queue.Queue[Any]) -> None:
-    while (task := todo.get()) is not None:
-        number, message = task
-        try:
-            done.put((number, decode_reply(worker.ask(message))))
-        except Exception as error:  # handed to the thread that can raise it
-            done.put((number, error))
+    try:
+        worker.start()  # before it takes a chunk, which others could compute meanwhile
+        while (task := todo.get()) is not None:
+            done.put((task[0], decode_reply(worker.ask(encode_samples(task[1])))))
+    except Exception as error:  # handed to the thread that can raise it
+        done.put((-1, error))
 
 
-def by_processes(job: Job, tasks: Iterable[Task], workers: int) -> Generator[Reply, None, None]:
+def _serve_here(runner: Runner, todo: queue.Queue[Any], done: queue.Queue[Any]) -> None:
+    try:
+        while (task := todo.get()) is not None:
+            done.put((task[0], runner.run(task[1])))
+    except Exception as error:  # likewise
+        done.put((-1, error))
+
+
+def by_processes(
+    job: Job, tasks: Iterable[Task], workers: int, runner: Runner | None = None
+) -> Generator[Reply, None, None]:
     """As many processes as `workers`; a chunk whose process is killed is computed by another.
+
+    With a runner this process is one of them: it computes from the start, while the others import what they need.
 
     Raises:
         VendorError: five processes in a row end on one chunk.
     """
     message = job.encode()
-    crew = [_Worker(message) for _ in range(workers)]
+    crew = [_Worker(message) for _ in range(workers - (runner is not None))]
     todo: queue.Queue[Any] = queue.Queue()
     done: queue.Queue[Any] = queue.Queue()
     threads = [threading.Thread(target=_serve, args=(worker, todo, done), daemon=True) for worker in crew]
+    if runner is not None:
+        threads.append(threading.Thread(target=_serve_here, args=(runner, todo, done), daemon=True))
     for thread in threads:
         thread.start()
     source, waiting = iter(tasks), 0
     try:
         while True:
             while waiting < _AHEAD * workers and (task := next(source, None)) is not None:
-                todo.put((task[0], encode_samples(task[1])))
+                todo.put(task)
                 waiting += 1
             if not waiting:
                 return
@@ -162,9 +188,11 @@ def by_processes(job: Job, tasks: Iterable[Task], workers: int) -> Generator[Rep
                 todo.get_nowait()
         for worker in crew:
             worker.stop()
+        for _ in threads:
             todo.put(None)
-        for worker, thread in zip(crew, threads, strict=True):
+        for thread in threads:
             thread.join()
+        for worker in crew:
             worker.close()
 
 

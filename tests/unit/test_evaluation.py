@@ -27,6 +27,7 @@ from nirdeploy.errors import (
     UnsupportedError,
     VendorError,
 )
+from nirdeploy.evaluation import engine
 from nirdeploy.evaluation import workers as engines
 from nirdeploy.evaluation.file import read_table
 
@@ -59,6 +60,13 @@ def same(a, b):
     assert list(a.spikes) == list(b.spikes)
     for ours, theirs in zip(rows(a), rows(b), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """With more than one worker this process computes nothing itself."""
+    real = engines.by_processes
+    monkeypatch.setattr(engine, "by_processes", lambda job, tasks, workers, _runner: real(job, tasks, workers))
 
 
 # ---------------------------------------------------------------- what it says
@@ -115,7 +123,7 @@ def test_agreement_counts_what_another_run_predicts_alike(graph, deployment, dat
 
 
 @pytest.mark.parametrize("what", ["reference", "emulator"])
-def test_results_do_not_depend_on_the_number_of_workers(graph, deployment, data, tmp_path, what):
+def test_results_do_not_depend_on_the_number_of_workers(graph, deployment, data, tmp_path, elsewhere, what):
     network, rest = (graph, {"convention": CONVENTION}) if what == "reference" else (deployment, {"mode": "event"})
     one = nd.evaluate(network, data, batch=4, output=tmp_path / "1.h5", **rest)
     two = nd.evaluate(network, data, batch=4, output=tmp_path / "2.h5", workers=2, **rest)
@@ -126,7 +134,19 @@ def test_results_do_not_depend_on_the_number_of_workers(graph, deployment, data,
         np.testing.assert_array_equal(column, files[1].columns[name])
 
 
-def test_killed_workers_lose_nothing_and_change_nothing(deployment, data, monkeypatch):
+def test_this_process_computes_while_others_start(deployment, data, monkeypatch):
+    popen = subprocess.Popen
+
+    def asleep(arguments, **keywords):
+        return popen([sys.executable, "-c", "import time; time.sleep(60)"], **keywords)
+
+    monkeypatch.setattr(engines.subprocess, "Popen", asleep)
+    started = time.monotonic()
+    same(nd.evaluate(deployment, data, batch=2, workers=2), nd.evaluate(deployment, data, batch=2))
+    assert time.monotonic() - started < 30
+
+
+def test_killed_workers_lose_nothing_and_change_nothing(deployment, data, elsewhere, monkeypatch):
     expected = nd.evaluate(deployment, data, batch=2, mode="event")
     started, killed = [], []
     popen = subprocess.Popen
@@ -149,7 +169,7 @@ def test_killed_workers_lose_nothing_and_change_nothing(deployment, data, monkey
     assert all(process.poll() is not None for process in started), "a worker was left behind"
 
 
-def test_workers_that_always_die_are_given_up(deployment, data, monkeypatch):
+def test_workers_that_always_die_are_given_up(deployment, data, elsewhere, monkeypatch):
     popen = subprocess.Popen
 
     def doomed(arguments, **keywords):
