@@ -94,7 +94,7 @@ def evaluate(
     path = None if output is None else Path(output)
     other = against if isinstance(against, Evaluation) or against is None else load_evaluation(against)
     job, graph_sha256, deployment_sha256, used = _job(network, convention, on, mode, options, method, step_us)
-    runner = Runner(job)
+    runner = Runner(job, network if isinstance(network, Deployment) else None)
     with open_samples(dataset) as samples:
         identity = Identity(
             graph_sha256,

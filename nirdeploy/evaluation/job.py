@@ -186,9 +186,17 @@ class Runner:
 
     A chunk always gives the same rows, whoever runs it and when: it is run whole, samples of one length together,
     on one thread.
+
+    Attributes:
+        job: the job.
+        given: the Deployment of the job, where it is at hand; None: read from the job's bytes.
+        network: what is run.
+        convention: of the network.
+        shape: of a sample at one step.
     """
 
     job: Job
+    given: Deployment | None = None
     network: Any = field(init=False)
     convention: Convention | None = field(init=False)
     shape: tuple[int, ...] = field(init=False)
@@ -198,7 +206,7 @@ class Runner:
             raise UnsupportedError(
                 f"this worker has nirdeploy {__version__}, the client {theirs}", remedy="Install the same everywhere."
             )
-        self.network = _loaded(self.job)
+        self.network = _loaded(self.job) if self.given is None else self.given
         graph: nir.NIRGraph = self.network
         if self.job.settings["kind"] == "deployment":
             graph, self.convention = self.network.graph, self.network.convention

@@ -90,6 +90,8 @@ class _Worker:
             env={**os.environ, **single},
             start_new_session=True,  # Ctrl-C is the client's to handle
         )
+        if self.stopped:  # while it was started: `stop` did not see it
+            process.kill()
         assert process.stdin is not None  # noqa: S101 - narrows the type
         assert process.stdout is not None  # noqa: S101
         send(process.stdin, self.job)
@@ -169,31 +171,40 @@ def by_processes(
         threads.append(threading.Thread(target=_serve_here, args=(runner, todo, done), daemon=True))
     for thread in threads:
         thread.start()
-    source, waiting = iter(tasks), 0
+    source, waiting, twice = iter(tasks), dict[int, list[Any]](), False
     try:
         while True:
-            while waiting < _AHEAD * workers and (task := next(source, None)) is not None:
+            while len(waiting) < _AHEAD * workers and (task := next(source, None)) is not None:
                 todo.put(task)
-                waiting += 1
+                waiting[task[0]] = task[1]
             if not waiting:
                 return
+            if runner is not None and len(waiting) < workers and not twice:
+                # the last chunks, in the hands of processes that may be new: here they are at hand too
+                twice = True
+                for task in waiting.items():
+                    todo.put(task)
             number, reply = done.get()
-            waiting -= 1
             if isinstance(reply, Exception):
                 raise reply
-            yield number, reply
+            if waiting.pop(number, None) is not None:
+                yield number, reply
     finally:
-        with contextlib.suppress(queue.Empty):
-            while True:
-                todo.get_nowait()
-        for worker in crew:
-            worker.stop()
-        for _ in threads:
-            todo.put(None)
-        for thread in threads:
-            thread.join()
-        for worker in crew:
-            worker.close()
+        _end(crew, threads, todo)
+
+
+def _end(crew: list[_Worker], threads: list[threading.Thread], todo: queue.Queue[Any]) -> None:
+    with contextlib.suppress(queue.Empty):
+        while True:
+            todo.get_nowait()
+    for worker in crew:
+        worker.stop()
+    for _ in threads:
+        todo.put(None)
+    for thread in threads:
+        thread.join()
+    for worker in crew:
+        worker.close()
 
 
 # ---------------------------------------------------------------- dask
