@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from nirdeploy.energy import Estimate as Estimate
     from nirdeploy.energy import estimate as estimate
     from nirdeploy.errors import NirdeployError as NirdeployError
+    from nirdeploy.evaluation import Evaluation as Evaluation
+    from nirdeploy.evaluation import evaluate as evaluate
+    from nirdeploy.evaluation import load_evaluation as load_evaluation
     from nirdeploy.event_files import load_events as load_events
     from nirdeploy.event_files import save_events as save_events
     from nirdeploy.events import Events as Events
@@ -56,6 +59,7 @@ _PUBLIC = {
     "Convention": "nirdeploy.reference.convention",
     "Deployment": "nirdeploy.pipeline",
     "Estimate": "nirdeploy.energy",
+    "Evaluation": "nirdeploy.evaluation",
     "Events": "nirdeploy.events",
     "Finding": "nirdeploy.rules",
     "Ladder": "nirdeploy.comparison.ladder",
@@ -75,10 +79,12 @@ _PUBLIC = {
     "convention_of": "nirdeploy.convert.frameworks",
     "deploy": "nirdeploy.pipeline",
     "estimate": "nirdeploy.energy",
+    "evaluate": "nirdeploy.evaluation",
     "events_to_raster": "nirdeploy.events",
     "feedback_edges": "nirdeploy.graph",
     "ladder": "nirdeploy.comparison.ladder",
     "load_deployment": "nirdeploy.storage",
+    "load_evaluation": "nirdeploy.evaluation",
     "load_events": "nirdeploy.event_files",
     "load_trajectory": "nirdeploy.trajectory",
     "nir_to_torch": "nirdeploy.convert.build",

@@ -16,7 +16,7 @@ try:
 
     import typer
 
-    from nirdeploy.commands import networks, states, tools  # in the order of `nirdeploy --help`
+    from nirdeploy.commands import datasets, networks, states, tools  # in the order of `nirdeploy --help`
     from nirdeploy.commands.shared import CTRL_C, app, complain, print_report, say
     from nirdeploy.errors import CheckError, NirdeployError, PlacementError
     from nirdeploy.version import __version__
@@ -25,7 +25,7 @@ except KeyboardInterrupt:  # Ctrl-C while the imports run
         sys.stderr.write("nirdeploy: interrupted\n")
     raise SystemExit(130) from None
 
-__all__ = ["app", "main", "networks", "states", "tools"]
+__all__ = ["app", "datasets", "main", "networks", "states", "tools"]
 
 
 @app.callback(invoke_without_command=True)

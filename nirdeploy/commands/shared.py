@@ -131,7 +131,7 @@ def print_report(report: Report) -> None:
 
 
 @contextlib.contextmanager
-def progress_bar(hidden: bool) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(hidden: bool, what: str = "steps") -> Iterator[Callable[[int, int], None]]:
     """What a run tells how far it is: a bar on the terminal, which is gone afterwards; here Ctrl-C takes effect.
 
     An exception that a signal handler raises is lost where the interpreter happens to be in a callback.
@@ -150,7 +150,7 @@ def progress_bar(hidden: bool) -> Iterator[Callable[[int, int], None]]:
         from rich.progress import Progress
 
         with Progress(console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("steps", total=None)
+            task = bar.add_task(what, total=None)
 
             def show(done: int, total: int) -> None:
                 bar.update(task, completed=done, total=total)

@@ -1,0 +1,201 @@
+"""How well does `evaluate` scale over processes, what does it cost, and what do killed workers change?
+
+    .venv/bin/python benchmarks/evaluate.py            # all of it, three minutes
+    .venv/bin/python benchmarks/evaluate.py scaling    # or overhead, memory, kills
+
+The digits network of the demo on a Speck 2f in event mode over the 360 test digits, and the CNN of the NIR paper over
+recorded N-MNIST samples where they are at hand (in `reference/cnn` of the folder that `NIRDEPLOY_SHARED` names).
+Workers start within the time measured; every result is held against that of one process, row by row.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import workloads
+from rich.console import Console
+from rich.table import Table
+
+import nirdeploy as nd
+from nirdeploy.demonstration import digits
+from nirdeploy.evaluation.engine import BATCH
+from nirdeploy.raster import load_raster
+
+ROOT = Path(__file__).resolve().parents[1]
+SINABS = nd.convention("sinabs", dt=1e-3, v_min="-threshold")
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    started = time.perf_counter()
+    found = work()
+    return time.perf_counter() - started, found
+
+
+def same(a: nd.Evaluation, b: nd.Evaluation) -> bool:
+    return (
+        all(np.array_equal(getattr(a, n), getattr(b, n)) for n in ("labels", "predictions", "outputs", "steps"))
+        and list(a.spikes) == list(b.spikes)
+        and all(np.array_equal(a.spikes[n], b.spikes[n]) for n in a.spikes)
+    )
+
+
+def on_digits() -> tuple[nd.Deployment, tuple[np.ndarray, np.ndarray]]:
+    calibration, _ = load_raster(ROOT / "configs" / "digits_calibration.npz")
+    data = digits()
+    dep = nd.deploy(nd.read(ROOT / "configs" / "digits.nir"), "speck2f", calibration=calibration)
+    return dep, (data.test, data.test_labels)
+
+
+def repeated(copies: int) -> tuple[nd.Deployment, tuple[np.ndarray, np.ndarray]]:
+    dep, (raster, labels) = on_digits()
+    return dep, (np.tile(raster, (1, copies, 1, 1, 1)), np.tile(labels, copies))
+
+
+def on_recordings() -> tuple[nd.Deployment, list[nd.Events]] | None:
+    path = workloads.published_path("cnn", "nmnist_test_events.npz")
+    if not path.exists():
+        return None
+    stored = np.load(path)
+    found = []
+    for at, label in enumerate(stored["label"]):
+        part = slice(stored["offset"][at], stored["offset"][at + 1])
+        time_us = stored["t_us"][part] - stored["t_us"][part][0]
+        columns = [stored[name][part] for name in ("p", "y", "x")]
+        events = nd.Events(time_us, *columns, shape=(2, 34, 34), label=int(label))
+        found.append(events.between(0, 300_000))
+    raster = np.stack([nd.events_to_raster(e, step_us=1000, n_steps=300) for e in found[::8]], axis=1)
+    graph = nd.read(path.parent / "cnn_sinabs.nir")
+    return nd.deploy(graph, "speck2f", convention=SINABS, calibration=raster), found
+
+
+def scaling(console: Console) -> None:
+    table = Table(title="Speck event mode, seconds, workers started within")
+    for name in ("data set", "samples", "one", "two workers", "faster", "accuracy", "rows equal"):
+        table.add_column(name, justify="right")
+    recorded = on_recordings()
+    cases: dict[str, Any] = {"digits": on_digits(), "digits x 20": repeated(20), "N-MNIST": recorded}
+    if recorded is not None:
+        cases["N-MNIST x 5"] = (recorded[0], recorded[1] * 5)
+    for name, case in cases.items():
+        if case is None:
+            console.print(f"{name}: not at hand")
+            continue
+        dep, data = case
+        batch = BATCH if name.startswith("digits") else 2
+        nd.evaluate(dep, data[:4] if isinstance(data, list) else (data[0][:, :4], data[1][:4]), mode="event")
+        best = [float("inf")] * 2
+        for _ in range(2):
+            found = []
+            for at in range(2):
+                took, one = timed(partial(nd.evaluate, dep, data, mode="event", workers=at + 1, batch=batch))
+                best[at] = min(best[at], took)
+                found.append(one)
+        row = (f"{best[0]:.2f}", f"{best[1]:.2f}", f"{best[0] / best[1]:.2f}")
+        table.add_row(name, str(found[0].n), *row, f"{found[0].accuracy:.3f}", str(same(*found)))
+    console.print(table)
+
+
+def overhead(console: Console) -> None:
+    """Chunks of about a second each, through evaluate with a file, and as plain runs."""
+    dep, data = repeated(6)
+    raster = data[0]
+    dep.run(raster[:, :2], mode="event", record=("spikes",))
+    alone, _ = timed(lambda: dep.run(raster[:, :360], mode="event", record=("spikes",)))
+    batch = max(1, round(360 / alone))
+    chunks = [raster[:, k : k + batch] for k in range(0, raster.shape[1], batch)]
+    plain = whole = float("inf")
+    for _ in range(3):
+        took, _ = timed(lambda: [dep.run(chunk, mode="event", record=("spikes",)) for chunk in chunks])
+        plain = min(plain, took)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "out.h5")
+            took, _ = timed(partial(nd.evaluate, dep, data, mode="event", batch=batch, output=file))
+        whole = min(whole, took)
+    each = plain / len(chunks)
+    console.print(
+        f"overhead: {len(chunks)} chunks of {each:.2f} s: plain runs {plain:.2f} s, evaluate with a file {whole:.2f} s:"
+        f" {whole / plain - 1:+.1%}"
+    )
+
+
+def memory(console: Console) -> None:
+    """100,000 samples of results, ten classes and three populations, evaluated with a file, a network of two nodes."""
+    dep, (raster, labels) = on_digits()
+    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    class Many:
+        def __len__(self) -> int:
+            return 100_000
+
+        def __getitem__(self, index: int) -> tuple[Any, int]:
+            return raster[:1, index % 360], int(labels[index % 360])  # one step: the results are what counts
+
+    nd.evaluate(dep, (raster[:1, :256], labels[:256]), batch=256)
+    ready = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with tempfile.TemporaryDirectory() as folder:
+        took, found = timed(lambda: nd.evaluate(dep, Many(), batch=256, output=Path(folder, "out.h5")))
+        size = Path(folder, "out.h5").stat().st_size / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    console.print(
+        f"memory: {found.n} samples in {took:.0f} s, file {size:.1f} MB; peak {peak / 1e3:.0f} MB, "
+        f"{(peak - ready) / 1e3:.0f} MB more than a run of 256, {(peak - base) / 1e3:.0f} MB more than before any"
+    )
+
+
+def kills(console: Console, seconds: float = 60, every: float = 5) -> None:
+    """A worker is killed every 5 s for a minute."""
+    dep, (raster, labels) = on_digits()
+    copies = 100
+    data = (np.tile(raster, (1, copies, 1, 1, 1)), np.tile(labels, copies))
+    dead, over = [], threading.Event()
+
+    def killer() -> None:
+        started = time.monotonic()
+        while not over.wait(every) and time.monotonic() - started < seconds:
+            children = [
+                int(pid) for tid in os.listdir("/proc/self/task") for pid in _children(Path("/proc/self/task", tid))
+            ]
+            if children:
+                os.kill(victim := children[len(dead) % len(children)], signal.SIGKILL)
+                dead.append(victim)
+
+    thread = threading.Thread(target=killer)
+    thread.start()
+    try:
+        took, found = timed(lambda: nd.evaluate(dep, data, mode="event", workers=2, batch=BATCH))
+    finally:
+        over.set()
+        thread.join()
+    expected = nd.evaluate(dep, (raster, labels), mode="event")
+    whole = np.array_equal(found.outputs, np.tile(expected.outputs, (copies, 1)))
+    whole &= all(np.array_equal(found.spikes[n], np.tile(expected.spikes[n], copies)) for n in expected.spikes)
+    console.print(f"kills: {len(dead)} workers killed within {took:.0f} s over {found.n} samples; rows equal: {whole}")
+
+
+def _children(task: Path) -> list[str]:
+    try:
+        return (task / "children").read_text().split()
+    except OSError:
+        return []
+
+
+def main() -> None:
+    console = Console(width=120)
+    parts = {"scaling": scaling, "overhead": overhead, "memory": memory, "kills": kills}
+    for name in sys.argv[1:] or parts:
+        parts[name](console)
+
+
+if __name__ == "__main__":
+    main()

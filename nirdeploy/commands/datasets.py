@@ -1,0 +1,123 @@
+"""Verbs that take a data set: evaluate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nirdeploy.commands.shared import (
+    ExportedBy,
+    Fields,
+    Json,
+    Preset,
+    Step,
+    app,
+    asked_convention,
+    assigned,
+    print_json,
+    progress_bar,
+    say,
+)
+from nirdeploy.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from nirdeploy.evaluation import Evaluation
+
+__all__ = ["evaluate"]
+
+
+@app.command(
+    epilog="Examples: `nirdeploy evaluate net.nir test.npz --output ref.h5` runs the reference, "
+    "`nirdeploy evaluate build/ test.npz --mode event --workers 2 --output chip.h5 --against ref.h5` the emulator, "
+    "`nirdeploy evaluate build/ N-MNIST/Test --mode event --output chip.h5 --resume` recorded events"
+)
+def evaluate(
+    source: Annotated[Path, typer.Argument(help="A .nir file, or a deployment folder.")],
+    dataset: Annotated[
+        Path,
+        typer.Argument(help="`.npz` or HDF5 with 'raster' (and 'labels'), or a folder of recordings, by class."),
+    ],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Results, a row a sample (HDF5).")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the output ends.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: this one.")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="Dask's, e.g. tcp://host:8786; its workers compute.")] = None,
+    on: Annotated[str, typer.Option(help="emulator, simulator or chip; for deployments.")] = "emulator",
+    mode: Annotated[str | None, typer.Option(help="Of the emulator, e.g. step or event on Speck.")] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--option", help="Option of a deployment's run, NAME=VALUE, e.g. leak_clock_hz=0; repeatable."),
+    ] = None,
+    method: Annotated[str, typer.Option(help="dense, event or loop; for .nir files.")] = "dense",
+    step_us: Annotated[int | None, typer.Option(min=1, help="Microseconds of a step, for recorded events.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Samples run together, and written together.")] = None,
+    against: Annotated[Path | None, typer.Option(help="Results to hold these against, e.g. the reference's.")] = None,
+    min_accuracy: Annotated[float | None, typer.Option(min=0, max=1, help="Least accuracy; below it: exit 1.")] = None,
+    min_agreement: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Least share of predictions shared with --against.")
+    ] = None,
+    preset: Preset = None,
+    dt: Step = None,
+    fields: Fields = None,
+    exported_by: ExportedBy = None,
+    as_json: Json = False,
+) -> None:
+    """Run a data set: accuracy, confusion, spikes. A run that was cut off goes on with --resume."""
+    from nirdeploy.evaluation import evaluate as run_all
+
+    if min_agreement is not None and against is None:
+        raise ConfigurationError("--min-agreement needs --against")
+    network, convention = _network(source, preset, dt, fields, exported_by)
+    with progress_bar(as_json, "samples") as progress:
+        found = run_all(
+            network,
+            dataset,
+            workers=workers,
+            scheduler=scheduler,
+            output=output,
+            resume=resume,
+            on=on,
+            mode=mode,
+            options=assigned(options, "--option", "leak_clock_hz=0"),
+            convention=convention,
+            method=method,
+            step_us=step_us,
+            batch=batch,
+            against=against,
+            progress=progress,
+        )
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        say(found.summary())
+        if output is not None:
+            say(f"written to {output}")
+    if failures := _failures(found, min_accuracy, min_agreement):
+        if not as_json:
+            say(f"beyond the limits: {'; '.join(failures)}")
+        raise typer.Exit(1)
+
+
+def _network(
+    source: Path, preset: str | None, dt: float | None, fields: list[str] | None, exported_by: str | None
+) -> tuple[Any, Any]:
+    """A deployment, or a graph and its convention."""
+    from nirdeploy import io, storage
+    from nirdeploy.convert.build import stored_convention
+
+    if source.is_dir() or source.suffix == ".h5":
+        if preset is not None or dt is not None or fields:
+            raise ConfigurationError("a deployment has its convention already", remedy="Leave --preset, --dt, --set.")
+        return storage.load_deployment(source), None
+    network = io.read(source, exported_by=exported_by)
+    return network, asked_convention(preset, dt, fields, stored_convention(network))
+
+
+def _failures(found: Evaluation, min_accuracy: float | None, min_agreement: float | None) -> list[str]:
+    limits = (("accuracy", found.accuracy, min_accuracy), ("agreement", found.agreement, min_agreement))
+    return [
+        f"{name} {'not measured' if value is None else f'{value:.4f}'}, asked {least:g}"
+        for name, value, least in limits
+        if least is not None and (value is None or value < least)
+    ]

@@ -1,0 +1,16 @@
+"""A network over a data set: accuracy, confusion, spikes, agreement; on one process or many, nothing lost.
+
+- datasets.py: what counts as a data set
+- job.py: a network as bytes, and the rows of a chunk
+- workers.py, process.py: this process, worker processes, dask
+- file.py: the table of results and its HDF5 file
+- engine.py: `evaluate`
+- result.py: `Evaluation`
+"""
+
+from __future__ import annotations
+
+from nirdeploy.evaluation.engine import evaluate
+from nirdeploy.evaluation.result import ClassResult, Evaluation, load_evaluation
+
+__all__ = ["ClassResult", "Evaluation", "evaluate", "load_evaluation"]

@@ -1,0 +1,265 @@
+"""evaluate: a network over a data set, chunk by chunk, whoever computes them."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import h5py
+import nir
+
+from nirdeploy import files
+from nirdeploy import graph as graphs
+from nirdeploy.errors import ConfigurationError, ConventionError, RasterError, UnsupportedError
+from nirdeploy.evaluation.datasets import Samples, open_samples
+from nirdeploy.evaluation.file import Identity, Store, read_table
+from nirdeploy.evaluation.job import Failure, Job, Runner
+from nirdeploy.evaluation.result import Evaluation, load_evaluation, result_of
+from nirdeploy.evaluation.workers import Reply, Task, by_dask, by_processes, in_process
+from nirdeploy.pipeline import Deployment
+from nirdeploy.reference.convention import Convention
+from nirdeploy.version import __version__
+
+__all__ = ["evaluate"]
+
+BATCH = 16
+_METHODS = ("dense", "event", "loop")
+
+
+def evaluate(
+    network: nir.NIRGraph | Deployment,
+    dataset: Any,
+    *,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    output: str | Path | None = None,
+    resume: bool = False,
+    on: str = "emulator",
+    mode: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    convention: Convention | None = None,
+    method: str = "dense",
+    step_us: int | None = None,
+    batch: int | None = None,
+    against: Evaluation | str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Run the reference, an emulator, a simulator or a chip over a data set.
+
+    Args:
+        network: a NIRGraph, for the reference, or a Deployment.
+        dataset: a path (`.npz`, HDF5, a folder of recorded events), (raster, labels), or an object with a length that
+            gives (raster or Events, label) by number, e.g. a torch Dataset; see `open_samples`. Samples may differ
+            in length.
+        workers: processes to compute with, this one among them; None: this one alone. The results do not depend on
+            their number.
+        scheduler: address of a dask scheduler, e.g. 'tcp://host:8786', whose workers compute instead.
+        output: an HDF5 file that every finished chunk is added to at once, by this process alone.
+        resume: go on where `output` ends, should it be there; it must be of the same network, convention, settings
+            and data set.
+        on: of a deployment: 'emulator', 'simulator' or 'chip'.
+        mode: of a deployment, e.g. 'event' on Speck.
+        options: of a deployment's run.
+        convention: of a graph; None: the one it carries.
+        method: of a graph, as of `run`.
+        step_us: microseconds of a step for recorded events; None: the convention's dt.
+        batch: samples that are run together, and between two writes; None: 16, or what `output` was begun with.
+        against: results of another run of this network over this data set, to count which samples it predicts
+            alike; an Evaluation or its file.
+        progress: called with the samples done and all samples, after each chunk.
+
+    Returns:
+        The results, a row a sample.
+
+    A chunk is run whole, on one thread, with samples of the same length side by side, so that its floats are added
+    in the same order by whoever runs it. The first sample that cannot be run stops the evaluation: chunks that others
+    have begun are finished, everything finished is kept in `output`, and the error names the sample. A process that
+    is killed is replaced, and its chunk computed again; if this process is killed, `resume` loses no finished chunk.
+
+    Raises:
+        FileError: a data set that cannot be read; an `output` that is there without `resume`, or that is of another
+            network, convention or data set.
+        RasterError: no samples, labels for some only, labels beyond the classes, samples of another shape.
+        ComparisonError: `against` is of another network or data set.
+        UnavailableError: `scheduler` without dask's distributed, or nobody answers there.
+        VendorError: workers that end again and again.
+    """
+    _check_arguments(workers, scheduler, output, resume, batch)
+    if on == "chip" and (workers or 1) > 1:
+        raise ConfigurationError(f"workers is {workers} with on='chip'", remedy="One process holds a chip: leave it.")
+    path = None if output is None else Path(output)
+    other = against if isinstance(against, Evaluation) or against is None else load_evaluation(against)
+    job, graph_sha256, deployment_sha256, used = _job(network, convention, on, mode, options, method, step_us)
+    runner = Runner(job, network if isinstance(network, Deployment) else None)
+    with open_samples(dataset) as samples:
+        identity = Identity(
+            graph_sha256,
+            deployment_sha256,
+            json.dumps(used.to_dict(), sort_keys=True),
+            json.dumps({k: v for k, v in job.settings.items() if k != "version"}, sort_keys=True),
+            samples.fingerprint,
+            samples.count,
+            _batch(batch, path, resume),
+        )
+        with Store(identity, path, resume=resume) as store:
+            _fill(store, samples, job, runner, workers or 1, scheduler, progress)
+            assert store.table is not None  # noqa: S101 - there is at least one sample
+            found = result_of(store.table, path)
+    return found if other is None else found.against(other)
+
+
+def _check_arguments(workers: Any, scheduler: Any, output: Any, resume: bool, batch: Any) -> None:
+    for name, value in (("workers", workers), ("batch", batch)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ConfigurationError(f"{name} is {value!r}, expected a whole number from 1 on")
+    if workers is not None and scheduler is not None:
+        raise ConfigurationError("workers and scheduler are both given", remedy="Leave one: dask has its own workers.")
+    if resume and output is None:
+        raise ConfigurationError("resume needs output, the file to go on with")
+
+
+def _job(
+    network: Any,
+    convention: Convention | None,
+    on: str,
+    mode: str | None,
+    options: Mapping[str, Any] | None,
+    method: str,
+    step_us: int | None,
+) -> tuple[Job, str, str, Convention]:
+    """The job, what identifies the network, and the convention."""
+    settings: dict[str, Any] = {"version": __version__, "step_us": step_us}
+    with tempfile.TemporaryDirectory(prefix="nirdeploy-") as folder:
+        if isinstance(network, Deployment):
+            if convention is not None:
+                raise ConventionError("a deployment has its convention already", remedy="Leave convention=.")
+            if method != "dense":
+                raise UnsupportedError("method= is the reference's", remedy="Leave it for deployments.")
+            plain = _plain(options)
+            network.save(folder)
+            stored = Path(folder, "deployment.h5")
+            with h5py.File(stored, "r") as file:
+                digest = f"{network.target.name} {files.attribute(file, 'layers_sha256', str)}"
+            settings |= {"kind": "deployment", "on": on, "mode": mode, "options": plain, "method": method}
+            return Job(stored.read_bytes(), settings), graphs.sha256(network.graph), digest, network.convention
+        if not isinstance(network, nir.NIRGraph):
+            raise UnsupportedError(
+                f"an evaluation of a {type(network).__name__}",
+                remedy="Give a NIRGraph (torch_to_nir makes one of a module) or a Deployment.",
+            )
+        if mode is not None or options:
+            raise UnsupportedError("mode= and options= are those of deployments", remedy="Leave them for a graph.")
+        if method not in _METHODS:
+            raise UnsupportedError(f"method {method!r} is not known", remedy=f"Use one of {', '.join(_METHODS)}.")
+        from nirdeploy.io import write
+        from nirdeploy.reference.executor import resolve_convention
+
+        used = resolve_convention(network, convention)
+        write(Path(folder, "net.nir"), network, convention=used)
+        settings |= {"kind": "graph", "on": "reference", "mode": None, "options": {}, "method": method}
+        return Job(Path(folder, "net.nir").read_bytes(), settings), graphs.sha256(network), "", used
+
+
+def _plain(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(json.dumps(dict(options or {})))
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"options are {options!r}, expected names with numbers, text or lists") from error
+    return found
+
+
+def _batch(given: int | None, path: Path | None, resume: bool) -> int:
+    if given is None and resume and path is not None and path.is_file():
+        return read_table(path).identity.batch
+    return BATCH if given is None else given
+
+
+# ---------------------------------------------------------------- running
+
+
+def _fill(
+    store: Store,
+    samples: Samples,
+    job: Job,
+    runner: Runner,
+    workers: int,
+    scheduler: str | None,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Compute every chunk that is not whole yet; stop reading at the first sample that fails."""
+    labels: dict[int, list[int | None]] = {}
+    failures: list[tuple[int, Failure]] = []
+    problem: list[Exception] = []
+    batch, done = store.identity.batch, store.done
+
+    def tasks() -> Iterator[Task]:
+        labelled: bool | None = None
+        for first in range(0, samples.count, batch):
+            last = min(first + batch, samples.count)
+            if done[first:last].all():
+                continue
+            if failures:
+                return
+            try:
+                found = samples.read(first, last)
+                if labelled is None:
+                    labelled = (found if first == 0 else samples.read(0, 1))[0][1] is not None
+                _check_labels(found, first, labelled)
+            except Exception as error:  # raised when what has been begun is finished
+                problem.append(error)
+                return
+            labels[first] = [label for _, label in found]
+            yield first, [sample for sample, _ in found]
+
+    with closing(_replies(job, runner, tasks(), workers, scheduler)) as replies:
+        for first, reply in replies:
+            if isinstance(reply, Failure):
+                failures.append((first, reply))
+                continue
+            _check_classes(labels[first], first, reply.outputs.shape[1])
+            store.add(first, labels.pop(first), reply)
+            if progress is not None:
+                progress(int(store.done.sum()), samples.count)
+    if failures:
+        first, failure = min(failures, key=lambda found: found[0])
+        raise failure.error(first, _kept(store))
+    if problem:
+        problem[0].add_note(_kept(store))
+        raise problem[0]
+
+
+def _replies(
+    job: Job, runner: Runner, tasks: Iterator[Task], workers: int, scheduler: str | None
+) -> Generator[Reply, None, None]:
+    if scheduler is not None:
+        return by_dask(job, tasks, scheduler)
+    return in_process(runner, tasks) if workers == 1 else by_processes(job, tasks, workers, runner)
+
+
+def _kept(store: Store) -> str:
+    n = int(store.done.sum())
+    if store.path is None:
+        return f"{n} samples were finished; with output= they would be kept."
+    if not n:
+        return "No sample is finished."
+    return f"{n} samples are kept in {str(store.path)!r}; resume=True goes on from there."
+
+
+def _check_labels(found: list[Any], first: int, labelled: bool) -> None:
+    for k, (_, label) in enumerate(found):
+        if (label is not None) != labelled:
+            raise RasterError(
+                f"sample {first + k} has {'no' if label is None else 'a'} label, sample 0 has "
+                f"{'one' if labelled else 'none'}",
+                remedy="Give every sample a label, or none.",
+            )
+
+
+def _check_classes(labels: list[int | None], first: int, classes: int) -> None:
+    for k, label in enumerate(labels):
+        if label is not None and not 0 <= label < classes:
+            raise RasterError(f"sample {first + k} has the label {label}, the Output has {classes} classes")
