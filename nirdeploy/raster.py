@@ -29,7 +29,7 @@ DAMAGE = (
     LookupError,
     MemoryError,
     OSError,
-    OverflowError,
+    ArithmeticError,
     RuntimeError,
     SyntaxError,
     TypeError,
