@@ -252,7 +252,7 @@ def test_targets_and_doctor_as_json(call):
     assert call("targets")[0] == call("doctor")[0] == 0
 
 
-@pytest.mark.parametrize("verb", ["demo", "targets", "check", "deploy", "run", "compare", "doctor"])
+@pytest.mark.parametrize("verb", ["demo", "targets", "check", "deploy", "run", "compare", "evaluate", "doctor"])
 def test_every_verb_has_help_with_an_example(call, verb):
     code, out, _ = call(verb, "--help")
     assert code == 0
