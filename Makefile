@@ -12,8 +12,8 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constr
 demo: .venv/.demo
 	$(BIN)/nirdeploy demo
 
-# a file of tests stays in one process: what it builds once is built once
-PYTEST = $(BIN)/python -m pytest -n auto --dist loadfile
+# a file of tests stays in one process: what it builds once is built once; the long ones stand first
+PYTEST = $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test: .venv/.test oracles browser lint types
 	$(PYTEST) -m "not long"

@@ -14,13 +14,14 @@ from nirdeploy import heaps
 from nirdeploy.errors import FileError
 
 READ = """
-import resource, sys, time
+import sys, time
 import nirdeploy as nd
 try:
     nd.read(sys.argv[1])
 except nd.NirdeployError as error:
     print(error)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+# not ru_maxrss, which a process inherits from the one that started it
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
 
 
