@@ -81,6 +81,7 @@ class Watch:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._over = False
+        self._known: dict[int | None, Any] = {}
         threading.Thread(target=self._look, daemon=True).start()
 
     def over(self) -> None:
@@ -88,21 +89,25 @@ class Watch:
         with self._lock:
             self._over = True
 
+    def learn(self) -> None:
+        """Know the processes there are now: one that ends before it has been seen would not be missed."""
+        with self._lock:
+            self._known |= {child.pid: child for child in multiprocessing.active_children()}
+
     def _look(self) -> None:
-        known: dict[int | None, Any] = {}
         while True:
             time.sleep(0.05)
             with self._lock:
                 if self._over:
                     return
                 alive = {child.pid: child for child in multiprocessing.active_children() if runs(child.pid)}
-                gone = [child for pid, child in known.items() if pid not in alive]
+                gone = [child for pid, child in self._known.items() if pid not in alive]
                 if gone:
                     time.sleep(0.2)  # for what they have to say
                     codes = ", ".join(str(child.exitcode) for child in gone)
                     sys.stderr.write(f"processes of Lava ended early, with exit code {codes}\n")
                     end_group(_DIED)
-                known |= alive
+                self._known |= alive
 
 
 def end_with_parent() -> None:
@@ -164,11 +169,12 @@ def say_progress(what: str, done: int, total: int, said: float) -> float:
     return now
 
 
-def run_steps(process: Any, steps: int, configuration: Any, what: str) -> None:
+def run_steps(process: Any, steps: int, configuration: Any, what: str, watch: Watch) -> None:
     """Compile what `process` is connected with, run it, and stop it."""
     from lava.magma.core.run_conditions import RunSteps
 
     process.create_runtime(run_cfg=configuration, compile_config={"pypy_channel_size": _SLOTS})
+    watch.learn()
     done, chunk, said = 0, 8, time.monotonic()
     while done < steps:
         chunk = min(chunk, steps - done)
@@ -214,7 +220,7 @@ def simulate(n: int, job: dict[str, Any], folder: Path, out: Any) -> None:
                 select_tag="fixed_pt", exception_proc_model_map=models.simulated_models(processes)
             )
             watch = Watch()
-            run_steps(lif, batch * steps, configuration, f"network {n}")
+            run_steps(lif, batch * steps, configuration, f"network {n}", watch)
             watch.over()
             lif.stop()
     for (k, name), path in files.items():
