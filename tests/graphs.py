@@ -302,7 +302,9 @@ def cases(draw, exact, dtype, steps=6, graphs=runnable_graphs):
     graph = draw(graphs(convention, exact))
     neurons = [n for n, node in graph.nodes.items() if type(node).__name__ in NEURONS]
     if neurons and draw(st.booleans()):
-        name = draw(st.sampled_from(sorted(CHOICES)))
+        # a reset brought forward is one by subtraction, at every node
+        left = {"reset"} if convention.reset_time == "brought_forward" else set()
+        name = draw(st.sampled_from(sorted(set(CHOICES) - left)))
         mine = {draw(st.sampled_from(neurons)): {name: draw(st.sampled_from(CHOICES[name]))}}
         convention = dataclasses.replace(convention, overrides={**convention.overrides, **mine})
     module = nd.nir_to_torch(graph, convention=convention, dtype=dtype)
