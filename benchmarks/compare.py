@@ -83,7 +83,7 @@ def main() -> None:
     found = nd.compare(a, b)
     differing, shared, squares, largest = plain(a, b)
     sums = [node.variables["v_mem"].sums for node in found.per_node.values()]
-    assert found.spikes is not None  # noqa: S101
+    assert found.spikes is not None  # noqa: S101 - narrows the type
     if (found.spikes.differing, found.spikes.shared) != (differing, shared):
         raise SystemExit("the figures are not numpy's")
     if not np.isclose(sum(s.squares for s in sums), squares) or max(s.largest for s in sums) != largest:

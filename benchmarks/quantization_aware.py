@@ -25,7 +25,8 @@ import torch
 from torch import nn
 
 import nirdeploy as nd
-from nirdeploy.demonstration import Digits, DigitsNetwork, digits, one_thread
+from nirdeploy.demonstration import Digits, DigitsNetwork, digits
+from nirdeploy.reference.threads import one_thread
 
 TARGET = "speck2f"
 CALIBRATION = 96

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 import nirdeploy as nd
-from nirdeploy.demonstration import digits, one_thread
+from nirdeploy.demonstration import digits
+from nirdeploy.reference.threads import one_thread
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # Norse uses torch.jit.script

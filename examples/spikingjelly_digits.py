@@ -14,7 +14,8 @@ from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import nn
 
 import nirdeploy as nd
-from nirdeploy.demonstration import digits, one_thread
+from nirdeploy.demonstration import digits
+from nirdeploy.reference.threads import one_thread
 
 # %% [markdown]
 # ## Train in SpikingJelly

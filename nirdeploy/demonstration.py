@@ -28,6 +28,7 @@ from nirdeploy.pipeline import Deployment, deploy
 from nirdeploy.reference.convention import Convention
 from nirdeploy.reference.executor import run
 from nirdeploy.reference.neurons import IF
+from nirdeploy.reference.threads import one_thread
 from nirdeploy.trajectory import Trajectory
 
 __all__ = ["CONVENTION", "Demo", "Digits", "DigitsNetwork", "Target", "demo", "digits", "encode", "train"]
@@ -142,17 +143,6 @@ def _counts(network: nn.Module, raster: Tensor) -> Tensor:
         spikes, state = network(frame, state)
         total = total + spikes
     return total
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Run torch on one thread: layers this small gain nothing from a second, and lose much where cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def train(

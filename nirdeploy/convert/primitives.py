@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from nirdeploy.convert.arrays import array_of
 from nirdeploy.convert.layers import FlattenSample, SumPool2d
 from nirdeploy.errors import ConversionError
 from nirdeploy.nodes import make_node, parameters
@@ -97,13 +98,6 @@ class Primitive:
     input_shape: Callable[[Any], Shape | None] = lambda module: None
 
 
-def _numpy(tensor: torch.Tensor) -> np.ndarray:
-    detached = tensor.detach().cpu()
-    if detached.dtype in (torch.bfloat16, torch.float16):
-        detached = detached.float()
-    return np.array(detached.numpy(), copy=True)
-
-
 def _fill(module: nn.Module, context: BuildContext, **values: Any) -> nn.Module:
     """Set parameters from arrays, copied unless they belong to nobody else."""
     for name, value in values.items():
@@ -136,8 +130,8 @@ def _linear_to_torch(node: nir.Linear, context: BuildContext) -> nn.Module:
 
 def _linear_to_nir(module: nn.Linear, context: TraceContext) -> nir.NIRNode:
     if module.bias is None:
-        return make_node(nir.Linear, weight=_numpy(module.weight))
-    return make_node(nir.Affine, weight=_numpy(module.weight), bias=_numpy(module.bias))
+        return make_node(nir.Linear, weight=array_of(module.weight))
+    return make_node(nir.Affine, weight=array_of(module.weight), bias=array_of(module.bias))
 
 
 def _conv2d_to_torch(node: nir.Conv2d, context: BuildContext) -> nn.Module:
@@ -188,8 +182,8 @@ def _conv_parts(module: nn.Conv1d | nn.Conv2d, context: TraceContext) -> tuple[n
         raise ConversionError(
             f"padding_mode {module.padding_mode!r} does not exist in NIR", node=context.path, remedy="Use 'zeros'."
         )
-    weight = _numpy(module.weight)
-    bias = np.zeros(weight.shape[0], weight.dtype) if module.bias is None else _numpy(module.bias)
+    weight = array_of(module.weight)
+    bias = np.zeros(weight.shape[0], weight.dtype) if module.bias is None else array_of(module.bias)
     known = context.known_shape(type(module).__name__)
     if known is not None and len(known) != weight.ndim - 1:
         axes = ("channel", "height", "width") if weight.ndim == 4 else ("channel", "length")
@@ -219,7 +213,7 @@ class Scale(nn.Module):
 
 
 def _full(tensor: torch.Tensor, context: TraceContext) -> np.ndarray:
-    array = _numpy(tensor)
+    array = array_of(tensor)
     return array if context.input_shape is None else np.array(np.broadcast_to(array, context.input_shape), copy=True)
 
 

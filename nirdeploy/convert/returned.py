@@ -124,8 +124,9 @@ def _comes_back(walk: Walk, leaf: Any, wanted: StateOf) -> bool:
     found = _state_of(walk, leaf)
     if isinstance(found, Signal):
         return wanted.place == 0 and found.sources == (wanted.owner,)
-    fits = isinstance(found, StateOf) and found.owner == wanted.owner
-    return fits and (wanted.place is None or found.place in (None, wanted.place))  # type: ignore[union-attr]
+    if not isinstance(found, StateOf) or found.owner != wanted.owner:
+        return False
+    return wanted.place is None or found.place in (None, wanted.place)
 
 
 def leaves_of(value: Any) -> list[fx.Node]:

@@ -7,7 +7,7 @@ import operator
 import random
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import nir
 import numpy as np
@@ -53,7 +53,7 @@ class _Proxy(fx.Proxy):
         """Of the input itself, or what was asked of it, such as x.size(0)."""
         found: int | None = None
         if (self.node.op == "placeholder") == whole:
-            found = self.tracer.length(self.node)  # type: ignore[attr-defined]
+            found = cast("_Tracer", self.tracer).length(self.node)
         return found
 
     def __index__(self) -> int:

@@ -9,18 +9,20 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import nir
 import numpy as np
 import torch
 from torch import fx, nn
 
+from nirdeploy.convert.arrays import array_of
 from nirdeploy.convert.draft import Draft, Key, Shape, Signal, StateOf, Value
 from nirdeploy.convert.frameworks.conventions import combined, layer_conventions
 from nirdeploy.convert.frameworks.framework import (
     ONE_STEP,
     LayerRow,
+    check_forward,
     check_layer,
     framework_of,
     hint,
@@ -183,7 +185,7 @@ class Walk:
             self.shape = self.shape[1:]  # the sample input has all steps
         for node in traced.nodes if loop is None else loop.nodes:
             if loop is not None and (node in loop.same or node in loop.parts):
-                self.env[node] = self.env[loop.same.get(node) or node.args[0]]  # type: ignore[index]
+                self.env[node] = self.env[loop.same.get(node) or cast("fx.Node", node.args[0])]
                 continue
             try:
                 value = self._visit(node, states, signals)
@@ -494,12 +496,12 @@ class Walk:
             value = self.env.get(value)
             return value if isinstance(value, np.ndarray) else None
         if isinstance(value, torch.Tensor):
-            return _array(value)
+            return array_of(value)
         return np.asarray(value) if isinstance(value, int | float) else None
 
     def _attribute(self, node: fx.Node) -> np.ndarray:
         if node.target in self.constants:
-            return _array(self.constants[str(node.target)])
+            return array_of(self.constants[str(node.target)])
         found: Any = self.root
         for part in str(node.target).split("."):
             found = getattr(found, part)
@@ -507,7 +509,7 @@ class Walk:
             raise self.refuse(node)
         if isinstance(found, nn.Parameter):
             self.parameters.add(node)
-        return _array(found)
+        return array_of(found)
 
     # ------------------------------------------------------------ modules
 
@@ -637,12 +639,12 @@ class Walk:
         if module.running_mean is None or module.running_var is None:
             raise ConversionError("BatchNorm without running statistics depends on the batch", node=path)
         ones = torch.ones_like(module.running_mean)
-        gain = _array(module.weight if module.weight is not None else ones).astype(np.float64)
-        offset = _array(module.bias if module.bias is not None else 0 * ones).astype(np.float64)
-        deviation = np.sqrt(_array(module.running_var).astype(np.float64) + module.eps)
+        gain = array_of(module.weight if module.weight is not None else ones).astype(np.float64)
+        offset = array_of(module.bias if module.bias is not None else 0 * ones).astype(np.float64)
+        deviation = np.sqrt(array_of(module.running_var).astype(np.float64) + module.eps)
         factor = gain / deviation
-        shift = offset - _array(module.running_mean).astype(np.float64) * factor
-        return self.draft.normalise(signal, path, factor, shift.astype(_array(module.running_mean).dtype))
+        shift = offset - array_of(module.running_mean).astype(np.float64) * factor
+        return self.draft.normalise(signal, path, factor, shift.astype(array_of(module.running_mean).dtype))
 
 
 # ---------------------------------------------------------------- small helpers
@@ -650,12 +652,6 @@ class Walk:
 
 def _anchored(node: nir.NIRNode) -> bool:
     return keeps_state(node) or isinstance(node, nir.Input | nir.Output)
-
-
-def _array(tensor: torch.Tensor) -> np.ndarray:
-    detached = tensor.detach().cpu()
-    half = detached.dtype in (torch.bfloat16, torch.float16)
-    return np.array((detached.float() if half else detached).numpy(), copy=True)
 
 
 @contextmanager
@@ -678,7 +674,7 @@ def _with_arrays(node: nir.NIRNode | None) -> nir.NIRNode | None:
     if node is not None and not isinstance(node, nir.NIRGraph):
         for name, value in vars(node).items():
             if isinstance(value, torch.Tensor):
-                setattr(node, name, _array(value))
+                setattr(node, name, array_of(value))
     return node
 
 
@@ -698,13 +694,4 @@ def _refuse_altered(module: nn.Module, known: tuple[type[nn.Module], ...], path:
             node=path,
             remedy=f"Map it with module_map={{{type(module).__name__}: ...}}.",
         )
-    if getattr(type(module), "forward", None) is not base.forward or "forward" in vars(module):
-        raise ConversionError(
-            f"{type(module).__name__} has a forward of its own, so it is no plain {base.__name__}",
-            node=path,
-            remedy=f"Map it with module_map={{{type(module).__name__}: ...}}.",
-        )
-    if module._forward_hooks or module._forward_pre_hooks:
-        raise ConversionError(
-            f"{type(module).__name__} has forward hooks, which NIR cannot hold", node=path, remedy="Remove them."
-        )
+    check_forward(module, base, path)

@@ -11,7 +11,6 @@ import json
 import tempfile
 import threading
 from collections.abc import Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,11 +23,10 @@ from nirdeploy import errors
 from nirdeploy import graph as graphs
 from nirdeploy.errors import NirdeployError, RasterError, UnsupportedError
 from nirdeploy.events import Events, events_to_raster, whole_microseconds
+from nirdeploy.reference.threads import one_thread
 from nirdeploy.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from nirdeploy.pipeline import Deployment
     from nirdeploy.reference.convention import Convention
     from nirdeploy.trajectory import Trajectory
@@ -224,7 +222,8 @@ class Runner:
     def run(self, samples: Sequence[Any]) -> Rows | Failure:
         """The rows of a chunk, or the first sample of it that cannot be run, alone."""
         try:
-            with _one_thread():
+            # more threads would add floats in another order, and every processor is another worker's
+            with one_thread():
                 return self._rows(samples)
         except Exception as error:  # whatever it is, the sample is named and everything finished stays
             if len(samples) == 1:
@@ -314,19 +313,6 @@ def _loaded(job: Job) -> Any:
         path = Path(folder, "net.nir")
         path.write_bytes(job.network)
         return read(path)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """More threads would add floats in another order, and every processor is another worker's."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 _RUNNERS: dict[str, Runner] = {}

@@ -67,7 +67,7 @@ class _Worker:
                 if message is None:
                     return b""
                 assert process.stdin is not None  # noqa: S101 - narrows the type
-                assert process.stdout is not None  # noqa: S101
+                assert process.stdout is not None  # noqa: S101 - likewise
                 send(process.stdin, message)
                 if (reply := receive(process.stdout)) is not None:
                     return reply
@@ -93,7 +93,7 @@ class _Worker:
         if self.stopped:  # while it was started: `stop` did not see it
             process.kill()
         assert process.stdin is not None  # noqa: S101 - narrows the type
-        assert process.stdout is not None  # noqa: S101
+        assert process.stdout is not None  # noqa: S101 - likewise
         send(process.stdin, self.job)
         said = receive(process.stdout)
         if said is None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 
-__all__ = ["share", "split"]
+__all__ = ["one_thread", "share", "split"]
 
 T = TypeVar("T")
 _POOL: dict[int, ThreadPoolExecutor] = {}  # by process: a fork has none of its parent's threads
@@ -46,6 +47,17 @@ def share(size: int, batch: int, unit: int, most: int, parts: int) -> int:
     """
     wanted = -(-min(parts, torch.get_num_threads()) // max(1, batch))
     return max(unit, min(most, -(-size // (max(1, wanted) * unit)) * unit))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run torch on one thread: small layers gain nothing from a second, and lose much where cores are shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _pool() -> ThreadPoolExecutor:

@@ -97,7 +97,8 @@ def test_digits_with_three_bits_win_back_half_of_what_rounding_loses():
     import importlib.util
     from pathlib import Path
 
-    from nirdeploy.demonstration import digits, one_thread
+    from nirdeploy.demonstration import digits
+    from nirdeploy.reference.threads import one_thread
 
     path = Path(__file__).resolve().parents[2] / "benchmarks" / "quantization_aware.py"
     spec = importlib.util.spec_from_file_location("benchmark_quantization_aware", path)

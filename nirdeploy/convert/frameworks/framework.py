@@ -22,6 +22,7 @@ __all__ = [
     "Framework",
     "LayerRow",
     "Repair",
+    "check_forward",
     "check_layer",
     "check_mode",
     "framework",
@@ -194,7 +195,16 @@ def check_layer(module: nn.Module, row: LayerRow, path: str) -> None:
     """
     kind = type(module)
     base: Any = next(c for c in kind.__mro__ if f"{c.__module__}.{c.__qualname__}" in row.classes)
-    changed = kind is not base and not row.allows_subclasses
+    check_forward(module, base, path, changed=kind is not base and not row.allows_subclasses)
+
+
+def check_forward(module: nn.Module, base: Any, path: str, *, changed: bool = False) -> None:
+    """Refuse a module of which something else than the forward of a class runs, or is known to (`changed`).
+
+    Raises:
+        ConversionError: naming the layer and the remedy.
+    """
+    kind = type(module)
     if changed or getattr(kind, "forward", None) is not base.forward or "forward" in vars(module):
         raise ConversionError(
             f"{kind.__name__} has a forward of its own, so it is no plain {base.__name__}",

@@ -21,6 +21,7 @@ import nir
 import numpy as np
 import torch
 
+from nirdeploy.convert.arrays import array_of, one_a_neuron
 from nirdeploy.convert.frameworks.framework import Fields, Framework, LayerRow
 from nirdeploy.convert.frameworks.norse_adapt import adapt
 from nirdeploy.convert.frameworks.norse_files import repair
@@ -39,9 +40,8 @@ _RESETS = {f"{_STEP}.reset.reset_value": "v_reset", f"{_STEP}.reset.reset_subtra
 
 
 def _array(tensor: Any) -> np.ndarray:
-    detached = torch.as_tensor(tensor).detach().cpu()
-    half = detached.dtype in (torch.bfloat16, torch.float16) or not detached.is_floating_point()
-    return np.array((detached.float() if half else detached).numpy(), copy=True)
+    given = torch.as_tensor(tensor)
+    return array_of(given if given.is_floating_point() else given.float())
 
 
 def _spread(values: Mapping[str, np.ndarray], shape: tuple[int, ...] | None, path: str) -> dict[str, np.ndarray]:
@@ -52,23 +52,20 @@ def _spread(values: Mapping[str, np.ndarray], shape: tuple[int, ...] | None, pat
     """
     found: dict[str, np.ndarray] = {}
     for name, given in values.items():
-        array = given
-        if not np.isfinite(array).all():
+        if not np.isfinite(given).all():
             raise ConversionError(
-                f"{name} is {array[~np.isfinite(array)].flat[0]}, expected a finite number",
+                f"{name} is {given[~np.isfinite(given)].flat[0]}, expected a finite number",
                 node=path,
                 remedy="Train it again, or set it.",
             )
-        while shape is not None and array.ndim > len(shape) and array.shape[0] == 1:
-            array = array[0]
-        try:
-            found[name] = np.array(np.broadcast_to(array, array.shape if shape is None else shape), copy=True)
-        except ValueError as error:
+        spread = one_a_neuron(given, given.shape if shape is None else shape)
+        if spread is None:
             raise ConversionError(
-                f"{name} of shape {array.shape} does not fit neurons of shape {shape}",
+                f"{name} of shape {given.shape} does not fit neurons of shape {shape}",
                 node=path,
                 remedy="Use one number, or one a neuron.",
-            ) from error
+            )
+        found[name] = spread
     if shape is None:
         whole = np.broadcast_shapes(*(array.shape for array in found.values()))
         found = {name: np.array(np.broadcast_to(array, whole), copy=True) for name, array in found.items()}

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from nirdeploy.convert.arrays import array_of, one_a_neuron
 from nirdeploy.convert.frameworks.framework import STEP
 from nirdeploy.convert.primitives import TraceContext
 from nirdeploy.errors import ConversionError
@@ -293,7 +294,7 @@ def _refuse_hollow(module: Any, path: str) -> None:
 
 
 def _values(given: Any) -> np.ndarray:
-    return np.asarray(given.detach().cpu().numpy() if isinstance(given, torch.Tensor) else given)
+    return array_of(given) if isinstance(given, torch.Tensor) else np.asarray(given)
 
 
 def _shown(values: np.ndarray) -> str:
@@ -305,16 +306,14 @@ def _full(given: Any, shape: Shape, what: str, module: nn.Module, path: str) -> 
     """One value a neuron, of a parameter that sinabs broadcasts against [batch, *shape]."""
     array = _values(given)
     array = array.astype(np.float32) if array.dtype.kind != "f" else array
-    while array.ndim > len(shape) and array.shape[0] == 1:
-        array = array[0]
-    try:
-        return np.array(np.broadcast_to(array, shape), copy=True)
-    except ValueError as error:
+    spread = one_a_neuron(array, shape)
+    if spread is None:
         raise ConversionError(
             f"{_kind(module)} has a {what} of shape {array.shape}, its neurons have {shape}",
             node=path,
             remedy="Give it one value, or one a neuron.",
-        ) from error
+        )
+    return spread
 
 
 def _alpha(module: nn.Module, which: str, shape: Shape, path: str) -> np.ndarray:

@@ -6,7 +6,6 @@ Both count a step as 1e-4 s. What the importer makes is reset to zero in the sam
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import nir
@@ -265,5 +264,9 @@ def _ratio(tau: np.ndarray) -> np.ndarray:
 def _time_constant(name: str, decay: np.ndarray) -> np.ndarray:
     if np.any(decay < 0) or not math.isfinite(float(decay.max())):
         raise _refuse(name, f"clamps decays to at least 0, here {decay.min():.6g}", "Use a smaller step.")
-    decays: Callable[[np.ndarray], np.ndarray] = lambda tau: 1 - (DT / tau)  # noqa: E731 (as the importer has it)
+
+    def decays(tau: np.ndarray) -> np.ndarray:
+        found: np.ndarray = 1 - (DT / tau)  # as the importer has it
+        return found
+
     return time_constant(decay, DT, decays)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nirdeploy.convert.arrays import one_a_neuron
 from nirdeploy.errors import ConversionError
 from nirdeploy.reference.convention import Convention
 from nirdeploy.reference.dynamics import coefficients
@@ -28,18 +29,16 @@ def broadcast(value: Tensor, shape: tuple[int, ...], name: str, path: str) -> np
     tensor = torch.as_tensor(value).detach().cpu()
     double = tensor.dtype == torch.float64 and tensor.ndim > 0
     array = tensor.to(torch.float64 if double else torch.float32).numpy()
-    while array.ndim > len(shape) and array.shape[0] == 1:
-        array = array[0]
     if not np.isfinite(array).all():
         raise ConversionError(f"{name} holds NaN or infinity", node=path, remedy="Train or load it again.")
-    try:
-        return np.array(np.broadcast_to(array, shape), copy=True)
-    except ValueError as error:
+    spread = one_a_neuron(array, shape)
+    if spread is None:
         raise ConversionError(
             f"{name} of shape {tuple(tensor.shape)} does not fit neurons of shape {shape}",
             node=path,
             remedy="Give it one value, or one a neuron.",
-        ) from error
+        )
+    return spread
 
 
 def time_constant(decay: np.ndarray, dt: float, decays: Callable[[np.ndarray], np.ndarray] | None = None) -> np.ndarray:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from nirdeploy.convert.arrays import array_of
 from nirdeploy.convert.frameworks.framework import Fields, Framework, LayerRow, check_layer, row_of
 from nirdeploy.convert.frameworks.spikingjelly_files import adapt, repair
 from nirdeploy.convert.frameworks.spikingjelly_neurons import (
@@ -66,8 +67,7 @@ def _standardised(kind: type[nn.Module]) -> Callable[[Any, TraceContext], nir.NI
 
     def to_nir(module: Any, context: TraceContext) -> nir.NIRNode:
         node = MODULES[kind].to_nir(module, context)
-        weight = module.get_weight().detach().cpu().numpy()
-        return make_node(type(node), **{**parameters(node), "weight": np.array(weight, copy=True)})
+        return make_node(type(node), **{**parameters(node), "weight": array_of(module.get_weight())})
 
     return to_nir
 
@@ -150,7 +150,7 @@ def _ends(shape: tuple[int, ...], inner: tuple[int, ...]) -> dict[str, nir.NIRNo
 def _linear_recurrent(module: Any, context: TraceContext) -> nir.NIRNode:
     """y[t] = neuron(W [x[t], y[t-1]] + b), y[-1] = 0: what comes in and what comes back have a part of W each."""
     check_memory(module, {"y": None}, context.path)
-    weight, bias = module.rc.weight.detach().cpu().numpy(), module.rc.bias
+    weight, bias = array_of(module.rc.weight), module.rc.bias
     features, back = module.rc.out_features, module.sub_module_out_features
     if features != back:
         raise ConversionError(
@@ -159,7 +159,7 @@ def _linear_recurrent(module: Any, context: TraceContext) -> nir.NIRNode:
             remedy="Give LinearRecurrentContainer in_features == out_features.",
         )
     first = np.array(weight[:, : weight.shape[1] - back], copy=True)
-    values = {} if bias is None else {"bias": np.array(bias.detach().cpu().numpy(), copy=True)}
+    values = {} if bias is None else {"bias": array_of(bias)}
     nodes = {
         **_ends((features,), (features,)),
         "rc": make_node(nir.Linear if bias is None else nir.Affine, weight=first, **values),
