@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from nirdeploy.rules import Finding, Report
 from nirdeploy.target import Target
 from nirdeploy.trajectory import Record, Trajectory
 
-__all__ = ["Deployment", "check", "deploy", "on_cores", "place", "quantize"]
+__all__ = ["Deployment", "check", "deploy", "place", "quantize"]
 
 
 def check(graph: nir.NIRGraph, target: str | Target, *, convention: Convention | None = None) -> Report:
@@ -66,19 +67,6 @@ def repaired(graph: nir.NIRGraph) -> Iterator[Finding]:
     """What `read(exported_by=)` changed in a file that a library's exporter wrote wrongly."""
     for node, text in graphs.metadata(graph).get("repairs", ()):
         yield Finding("repaired", str(node), str(text), "Look whether that is what was trained.", severity="warning")
-
-
-def on_cores(trajectory: Trajectory, graph: nir.NIRGraph, placement: Placement) -> Trajectory:
-    """A placed network's run with its graph, and in every record of a population the cores of its neurons."""
-
-    def located(record: Record) -> Record:
-        if record.index_map is not None or record.neurons is not None or record.cores is not None:
-            return record
-        cores = placement.core_of(record.source, record.neuron_axes)
-        return record if cores is None else replace(record, cores=cores)
-
-    records = {key: located(record) for key, record in trajectory.records.items()}
-    return replace(trajectory, records=records, graph=graph, outline=trajectory.outline or Outline.of(graph))
 
 
 def unused_fields(graph: nir.NIRGraph, convention: Convention) -> Iterator[Finding]:
@@ -273,6 +261,11 @@ class Deployment:
         """The float graph."""
         return self.quantized.graph
 
+    @cached_property
+    def outline(self) -> Outline:
+        """Nodes, shapes and edges of the graph; made once, as that takes a quarter of a short run's time."""
+        return Outline.of(self.graph)
+
     @property
     def target(self) -> Target:
         """The chip."""
@@ -324,7 +317,20 @@ class Deployment:
             nodes=None if nodes is None else _names(nodes, "nodes", "Pass node names, or None for all."),
             **options,
         )
-        return on_cores(replace(found, raster=raster), self.graph, self.placement)
+        return self.located(found, raster)
+
+    def located(self, trajectory: Trajectory, raster: Any) -> Trajectory:
+        """A run of it with graph and raster, and in every record of a population the cores of its neurons."""
+
+        def with_cores(record: Record) -> Record:
+            if record.index_map is not None or record.neurons is not None or record.cores is not None:
+                return record
+            cores = self.placement.core_of(record.source, record.neuron_axes)
+            return record if cores is None else replace(record, cores=cores)
+
+        records = {key: with_cores(record) for key, record in trajectory.records.items()}
+        outline = trajectory.outline or self.outline
+        return replace(trajectory, records=records, graph=self.graph, outline=outline, raster=raster)
 
     def utilization(self) -> list[dict[str, Any]]:
         """Rows of core, node, resource, used, limit and share."""

@@ -11,13 +11,18 @@ from nirdeploy.commands.shared import (
     ExportedBy,
     Fields,
     Json,
+    Mode,
+    On,
+    Options,
     Preset,
     Step,
     app,
     asked_convention,
-    assigned,
+    is_deployment,
+    options_of,
     print_json,
     progress_bar,
+    refuse_convention,
     say,
 )
 from nirdeploy.errors import ConfigurationError
@@ -43,12 +48,9 @@ def evaluate(
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the output ends.")] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: this one.")] = None,
     scheduler: Annotated[str | None, typer.Option(help="Dask's, e.g. tcp://host:8786; its workers compute.")] = None,
-    on: Annotated[str, typer.Option(help="emulator, simulator or chip; for deployments.")] = "emulator",
-    mode: Annotated[str | None, typer.Option(help="Of the emulator, e.g. step or event on Speck.")] = None,
-    options: Annotated[
-        list[str] | None,
-        typer.Option("--option", help="Option of a deployment's run, NAME=VALUE, e.g. leak_clock_hz=0; repeatable."),
-    ] = None,
+    on: On = "emulator",
+    mode: Mode = None,
+    options: Options = None,
     method: Annotated[str, typer.Option(help="dense, event or loop; for .nir files.")] = "dense",
     step_us: Annotated[int | None, typer.Option(min=1, help="Microseconds of a step, for recorded events.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Samples run together, and written together.")] = None,
@@ -79,7 +81,7 @@ def evaluate(
             resume=resume,
             on=on,
             mode=mode,
-            options=assigned(options, "--option", "leak_clock_hz=0"),
+            options=options_of(options),
             convention=convention,
             method=method,
             step_us=step_us,
@@ -106,9 +108,8 @@ def _network(
     from nirdeploy import io, storage
     from nirdeploy.convert.build import stored_convention
 
-    if source.is_dir() or source.suffix == ".h5":
-        if preset is not None or dt is not None or fields:
-            raise ConfigurationError("a deployment has its convention already", remedy="Leave --preset, --dt, --set.")
+    if is_deployment(source):
+        refuse_convention(preset, dt, fields)
         return storage.load_deployment(source), None
     network = io.read(source, exported_by=exported_by)
     return network, asked_convention(preset, dt, fields, stored_convention(network))

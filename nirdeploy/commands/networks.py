@@ -11,19 +11,24 @@ from nirdeploy.commands.shared import (
     ExportedBy,
     Fields,
     Json,
+    Mode,
+    On,
+    Options,
     Preset,
     Step,
     TargetName,
     app,
     are_events,
     asked_convention,
-    assigned,
     counts_of,
+    is_deployment,
+    options_of,
     print_json,
     print_report,
     print_table,
     progress_bar,
     raster_of,
+    refuse_convention,
     say,
 )
 from nirdeploy.errors import ConfigurationError, RasterError
@@ -145,16 +150,13 @@ def run(
         Path, typer.Argument(help="Counts: .npz with 'raster', or .npy; or recorded events, with --step-us.")
     ],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Trajectory file to write.")] = None,
-    on: Annotated[str, typer.Option(help="emulator, simulator or chip; for deployments.")] = "emulator",
+    on: On = "emulator",
     record: Annotated[str, typer.Option(help="Variables, comma separated.")] = "spikes,v_mem",
     nodes: Annotated[str | None, typer.Option(help="Nodes to record, comma separated; default: all.")] = None,
     method: Annotated[str | None, typer.Option(help="dense (default), event or loop; for .nir files.")] = None,
     packed: Annotated[bool, typer.Option("--packed", help="Keep a bit a spike; for .nir files.")] = False,
-    mode: Annotated[str | None, typer.Option(help="Of the emulator, e.g. step or event on Speck.")] = None,
-    options: Annotated[
-        list[str] | None,
-        typer.Option("--option", help="Option of a deployment's run, NAME=VALUE, e.g. leak_clock_hz=0; repeatable."),
-    ] = None,
+    mode: Mode = None,
+    options: Options = None,
     step_us: Annotated[int | None, typer.Option(help="Microseconds of a step, for files of events.")] = None,
     preset: Preset = None,
     dt: Step = None,
@@ -170,13 +172,12 @@ def run(
     wanted = tuple(name.strip() for name in record.split(","))
     chosen = None if nodes is None else tuple(name.strip() for name in nodes.split(","))
     streamed = False
-    if source.is_dir() or source.suffix == ".h5":
-        if preset is not None or dt is not None or fields:
-            raise ConfigurationError("a deployment has its convention already", remedy="Leave --preset, --dt, --set.")
+    if is_deployment(source):
+        refuse_convention(preset, dt, fields)
         if method is not None or packed:
             raise ConfigurationError("--method and --packed are the reference's", remedy="Leave them for deployments.")
         deployment = storage.load_deployment(source)
-        given = assigned(options, "--option", "leak_clock_hz=0")
+        given = options_of(options)
         labels: Any = None
         if mode == "event" and are_events(raster):  # in their own order
             from nirdeploy.event_files import load_events

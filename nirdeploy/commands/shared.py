@@ -23,6 +23,9 @@ __all__ = [
     "ExportedBy",
     "Fields",
     "Json",
+    "Mode",
+    "On",
+    "Options",
     "Preset",
     "Step",
     "TargetName",
@@ -33,12 +36,15 @@ __all__ = [
     "complain",
     "counts_of",
     "env_app",
+    "is_deployment",
+    "options_of",
     "print_json",
     "print_report",
     "print_table",
     "progress_bar",
     "progress_lines",
     "raster_of",
+    "refuse_convention",
     "say",
 ]
 
@@ -65,6 +71,12 @@ Fields = Annotated[
 ExportedBy = Annotated[
     str | None,
     typer.Option(help="Library whose exporter wrote the file (snntorch, norse, sinabs, spikingjelly): repair it."),
+]
+On = Annotated[str, typer.Option(help="emulator, simulator or chip; for deployments.")]
+Mode = Annotated[str | None, typer.Option(help="Of the emulator, e.g. step or event on Speck.")]
+Options = Annotated[
+    list[str] | None,
+    typer.Option("--option", help="Option of a deployment's run, NAME=VALUE, e.g. leak_clock_hz=0; repeatable."),
 ]
 
 
@@ -182,6 +194,26 @@ def progress_lines(hidden: bool) -> Iterator[Callable[[str], None]]:
 
 
 # ---------------------------------------------------------------- arguments
+
+
+def is_deployment(path: Path) -> bool:
+    """Whether a path is meant as a deployment: a folder, or the file in it."""
+    return path.is_dir() or path.suffix == ".h5"
+
+
+def refuse_convention(preset: str | None, dt: float | None, fields: list[str] | None) -> None:
+    """Refuse the convention's options where a deployment has one.
+
+    Raises:
+        ConfigurationError: one is given.
+    """
+    if preset is not None or dt is not None or fields:
+        raise ConfigurationError("a deployment has its convention already", remedy="Leave --preset, --dt, --set.")
+
+
+def options_of(items: list[str] | None) -> dict[str, Any]:
+    """What --option asks for."""
+    return assigned(items, "--option", "leak_clock_hz=0")
 
 
 def asked_convention(

@@ -16,6 +16,7 @@ from nirdeploy.commands.shared import (
     app,
     asked_convention,
     counts_of,
+    is_deployment,
     print_json,
     progress_lines,
     say,
@@ -145,7 +146,7 @@ def ladder(
     from nirdeploy.comparison.ladder import ladder as climb
     from nirdeploy.storage import load_deployment
 
-    if not deployment.is_dir() and deployment.suffix != ".h5":
+    if not is_deployment(deployment):
         raise ConfigurationError(f"{str(deployment)!r} is no deployment", remedy="Run `nirdeploy deploy` first.")
     _not_an_input(html, raster, deployment / "deployment.h5" if deployment.is_dir() else deployment)
     found = load_deployment(deployment)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import nir
@@ -233,8 +233,6 @@ def ladder(
     """
     if convention is not None and not isinstance(convention, Convention):
         raise ConventionError(f"convention is {convention!r}, expected a Convention")
-    from nirdeploy.pipeline import on_cores
-
     used = convention or deployment.convention
     steps = [Step("reference", "", in_reference(deployment.graph, used)), *_steps(deployment)]
     rungs: list[Rung] = []
@@ -246,7 +244,7 @@ def ladder(
         try:
             found = step.run(raster)
             if found.executor != "reference":
-                found = on_cores(replace(found, raster=raster), deployment.graph, deployment.placement)
+                found = deployment.located(found, raster)
         except (UnavailableError, UnsupportedError, VendorError) as error:
             if first is None:
                 raise

@@ -12,6 +12,7 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -277,7 +278,14 @@ class Runner:
             return deployment.run(raster, on=settings["on"], mode=settings["mode"], record=("spikes",), **options)
         from nirdeploy.reference.executor import run
 
-        return run(self.network, raster, record=("spikes",), method=settings["method"])
+        return run(self._module, raster, record=("spikes",), method=settings["method"])
+
+    @cached_property
+    def _module(self) -> Any:
+        """A graph as what runs it, built once for all chunks."""
+        from nirdeploy.convert.build import nir_to_torch
+
+        return nir_to_torch(self.network)
 
 
 def _summed(trajectory: Trajectory) -> Rows:

@@ -19,7 +19,6 @@ from nirdeploy_loihi.lava_job import write
 from nirdeploy_loihi.simulator import Job, free_shared_memory, run, simulate
 
 from nirdeploy.errors import RasterError, UnavailableError, UnsupportedError, VendorError
-from nirdeploy.pipeline import on_cores
 
 VARIABLES = ("spikes", "v_mem", "i_syn")
 WORKER = Path(nirdeploy_loihi.__file__).parent / "lava_worker.py"
@@ -118,7 +117,7 @@ def deployed(request, golden):
 
 def run_on_lava(deployment, program, data, record=VARIABLES, nodes=None, mode=None, **options):
     found = run_elsewhere(run, deployment, program, data, record, nodes, mode, options)
-    return on_cores(found, deployment.graph, deployment.placement)  # as `Deployment.run` does
+    return deployment.located(found, data)  # as `Deployment.run` does
 
 
 def test_a_run_in_lava_is_the_emulators_trajectory(lava, deployed):
