@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import generated
+from generated import between_markers
+
 from nirdeploy.reference.presets import PRESETS, Preset
 
 PAGE = Path(__file__).with_name("conventions.md")
@@ -18,15 +21,14 @@ def table() -> str:
     """One row a preset: what it changes, what it was held against, and what it does not follow."""
     rows = [("preset", "changes", "held against (`verified_against`)", "limits"), ("---",) * 4]
     rows += [_row(name, preset) for name, preset in PRESETS.items()]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return generated.table(rows)
 
 
 def _row(name: str, preset: Preset) -> tuple[str, ...]:
     changes = [
         f"`{field}={value!r}`" if field != "overrides" else _overrides(value) for field, value in preset.fields.items()
     ]
-    texts = (f"`{name}`", ", ".join(changes) or "nothing", preset.verified_against, preset.limits or "none known")
-    return tuple(text.replace("|", "\\|") for text in texts)
+    return (f"`{name}`", ", ".join(changes) or "nothing", preset.verified_against, preset.limits or "none known")
 
 
 def _overrides(overrides: Mapping[str, Mapping[str, object]]) -> str:
@@ -37,15 +39,8 @@ def _overrides(overrides: Mapping[str, Mapping[str, object]]) -> str:
 
 
 def with_table(page: str) -> str:
-    """The page with the table between its markers made anew.
-
-    Raises:
-        ValueError: the page does not have each marker once.
-    """
-    if page.count(BEGIN) != 1 or page.count(END) != 1:
-        raise ValueError(f"{PAGE.name} needs the lines {BEGIN.strip()!r} and {END.strip()!r} once each")
-    before, rest = page.split(BEGIN)
-    return f"{before}{BEGIN}{table()}{END}{rest.split(END)[1]}"
+    """The page with the table between its markers made anew; ValueError where it lacks them."""
+    return between_markers(page, PAGE.name, BEGIN, END, table())
 
 
 def main(path: Path = PAGE) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from generated import between_markers, table
+
 from nirdeploy.backend import targets
 from nirdeploy.matrix import Answer, always, matrix, sections
 
@@ -24,7 +26,7 @@ def tables() -> str:
     for title, questions in sections(answers).items():
         rows = [("", *(", ".join(f"`{name}`" for name in group) for group in groups)), ("---",) * (len(groups) + 1)]
         rows += [(question, *(cell(found[g[0]]) for g in groups)) for question, found in questions.items()]
-        parts.append(f"### {title}\n\n{_table(rows)}")
+        parts.append(f"### {title}\n\n{table(rows)}")
     return "\n" + "\n".join(parts) + "\n"
 
 
@@ -49,7 +51,7 @@ def _verified() -> str:
         for number, (stage, what) in enumerate(target.verified.items()):
             head = (f"`{name}`", target.title) if number == 0 else ("", "")
             rows.append((*head, stage, what, target.on_chip if number == 0 else ""))
-    return f"### Verified against\n\n{_table(rows)}"
+    return f"### Verified against\n\n{table(rows)}"
 
 
 def _warned(groups: Sequence[Sequence[str]]) -> str:
@@ -61,20 +63,9 @@ def _warned(groups: Sequence[Sequence[str]]) -> str:
     return "".join(lines)
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    return "".join(f"| {' | '.join(text.replace('|', chr(92) + '|') for text in row)} |\n" for row in rows)
-
-
 def with_tables(page: str) -> str:
-    """The page with what is between its markers made anew.
-
-    Raises:
-        ValueError: the page does not have each marker once.
-    """
-    if page.count(BEGIN) != 1 or page.count(END) != 1:
-        raise ValueError(f"{PAGE.name} needs the lines {BEGIN.strip()!r} and {END.strip()!r} once each")
-    before, rest = page.split(BEGIN)
-    return f"{before}{BEGIN}{tables()}{END}{rest.split(END)[1]}"
+    """The page with what is between its markers made anew; ValueError where it lacks them."""
+    return between_markers(page, PAGE.name, BEGIN, END, tables())
 
 
 def main(path: Path = PAGE) -> None:

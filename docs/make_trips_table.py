@@ -8,6 +8,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import generated
+from generated import between_markers
+
 PAGE = Path(__file__).with_name("frameworks.md")
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
 LIBRARIES = {"snntorch": "snnTorch", "norse": "Norse", "sinabs": "sinabs", "spikingjelly": "SpikingJelly"}
@@ -20,21 +23,14 @@ def table(library: str) -> str:
     head = ("layer", "option", f"our file in {name}", f"{name}'s file here")
     lines = [head, ("---",) * 4]
     lines += [(f"`{row['layer']}`", row["option"], row["to"], row["back"]) for row in rows]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+    return generated.table(lines)
 
 
 def with_tables(page: str) -> str:
-    """The page with the tables between their markers made anew.
-
-    Raises:
-        ValueError: the page does not have each marker once.
-    """
+    """The page with the tables between their markers made anew; ValueError where it lacks them."""
     for library in LIBRARIES:
         begin, end = f"<!-- {library}: begin -->\n", f"<!-- {library}: end -->\n"
-        if page.count(begin) != 1 or page.count(end) != 1:
-            raise ValueError(f"{PAGE.name} needs the lines {begin.strip()!r} and {end.strip()!r} once each")
-        before, rest = page.split(begin)
-        page = f"{before}{begin}{table(library)}{end}{rest.split(end)[1]}"
+        page = between_markers(page, PAGE.name, begin, end, table(library))
     return page
 
 

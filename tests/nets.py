@@ -155,3 +155,19 @@ class Body(nn.Module):
 
     def forward(self, x):
         return self.body(self, x)
+
+
+def biased_net(seed, r=1.0):
+    """Two convolutions with biases, an average pool and a matrix; a gain `r` of the last population."""
+    rng = np.random.default_rng(seed)
+    return chain(
+        (2, 8, 8),
+        c1=conv_node(rng.normal(0.1, 0.3, (4, 2, 3, 3)), None, 2, 1, rng.normal(0, 0.15, 4)),
+        n1=if_node((4, 4, 4), 0.8),
+        c2=conv_node(rng.normal(0.05, 0.3, (3, 4, 3, 3)), None, 1, 1, rng.normal(0, 0.3, 3)),
+        n2=if_node((3, 4, 4), 1.2),
+        pool=pool_node(nir.AvgPool2d, 2),
+        f=flatten_node((3, 2, 2)),
+        fc=linear_node(rng.normal(0.1, 0.7, (5, 12))),
+        n3=if_node((5,), 0.6, r=r),
+    )

@@ -3,10 +3,9 @@
 import dataclasses
 import itertools
 
-import nir
 import numpy as np
 import pytest
-from nets import ROOT, chain, conv_net, conv_node, if_node, linear_node, pool_node, raster, shared
+from nets import ROOT, biased_net, chain, conv_net, conv_node, if_node, linear_node, raster, shared
 from nirdeploy_speck.calibrate import LayerFit, calibrated
 from nirdeploy_speck.emulator import layer_input, run_layer
 from nirdeploy_speck.network import lower
@@ -17,22 +16,6 @@ from nirdeploy.raster import load_raster
 
 PLAIN = nd.Convention(if_gain="r", reset="zero", crossing="inclusive", v_min=-4.0)
 SUBTRACT = nd.Convention(if_gain="r", reset="subtract", spikes_per_step="many", v_min="-threshold")
-
-
-def biased_net(seed):
-    """Two convolutions with biases, a pool and a matrix."""
-    rng = np.random.default_rng(seed)
-    return chain(
-        (2, 8, 8),
-        c1=conv_node(rng.normal(0.1, 0.3, (4, 2, 3, 3)), None, 2, 1, rng.normal(0, 0.15, 4)),
-        n1=if_node((4, 4, 4), 0.8),
-        c2=conv_node(rng.normal(0.05, 0.3, (3, 4, 3, 3)), None, 1, 1, rng.normal(0, 0.3, 3)),
-        n2=if_node((3, 4, 4), 1.2),
-        pool=pool_node(nir.AvgPool2d, 2),
-        f=nd.graph.make_node(nir.Flatten, input_type={"input": np.array([3, 2, 2])}, start_dim=0, end_dim=-1),
-        fc=linear_node(rng.normal(0.1, 0.7, (5, 12))),
-        n3=if_node((5,), 0.6),
-    )
 
 
 NETS = {"pooled": (conv_net, (1, 6, 6)), "biased": (biased_net, (2, 8, 8))}

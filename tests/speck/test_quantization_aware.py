@@ -2,6 +2,7 @@
 
 import math
 
+import nets
 import nir
 import numpy as np
 import pytest
@@ -10,7 +11,6 @@ from nets import (
     chain,
     conv_net,
     conv_node,
-    flatten_node,
     if_node,
     input_node,
     linear_node,
@@ -30,19 +30,7 @@ CONVENTIONS = {"plain": PLAIN, "subtract": SUBTRACT, "strict": STRICT}
 
 
 def biased_net(seed):
-    """Two convolutions with biases, an average pool and a matrix."""
-    rng = np.random.default_rng(seed)
-    return chain(
-        (2, 8, 8),
-        c1=conv_node(rng.normal(0.1, 0.3, (4, 2, 3, 3)), None, 2, 1, rng.normal(0, 0.15, 4)),
-        n1=if_node((4, 4, 4), 0.8),
-        c2=conv_node(rng.normal(0.05, 0.3, (3, 4, 3, 3)), None, 1, 1, rng.normal(0, 0.3, 3)),
-        n2=if_node((3, 4, 4), 1.2),
-        pool=pool_node(nir.AvgPool2d, 2),
-        f=flatten_node((3, 2, 2)),
-        fc=linear_node(rng.normal(0.1, 0.7, (5, 12))),
-        n3=if_node((5,), 0.6, r=2.0),
-    )
+    return nets.biased_net(seed, r=2.0)
 
 
 def merged_net(seed):

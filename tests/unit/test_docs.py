@@ -1,11 +1,13 @@
 """What the pages say of conventions, held against the conventions themselves."""
 
 import dataclasses
-import importlib.util
 import re
 import typing
 from pathlib import Path
 
+import make_presets_table
+import make_targets_page
+import make_trips_table
 import pytest
 
 import nirdeploy as nd
@@ -17,10 +19,7 @@ PAGE = (DOCS / "conventions.md").read_text(encoding="utf-8")
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("make_presets_table", DOCS / "make_presets_table.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return make_presets_table
 
 
 def section(title):
@@ -90,21 +89,15 @@ def test_fields_that_recipes_add_are_taken_by_a_convention():
 
 
 def test_tables_of_what_survives_are_what_the_script_makes_of_them():
-    spec = importlib.util.spec_from_file_location("make_trips_table", DOCS / "make_trips_table.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     page = (DOCS / "frameworks.md").read_text(encoding="utf-8")
-    assert module.with_tables(page) == page, "run python docs/make_trips_table.py"
-    for library in module.LIBRARIES:
-        assert module.table(library).count("\n") > 10
+    assert make_trips_table.with_tables(page) == page, "run python docs/make_trips_table.py"
+    for library in make_trips_table.LIBRARIES:
+        assert make_trips_table.table(library).count("\n") > 10
 
 
 def test_tables_of_targets_are_what_they_answer():
-    spec = importlib.util.spec_from_file_location("make_targets_page", DOCS / "make_targets_page.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     page = (DOCS / "targets.md").read_text(encoding="utf-8")
-    assert module.with_tables(page) == page, "run python docs/make_targets_page.py"
+    assert make_targets_page.with_tables(page) == page, "run python docs/make_targets_page.py"
     assert all(f"`{name}`" in page for name in nd.targets())
     with pytest.raises(ValueError, match="once each"):
-        module.with_tables("no markers")
+        make_targets_page.with_tables("no markers")
