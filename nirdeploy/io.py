@@ -128,11 +128,10 @@ def write(
             )
         graph = with_metadata(graph, convention=convention.to_dict())
     if for_library is not None:
+        from nirdeploy.convert.build import stored_convention
         from nirdeploy.convert.frameworks.framework import framework
 
-        stored = metadata(graph).get("convention")
-        used = Convention.from_dict(stored) if isinstance(stored, dict) else None
-        graph = framework(for_library).adapt(graph, used)
+        graph = framework(for_library).adapt(graph, stored_convention(graph))
         validate_graph(graph)
     with files.atomic(path) as temporary, h5py.File(temporary, "w") as file:
         file.create_dataset("version", data=nir.version, dtype=h5py.string_dtype())

@@ -66,15 +66,6 @@ def end_group(code: int) -> None:
     os._exit(code)
 
 
-def runs(pid: Any) -> bool:
-    """Whether a process has not ended; a child that somebody else has waited for counts as alive in multiprocessing."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
-            return stat.read().rpartition(")")[2].split()[0] not in ("Z", "X")
-    except OSError:
-        return not os.path.isdir("/proc/self")  # not Linux: multiprocessing alone knows
-
-
 class Watch:
     """Ends this program as soon as a process of Lava has ended while it runs; Lava would wait for ever."""
 
@@ -100,7 +91,7 @@ class Watch:
             with self._lock:
                 if self._over:
                     return
-                alive = {child.pid: child for child in multiprocessing.active_children() if runs(child.pid)}
+                alive = {child.pid: child for child in multiprocessing.active_children()}
                 gone = [child for pid, child in self._known.items() if pid not in alive]
                 if gone:
                     time.sleep(0.2)  # for what they have to say

@@ -173,6 +173,13 @@ class Alignment:
     unaligned: tuple[Unaligned, ...]
     notes: tuple[str, ...] = ()
 
+    def by_node(self) -> dict[str, dict[str, Aligned]]:
+        """Node -> variable -> both sides."""
+        found: dict[str, dict[str, Aligned]] = {}
+        for (node, variable), pair in self.pairs.items():
+            found.setdefault(node, {})[variable] = pair
+        return found
+
 
 def labels(a: Trajectory, b: Trajectory) -> tuple[str, str]:
     """Two different names for the two sides, e.g. 'reference' and 'speck2f (emulator)'."""

@@ -40,10 +40,7 @@ def find_lags(alignment: Alignment, names: tuple[str, str]) -> dict[str, Found]:
     is found there is held against the whole. Equal ones go to the lag nearest to the declared one, so that a silent or
     a constant node keeps that.
     """
-    by_node: dict[str, dict[str, Aligned]] = {}
-    for (node, variable), pair in alignment.pairs.items():
-        by_node.setdefault(node, {})[variable] = pair
-    return {node: _find(pairs, names) for node, pairs in by_node.items()}
+    return {node: _find(pairs, names) for node, pairs in alignment.by_node().items()}
 
 
 class _Score(NamedTuple):

@@ -70,13 +70,10 @@ def compare(
         raise ComparisonError(_nothing(a, b, alignment), remedy="Record the same nodes and variables on both sides.")
     spikes = {node: _measure_spikes(p) for (node, variable), p in alignment.pairs.items() if variable == "spikes"}
     spread = Spread({node: found.first_steps for node, found in spikes.items()}, outline)
-    by_node: dict[str, dict[str, Aligned]] = {}
-    for (node, variable), pair in alignment.pairs.items():
-        by_node.setdefault(node, {})[variable] = pair
     found = Comparison(
         reference=a,
         chip=b,
-        per_node={node: _node(node, mine, spikes.get(node), spread, b) for node, mine in by_node.items()},
+        per_node={node: _node(node, mine, spikes.get(node), spread, b) for node, mine in alignment.by_node().items()},
         unaligned=alignment.unaligned,
         notes=(*_notes(ours, theirs), *alignment.notes),
         pairs=alignment.pairs,

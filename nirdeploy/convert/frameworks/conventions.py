@@ -89,7 +89,7 @@ def convention_of(module: nn.Module, *, dt: float | None = None) -> Convention:
         own = getattr(part, "convention", None)
         framework, row = framework_of(part), row_of(part)
         if isinstance(own, Convention):
-            if path == "" and own is not None:
+            if path == "":
                 return own
             found[path] = own
         elif framework is not None and row is not None:
