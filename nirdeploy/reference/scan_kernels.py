@@ -23,36 +23,14 @@ def _record(base, at, left, lanes, past):
         write(base, at, left, lanes)
 
 
-@kernel
-def scan(
-    x, v, i, p, q, spiking, inclusive, subtracts, uniform, out, v_record, i_record, past, checks, block, first, last,
+@inline
+def _advance(
+    x, v, i, p, q, spiking, inclusive, subtracts, uniform, delays, emits, keeps_v, keeps_i, out, v_record, i_record, past,
+    checks, block, first, last,
 ):  # fmt: skip
-    """A population over time, as `kernels.scan`.
-
-    Args:
-        x: input [step, batch, neuron].
-        v: membrane [batch, neuron], advanced in place.
-        i: synapse likewise; [0, 0] where there is none.
-        p: parameters [row, neuron].
-        q: decay and gain of the synapse [2, neuron].
-        spiking: mode ONE; else INTEGRATE.
-        inclusive, subtracts: as in `Convention`.
-        uniform: whether all neurons have the parameters of the first.
-        out: what it emits [step, batch, neuron]; may be `x`. [0, 0, 0]: not wanted.
-        v_record: v after each step, [step, batch, neuron] or [0, 0, 0].
-        i_record: i likewise.
-        past: whether records are written past the cache, which takes memory aligned as vectors are.
-        checks: whether to look for the highest of all inputs.
-        block: neurons advanced together, a multiple of `WIDTH`.
-        first: first block, counted sample by sample.
-        last: block to stop before.
-
-    Returns:
-        The highest of these blocks' inputs, their bits read as unsigned integers; 0 where nobody asks.
-    """
+    """`scan` with what is there spelled out, so that what a caller gives as a constant costs nothing."""
     steps, batch, neurons = x.shape
     blocks = (neurons + block - 1) // block
-    emits, keeps_v, keeps_i, delays = out.size > 0, v_record.size > 0, i_record.size > 0, i.size > 0
     given, held, current, emitted = pointer(x), pointer(v), pointer(i), pointer(out)
     rows, decays, kept_v, kept_i = pointer(p), pointer(q), pointer(v_record), pointer(i_record)
     unit = p.dtype.type(1)
@@ -97,3 +75,43 @@ def scan(
                 if keeps_v:
                     _record(kept_v, row + c, left, u, past)
     return highest_bits(highest)
+
+
+@kernel
+def scan(
+    x, v, i, p, q, spiking, inclusive, subtracts, uniform, out, v_record, i_record, past, checks, block, first, last,
+):  # fmt: skip
+    """A population over time, as `kernels.scan`.
+
+    Args:
+        x: input [step, batch, neuron].
+        v: membrane [batch, neuron], advanced in place.
+        i: synapse likewise; [0, 0] where there is none.
+        p: parameters [row, neuron].
+        q: decay and gain of the synapse [2, neuron].
+        spiking: mode ONE; else INTEGRATE.
+        inclusive, subtracts: as in `Convention`.
+        uniform: whether all neurons have the parameters of the first.
+        out: what it emits [step, batch, neuron]; may be `x`. [0, 0, 0]: not wanted.
+        v_record: v after each step, [step, batch, neuron] or [0, 0, 0].
+        i_record: i likewise.
+        past: whether records are written past the cache, which takes memory aligned as vectors are.
+        checks: whether to look for the highest of all inputs.
+        block: neurons advanced together, a multiple of `WIDTH`.
+        first: first block, counted sample by sample.
+        last: block to stop before.
+
+    Returns:
+        The highest of these blocks' inputs, their bits read as unsigned integers; 0 where nobody asks.
+    """
+    emits, keeps_v, keeps_i, delays = out.size > 0, v_record.size > 0, i_record.size > 0, i.size > 0
+    if spiking and uniform and emits and not (delays or keeps_v or keeps_i):
+        # nothing but spikes out of neurons of one kind: without the questions a vector takes half the time
+        return _advance(
+            x, v, i, p, q, True, inclusive, subtracts, True, False, True, False, False, out, v_record, i_record,
+            False, checks, block, first, last,
+        )  # fmt: skip
+    return _advance(
+        x, v, i, p, q, spiking, inclusive, subtracts, uniform, delays, emits, keeps_v, keeps_i, out, v_record, i_record,
+        past, checks, block, first, last,
+    )  # fmt: skip
