@@ -25,8 +25,8 @@ def _record(base, at, left, lanes, past):
 
 @inline
 def _advance(
-    x, v, i, p, q, spiking, inclusive, subtracts, uniform, delays, emits, keeps_v, keeps_i, out, v_record, i_record, past,
-    checks, block, first, last,
+    x, v, i, p, q, spiking, inclusive, subtracts, uniform, delays, emits, keeps_v, keeps_i, out, v_record, i_record,
+    past, checks, block, first, last,
 ):  # fmt: skip
     """`scan` with what is there spelled out, so that what a caller gives as a constant costs nothing."""
     steps, batch, neurons = x.shape
