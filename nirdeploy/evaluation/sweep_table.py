@@ -91,7 +91,7 @@ class Sweep:
         n: samples.
         graph_sha256: of the float graph.
         data: fingerprint of the data set as it was given.
-        executor: what ran the chips' points: 'emulator', 'simulator' or 'chip'.
+        executor: what ran the chips' points: 'emulator', 'simulator' or 'chip'; 'reference' without any.
         folder: where results, table and plot are; None: in memory alone.
     """
 
@@ -130,7 +130,7 @@ class Sweep:
         reasons = _Footnotes()
         columns = [column for column in _COLUMNS if column[0] in _ALWAYS or any(column[1](row) for row in self.rows)]
         cells = [
-            [*(text(row) or "-" for _, text in columns), reasons.of(row.refusals) or reasons.of(row.notes)]
+            [*(text(row) or "-" for _, text in columns), reasons.of(row.refusals) or reasons.of(_traps(row))]
             for row in self.rows
         ]
         lines += ["", *table([*(name for name, _ in columns), ""], cells)]
@@ -202,6 +202,11 @@ def _bits(row: SweepRow) -> str:
     if row.is_reference:
         return ""
     return "own" if row.bits is None else str(row.bits)
+
+
+def _traps(row: SweepRow) -> tuple[str, ...]:
+    """What `quantize` warns of; the notes of other quantisers are measurements."""
+    return row.notes if row.quantizer == "max" else ()
 
 
 def _cores(row: SweepRow) -> str:

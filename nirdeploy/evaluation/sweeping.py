@@ -139,7 +139,8 @@ def sweep(
         shared = _Shared(workers=workers, scheduler=scheduler, resume=resume, step_us=step_us, batch=batch)
         run = _Run(network, folder, shared, {"on": on, "mode": mode, "options": options})
         rows = tuple(_rows(run, points, stages, progress))
-        found = Sweep(rows, samples.count, graphs.sha256(network), samples.fingerprint, on, folder)
+        ran = on if axes.chips else "reference"
+        found = Sweep(rows, samples.count, graphs.sha256(network), samples.fingerprint, ran, folder)
     if folder is not None:
         found.save(folder)
     return found
@@ -322,7 +323,8 @@ def _reasons(error: NirdeployError, point: Point) -> Iterator[Finding]:
     if remedy:
         text = text.removesuffix(f". {remedy}")
     if re.match(r"sample \d+: ", text):
-        remedy = f"Leave {point.target} out, or use samples it takes."  # not how to go on: it would end here again
+        remedy = ""  # how to go on: it would end here again
+    remedy = remedy or f"Leave {point} out, or give {point.target} what it takes."
     yield Finding(_code(error), error.node or "", text, remedy)
 
 
