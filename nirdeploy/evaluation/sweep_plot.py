@@ -191,7 +191,7 @@ def _references(
         at = scheme.place(row) if scheme.across == "dt" else None
         left, right = whole if at is None else (at - 0.42, at + 0.42)
         colour = _COLOURS[scheme.values["dt"].index(row.dt) % len(_COLOURS)] if coloured else _GREY
-        style = {"color": colour, "linestyle": _DASHES, "linewidth": 1.4, "label": "reference"}
+        style: dict[str, Any] = {"color": colour, "linestyle": _DASHES, "linewidth": 1.4, "label": "reference"}
         panel.plot([left, right], [scale * found] * 2, **style)
         if at is None and not coloured and len(scheme.values["dt"]) > 1:
             names.append((scale * found, _text("dt", row.dt)))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nirdeploy.comparison.text import several
 from nirdeploy.errors import RasterError
 from nirdeploy.evaluation.datasets import Sample, Samples
 from nirdeploy.events import Events, stack_events, whole_microseconds
@@ -80,12 +81,12 @@ def added_up(raster: Any, factor: int, name: str) -> NDArray[Any]:
     if isinstance(raster, Events):
         raise RasterError(f"{name} is recorded events, sample 0 a raster", remedy="Give one kind for a sweep of dt.")
     array = np.asarray(raster)
-    left = len(array) % factor if array.ndim else 0
-    if left or not array.ndim or array.dtype.kind not in "biuf":
-        what = f"{len(array)} steps" if array.ndim else "no steps"
+    if not array.ndim or array.dtype.kind not in "biuf":
+        raise RasterError(f"{name} is {array.dtype} of shape {array.shape}, expected counts [step, ...]")
+    if left := len(array) % factor:
         raise RasterError(
-            f"{name} has {what} of {array.dtype}, of which {factor} are added up to one: {left} are left over",
-            remedy=f"Append {factor - left} steps of silence, or leave {left} out yourself.",
+            f"{name} has {several(len(array), 'step')}; adding up {factor} of them to one leaves {left} over",
+            remedy=f"Append {several(factor - left, 'step')} of silence.",
         )
     kind = np.float64 if array.dtype.kind == "f" else None  # numpy's own choice has 64 bits
     return np.asarray(array.reshape(-1, factor, *array.shape[1:]).sum(axis=1, dtype=kind))
