@@ -20,7 +20,6 @@ from nirdeploy.rules import Finding
 __all__ = ["FORMAT", "Sweep", "SweepRow"]
 
 FORMAT, FORMAT_VERSION = "nirdeploy-sweep", 1
-_MOST_FINDINGS = 3  # of a refused point in the summary; JSON has all
 
 
 @dataclass(frozen=True)
@@ -248,14 +247,13 @@ class _Footnotes:
         """'refused [1]' or '[2]' for a row's refusals or notes; '' without any."""
         if not items:
             return ""
-        listed = [shown(str(item)) for item in items[:_MOST_FINDINGS]]
-        if len(items) > _MOST_FINDINGS:
-            listed.append(f"and {number(len(items) - _MOST_FINDINGS)} more")
-        text = "; ".join(listed)
+        refused = isinstance(items[0], Finding)
+        text = shown(str(items[0]) if refused else "; ".join(map(str, items)))
+        if refused and len(items) > 1:
+            text += f" And {number(len(items) - 1)} more."
         if text not in self.found:
             self.found.append(text)
-        refused = "refused " if isinstance(items[0], Finding) else ""
-        return f"{refused}[{self.found.index(text) + 1}]"
+        return f"{'refused ' if refused else ''}[{self.found.index(text) + 1}]"
 
     def lines(self) -> Iterator[str]:
         """The texts, after an empty line."""

@@ -324,7 +324,7 @@ def _reasons(error: NirdeployError, point: Point) -> Iterator[Finding]:
         text = text.removesuffix(f". {remedy}")
     if re.match(r"sample \d+: ", text):
         remedy = ""  # how to go on: it would end here again
-    remedy = remedy or f"Leave {point} out, or give {point.target} what it takes."
+    remedy = remedy or f"Leave {point.target} out, or give it what it takes."
     yield Finding(_code(error), error.node or "", text, remedy)
 
 
