@@ -14,7 +14,6 @@ from typing import Any, TypedDict
 import nir
 
 from nirdeploy import graph as graphs
-from nirdeploy.backend import backend_of, find_target, known_options
 from nirdeploy.errors import (
     CheckError,
     ConfigurationError,
@@ -34,7 +33,6 @@ from nirdeploy.evaluation.points import Axes, Point, axes_of
 from nirdeploy.evaluation.result import Evaluation
 from nirdeploy.evaluation.sweep_table import Sweep, SweepRow
 from nirdeploy.evaluation.timesteps import at_dt, calibration_at
-from nirdeploy.names import suggest
 from nirdeploy.pipeline import Deployment, deploy
 from nirdeploy.reference.convention import Convention
 from nirdeploy.rules import Finding
@@ -102,10 +100,9 @@ def sweep(
     convention's own dt; another dt must be a whole multiple of it: so many steps are added up to one. A finer dt, and
     samples whose number of steps the multiple does not divide, are refused, and so is calibration data.
 
-    A target that does not take the network, the quantiser, the bits or what a coarser dt makes of the data is a row
-    with its reasons, as is a simulator or chip that is not there. Whatever the reference cannot run either, and
-    arguments no target understands, end the sweep; so do vendors' software and workers that fail: the points
-    finished stay in `output`.
+    A target that does not take the network, the quantiser, the bits, the mode or an option, or what a coarser dt makes
+    of the data, is a row with its reasons, as is a simulator or chip that is not there. What the reference cannot run
+    either ends the sweep; so do vendors' software and workers that fail: the points finished stay in `output`.
 
     Raises:
         ConfigurationError: an axis without values or with one twice; step_us beside dt; a resume without output.
@@ -113,13 +110,13 @@ def sweep(
         QuantizationError: 'calibrated' without calibration data, or a quantiser no target has.
         FileError: an `output` that is there without `resume`, or of another network, convention or data set.
         RasterError: no samples; data that cannot have a dt asked for.
-        UnsupportedError: no NIRGraph; an option that no target has.
+        UnsupportedError: no NIRGraph; an unknown `on`.
         VendorError: as `evaluate`.
     """
     if not isinstance(network, nir.NIRGraph):
         raise UnsupportedError(f"a sweep of a {type(network).__name__}", remedy="Give a NIRGraph, as to deploy.")
     axes = axes_of(targets, quantizers, bits, dt, calibration)
-    _check_arguments(axes, on, options, step_us, output, resume)
+    _check_arguments(axes, on, step_us, output, resume)
     from nirdeploy.reference.executor import resolve_convention
 
     used = resolve_convention(network, convention)
@@ -146,9 +143,7 @@ def sweep(
     return found
 
 
-def _check_arguments(
-    axes: Axes, on: str, options: Mapping[str, Any] | None, step_us: int | None, output: Any, resume: bool
-) -> None:
+def _check_arguments(axes: Axes, on: str, step_us: int | None, output: Any, resume: bool) -> None:
     """Refuse what would be refused at every point."""
     if on not in _EXECUTORS:
         raise UnsupportedError(f"on={on!r} is unknown", remedy=f"Use one of {', '.join(_EXECUTORS)}.")
@@ -156,11 +151,6 @@ def _check_arguments(
         raise ConfigurationError("resume needs output, the folder to go on with")
     if step_us is not None and any(dt is not None for dt in axes.dt):
         raise ConfigurationError("step_us and dt are both given", remedy="Leave step_us: dt is the length of a step.")
-    known = [known_options(backend_of(find_target(name).backend).run) for name in axes.chips]
-    for name in options or {}:
-        if not any(one is None or name in one for one in known):
-            every = {option for one in known for option in one or ()}
-            raise UnsupportedError(f"no target here has an option {name!r}", remedy=suggest(name, every))
 
 
 def _folder(output: str | Path | None, *, resume: bool) -> Path | None:

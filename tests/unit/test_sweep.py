@@ -235,6 +235,12 @@ def test_a_network_too_large_for_a_chip_is_a_row(data):
     assert found.chips[1].agreement is not None
 
 
+def test_an_option_that_one_target_has_is_refused_by_the_other_alone(graph, data, calibration):
+    found = speck(graph, data, calibration, targets=("speck2f", "loihi1"), options={"read_out": "chip"})
+    assert [row.refusal and row.refusal.code for row in found.chips] == ["unsupported", None]
+    assert "read_out" in found.chips[0].refusal.problem
+
+
 def test_a_simulator_that_is_not_there_is_a_row(graph, data, calibration, monkeypatch, tmp_path):
     monkeypatch.setenv("NIRDEPLOY_HOME", str(tmp_path))
     found = speck(graph, data, calibration, on="chip")
@@ -297,8 +303,6 @@ def test_a_vendor_that_fails_ends_the_sweep_and_keeps_what_is_there(graph, data,
         (ConfigurationError, "resume needs output", {"resume": True}),
         (ConfigurationError, "step_us and dt are both given", {"step_us": 1000, "dt": 2e-3}),
         (UnsupportedError, "on='nowhere' is unknown", {"on": "nowhere"}),
-        (UnsupportedError, "no target here has an option 'read_uot'. Did you mean 'read_out'",
-         {"options": {"read_uot": "chip"}, "targets": ("loihi1", "loihi2")}),
         (ConfigurationError, "workers is 0", {"workers": 0}),
         (RasterError, "the raster has shape", {"calibration": np.zeros((5, 2, 3))}),
     ],
