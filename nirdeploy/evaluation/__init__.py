@@ -7,7 +7,8 @@
 - engine.py: `evaluate`
 - result.py: `Evaluation`
 - points.py, timesteps.py: the axes of a sweep, a data set at another dt
-- sweeping.py, sweep_table.py, sweep_plot.py: `sweep`, `Sweep`, its picture
+- sweeping.py, sweep_runs.py: `sweep`, its points one after the other
+- sweep_table.py, sweep_plot.py: `Sweep`, its picture
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from nirdeploy.errors import (
     UnsupportedError,
     VendorError,
 )
-from nirdeploy.evaluation import sweeping
+from nirdeploy.evaluation import sweep_runs
 from nirdeploy.evaluation.file import read_table
 from nirdeploy.evaluation.points import Point
 from nirdeploy.evaluation.sweep_table import SweepRow
@@ -272,14 +272,14 @@ def test_errors_of_the_data_end_the_sweep_also_when_they_come_late(graph, data, 
 
 
 def test_a_vendor_that_fails_ends_the_sweep_and_keeps_what_is_there(graph, data, calibration, tmp_path, monkeypatch):
-    real = sweeping.evaluate
+    real = sweep_runs.evaluate
 
     def failing(network, *arguments, **rest):
         if isinstance(network, nd.Deployment) and network.target.name == "loihi1":
             raise VendorError("the simulator hung")
         return real(network, *arguments, **rest)
 
-    monkeypatch.setattr(sweeping, "evaluate", failing)
+    monkeypatch.setattr(sweep_runs, "evaluate", failing)
     with pytest.raises(VendorError, match="hung"):
         speck(graph, data, calibration, targets=("speck2f", "loihi1"), output=tmp_path / "out")
     stored = sorted(path.name for path in (tmp_path / "out").iterdir())
