@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from nirdeploy.energy import estimate as estimate
     from nirdeploy.errors import NirdeployError as NirdeployError
     from nirdeploy.evaluation import Evaluation as Evaluation
+    from nirdeploy.evaluation import Sweep as Sweep
     from nirdeploy.evaluation import evaluate as evaluate
     from nirdeploy.evaluation import load_evaluation as load_evaluation
+    from nirdeploy.evaluation import sweep as sweep
     from nirdeploy.event_files import load_events as load_events
     from nirdeploy.event_files import save_events as save_events
     from nirdeploy.events import Events as Events
@@ -70,6 +72,7 @@ _PUBLIC = {
     "Record": "nirdeploy.trajectory",
     "Report": "nirdeploy.rules",
     "Surrogate": "nirdeploy.reference.surrogates",
+    "Sweep": "nirdeploy.evaluation",
     "Target": "nirdeploy.target",
     "Trajectory": "nirdeploy.trajectory",
     "bin_events": "nirdeploy.events",
@@ -96,6 +99,7 @@ _PUBLIC = {
     "run": "nirdeploy.reference.executor",
     "save_events": "nirdeploy.event_files",
     "stack_events": "nirdeploy.events",
+    "sweep": "nirdeploy.evaluation",
     "targets": "nirdeploy.backend",
     "torch_to_nir": "nirdeploy.convert.trace",
     "write": "nirdeploy.io",

@@ -104,6 +104,12 @@ class Target:
     table: Mapping[str, Any] = field(repr=False)
     energy: Energy = field(default=Energy(), repr=False)
 
+    @property
+    def core_count(self) -> int | None:
+        """Cores of the chip, where its table says so in `cores.count`."""
+        count = self.table.get("cores", {}).get("count")
+        return None if count is None else int(count)
+
     def __deepcopy__(self, memo: Any) -> Target:
         """Itself: it never changes, and what holds it, such as a network in training, may be copied."""
         return self

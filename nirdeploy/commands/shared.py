@@ -37,6 +37,7 @@ __all__ = [
     "counts_of",
     "env_app",
     "is_deployment",
+    "missed",
     "options_of",
     "print_json",
     "print_report",
@@ -209,6 +210,13 @@ def refuse_convention(preset: str | None, dt: float | None, fields: list[str] | 
     """
     if preset is not None or dt is not None or fields:
         raise ConfigurationError("a deployment has its convention already", remedy="Leave --preset, --dt, --set.")
+
+
+def missed(name: str, value: float | None, least: float | None) -> str:
+    """What is wrong with a share that has a least value; '' where it holds it, or there is none."""
+    if least is None or (value is not None and value >= least):
+        return ""
+    return f"{name} {'not measured' if value is None else f'{value:.4f}'}, asked {least:g}"
 
 
 def options_of(items: list[str] | None) -> dict[str, Any]:

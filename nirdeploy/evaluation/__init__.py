@@ -6,11 +6,16 @@
 - file.py: the table of results and its HDF5 file
 - engine.py: `evaluate`
 - result.py: `Evaluation`
+- points.py, timesteps.py: the axes of a sweep, a data set at another dt
+- sweeping.py, sweep_runs.py: `sweep`, its points one after the other
+- sweep_table.py, sweep_plot.py: `Sweep`, its picture
 """
 
 from __future__ import annotations
 
 from nirdeploy.evaluation.engine import evaluate
 from nirdeploy.evaluation.result import ClassResult, Evaluation, load_evaluation
+from nirdeploy.evaluation.sweep_table import Sweep, SweepRow
+from nirdeploy.evaluation.sweeping import sweep
 
-__all__ = ["ClassResult", "Evaluation", "evaluate", "load_evaluation"]
+__all__ = ["ClassResult", "Evaluation", "Sweep", "SweepRow", "evaluate", "load_evaluation", "sweep"]

@@ -53,8 +53,8 @@ def open_samples(dataset: Any) -> Iterator[Samples]:
         dataset: a path: `.npz` as of `load_raster` ('raster' [step, sample, ...] and perhaps 'labels' [sample]), HDF5
             with datasets of these names, or a folder of recordings (every file `load_events` knows by its suffix,
             in the order of their paths, the class being the whole number that the file's folder is named after, as
-            in N-MNIST); a pair (raster, labels); or what has a length and gives (counts or Events, label) by
-            number, e.g. a torch Dataset.
+            in N-MNIST); a pair (raster, labels); what has a length and gives (counts or Events, label) by number,
+            e.g. a torch Dataset; or `Samples`, which stay as they are.
 
     The fingerprint of files and arrays is made of all that they hold; that of a torch Dataset of its length and of up
     to 16 samples spread over it, as reading all of it can take as long as the evaluation.
@@ -63,7 +63,9 @@ def open_samples(dataset: Any) -> Iterator[Samples]:
         FileError: missing, another format, or damaged.
         RasterError: no samples, labels of another number, or an object that is no data set.
     """
-    if isinstance(dataset, str | Path):
+    if isinstance(dataset, Samples):
+        found = dataset
+    elif isinstance(dataset, str | Path):
         path = Path(dataset)
         if path.is_dir():
             found = _of_folder(path)

@@ -235,6 +235,11 @@ class Runner:
                     return Failure(k, alone.kind, alone.text)
             return Failure(0, type(error).__name__, f"{error} (with {len(samples)} samples in one batch)")
 
+    def trajectory(self, sample: Any) -> Trajectory:
+        """The run of one sample, alone."""
+        with one_thread():
+            return self._trajectory(self._prepared(sample))
+
     def _rows(self, samples: Sequence[Any]) -> Rows:
         ready = [self._prepared(sample) for sample in samples]
         groups: dict[Any, list[int]] = {}

@@ -285,6 +285,7 @@ def test_every_target_has_its_tables(target):
     count = len(table["cores"]["kernel_memory_ki"])
     assert count == (5 if "mini" in target else 9)
     assert {len(table["cores"][key]) for key in ("neuron_memory_ki", "bias_memory")} == {count}
+    assert find_target(target).core_count == count
     assert table["readout"]["feature_step"] == (4 if target in ("speck2e", "speck2f") else 1)
     assert codes(wide(40), target).get("kernel_memory") is None
 
