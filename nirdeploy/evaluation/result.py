@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from nirdeploy.evaluation.file import UNLABELLED, Table, read_table
 
 __all__ = ["ClassResult", "Evaluation", "load_evaluation", "result_of"]
 
+_MOST_SHOWN = 12  # classes of a confusion matrix in text
+
 
 @dataclass(frozen=True)
 class ClassResult:
@@ -26,12 +28,14 @@ class ClassResult:
         n: samples.
         accuracy: share of them whose prediction is the class; None where n is 0.
         agreement: share of them that the run held against predicts alike; None without one, or where n is 0.
+        spikes: population -> spikes a sample of the class; empty where n is 0.
     """
 
     label: int
     n: int
     accuracy: float | None
     agreement: float | None = None
+    spikes: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +109,8 @@ class Evaluation:
                 if n and self.reference is not None
                 else None
             )
-            rows.append(ClassResult(label, n, right, alike))
+            spikes = {name: float(count[own].mean()) for name, count in self.spikes.items()} if n else {}
+            rows.append(ClassResult(label, n, right, alike, spikes))
         return tuple(rows)
 
     def against(self, other: Evaluation) -> Evaluation:
@@ -119,12 +124,10 @@ class Evaluation:
                 raise ComparisonError(
                     f"the run to hold against is of another {what}", remedy="Evaluate both over the same."
                 )
-        from dataclasses import replace
-
         return replace(self, reference=other.predictions)
 
     def summary(self) -> str:
-        """Plain text: accuracy, a row a class, spikes a sample of every population."""
+        """Plain text: accuracy, a row a class, what was confused, spikes a sample of every population."""
         lines = [f"{self.target} ({self.executor}), {self.n} samples"]
         if self.accuracy is not None:
             right = int((self.predictions == self.labels).sum())
@@ -132,18 +135,24 @@ class Evaluation:
         if self.agreement is not None:
             lines.append(f"agreement with the run it is held against {self.agreement:.4f}")
         if self.labels is not None:
-            with_other = self.reference is not None
-            head = ["class", "samples", "accuracy", *(["agreement"] if with_other else [])]
-            rows = [
-                [str(r.label), str(r.n), _share(r.accuracy), *([_share(r.agreement)] if with_other else [])]
-                for r in self.per_class
-            ]
-            lines += ["", *table(head, rows)]
+            lines += ["", *table(*self._classes())]
+        if (confusion := self.confusion) is not None and (confusion.sum() > confusion.trace()):
+            lines += ["", *_confused(confusion)]
         if self.spikes:
             head = ["population", "spikes a sample", "least", "most"]
             rows = [[shown(n), f"{s.mean():.1f}", str(s.min()), str(s.max())] for n, s in self.spikes.items()]
             lines += ["", *table(head, rows)]
         return "\n".join(lines)
+
+    def _classes(self) -> tuple[list[str], list[list[str]]]:
+        with_other = self.reference is not None
+        head = ["class", "samples", "accuracy", *(["agreement"] if with_other else []), "spikes a sample"]
+        rows = []
+        for row in self.per_class:
+            spikes = f"{sum(row.spikes.values()):.1f}" if row.n and self.spikes else "-"
+            agreement = [_share(row.agreement)] if with_other else []
+            rows.append([str(row.label), str(row.n), _share(row.accuracy), *agreement, spikes])
+        return head, rows
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
@@ -155,7 +164,7 @@ class Evaluation:
             "accuracy": self.accuracy,
             "agreement": self.agreement,
             "confusion": None if confusion is None else confusion.tolist(),
-            "per_class": [dict(vars(row)) for row in self.per_class],
+            "per_class": [{**vars(row), "spikes": dict(row.spikes)} for row in self.per_class],
             "spikes": {
                 name: {"mean": float(s.mean()), "min": int(s.min()), "max": int(s.max()), "total": int(s.sum())}
                 for name, s in self.spikes.items()
@@ -164,6 +173,18 @@ class Evaluation:
             "data": self.data,
             "file": None if self.file is None else str(self.file),
         }
+
+
+def _confused(confusion: NDArray[np.int64]) -> list[str]:
+    """The matrix, a row a class, where it fits a screen; else the pairs confused most often."""
+    classes = len(confusion)
+    if classes <= _MOST_SHOWN:
+        head = ["predicted", *map(str, range(classes))]
+        return table(head, [[f"class {k}", *(str(n) if n else "." for n in row)] for k, row in enumerate(confusion)])
+    wrong = confusion - np.diag(confusion.diagonal())
+    most = np.argsort(-wrong, axis=None, kind="stable")[:_MOST_SHOWN]
+    pairs = [(label, taken) for label, taken in (divmod(int(k), classes) for k in most) if wrong[label, taken]]
+    return table(["class", "taken for", "samples"], [[str(a), str(b), str(wrong[a, b])] for a, b in pairs])
 
 
 def _share(value: float | None) -> str:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -92,8 +93,26 @@ def test_it_says_what_a_run_of_everything_at_once_says(graph, data):
             expected = sum(a == label and b == predicted for a, b in zip(data[1], found.predictions, strict=True))
             assert found.confusion[label, predicted] == expected
     assert [row.n for row in found.per_class] == [11, 10, 10, 10]
+    for row in found.per_class:
+        for name, spikes in found.spikes.items():
+            own = [int(n) for n, label in zip(spikes, data[1], strict=True) if label == row.label]
+            assert row.spikes[name] == pytest.approx(sum(own) / len(own), rel=1e-12)  # of float64
     assert "accuracy" in found.summary()
     assert json.loads(json.dumps(found.to_dict()))["confusion"] == found.confusion.tolist()
+
+
+def test_the_summary_says_what_was_confused_with_what(graph, data):
+    found = nd.evaluate(graph, data, convention=CONVENTION)
+    wide = replace(found, labels=np.array([0, 1, 1, *[2] * 38]), predictions=np.array([0, 0, 1, *[2] * 38]))
+    matrix = [
+        line.split() for line in wide.summary().splitlines() if line.startswith("class ") and "samples" not in line
+    ]
+    assert [" ".join(line[1:]) for line in matrix] == ["0 1 . . .", "1 1 1 . .", "2 . . 38 .", "3 . . . ."]
+    many = replace(wide, outputs=np.zeros((41, 20)))  # more classes than fit a screen
+    lines = many.summary().splitlines()
+    assert lines[lines.index("class  taken for  samples") + 1].split() == ["1", "0", "1"]
+    right = replace(wide, labels=wide.predictions)
+    assert "predicted" not in right.summary()
 
 
 @pytest.mark.parametrize("mode", ["step", "event"])
