@@ -76,14 +76,21 @@ def shapes_of(sample_input: Any, input_shape: Any, axes: int) -> Shapes:
         return None
     if isinstance(given, Mapping):
         return {str(name): one(value) for name, value in given.items()}
-    nested = isinstance(given, list | tuple) and len(given) > 0 and isinstance(given[0], list | tuple | torch.Tensor)
-    return [one(value) for value in given] if nested else one(given)
+    return [one(value) for value in given] if _is_sequence(given) else one(given)
 
 
 def length_of(sample_input: Any) -> int | None:
     """The first axis of a sample input: its steps, where forward loops over it; that of the first of several."""
     if sample_input is None:
         return None
-    several = isinstance(sample_input, Mapping)
-    first = next(iter(sample_input.values()), ()) if several else sample_input
+    first = sample_input
+    if isinstance(sample_input, Mapping):
+        first = next(iter(sample_input.values()), ())
+    elif _is_sequence(sample_input):
+        first = sample_input[0]
     return next(iter(np.shape(first)), 0)
+
+
+def _is_sequence(given: Any) -> bool:
+    """Whether there is one for each input, by position."""
+    return isinstance(given, list | tuple) and len(given) > 0 and isinstance(given[0], list | tuple | torch.Tensor)
