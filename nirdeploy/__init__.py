@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from nirdeploy.comparison.ladder import Ladder as Ladder
     from nirdeploy.comparison.ladder import ladder as ladder
     from nirdeploy.convert.build import nir_to_torch as nir_to_torch
-    from nirdeploy.convert.frameworks import convention_of as convention_of
+    from nirdeploy.convert.stated import convention_of as convention_of
     from nirdeploy.convert.trace import torch_to_nir as torch_to_nir
     from nirdeploy.energy import Estimate as Estimate
     from nirdeploy.energy import estimate as estimate
@@ -79,7 +79,7 @@ _PUBLIC = {
     "check": "nirdeploy.pipeline",
     "compare": "nirdeploy.comparison",
     "convention": "nirdeploy.reference.presets",
-    "convention_of": "nirdeploy.convert.frameworks",
+    "convention_of": "nirdeploy.convert.stated",
     "deploy": "nirdeploy.pipeline",
     "estimate": "nirdeploy.energy",
     "evaluate": "nirdeploy.evaluation",

@@ -144,15 +144,28 @@ def quantize(
         QuantizationError: no calibration data, or numbers that fit no register.
         RasterError: calibration data of the wrong shape.
     """
-    from nirdeploy.reference.executor import resolve_convention
-
     chip = find_target(target)
     _require_convention(convention)
+    return _quantized(graph, chip, None, convention, calibration, quantizer, weight_bits)
+
+
+def _quantized(
+    graph: nir.NIRGraph,
+    chip: Target,
+    report: Report | None,
+    convention: Convention | None,
+    calibration: Any,
+    quantizer: str,
+    weight_bits: int | None,
+) -> Quantized:
+    """`quantize`, with the report of `check` where there is one already."""
+    from nirdeploy.reference.executor import resolve_convention
+
     backend = backend_of(chip.backend)
     require_calibration(quantizer, calibration, getattr(backend, "quantizers", QUANTIZERS))
     options = {} if weight_bits is None else {"weight_bits": weight_bits}
     _refuse_unknown(options, backend.quantize, f"quantisation for {chip.name}")
-    report = check(graph, chip, convention=convention)
+    report = check(graph, chip, convention=convention) if report is None else report
     if not report.ok:
         raise CheckError(report)
     if calibration is not None:
@@ -163,7 +176,7 @@ def quantize(
     found = backend.quantize(own, chip, used, quantizer=quantizer, calibration=calibration, **options)
     if quantizer == "max":
         for note in found.notes:
-            warnings.warn(note, QuantizationWarning, stacklevel=2)
+            warnings.warn(note, QuantizationWarning, stacklevel=3)  # at who called quantize or deploy
     return found
 
 
@@ -236,9 +249,7 @@ def deploy(
     """
     chip = find_target(target)
     report = check(graph, chip, convention=convention)
-    quantized = quantize(
-        graph, chip, convention=convention, calibration=calibration, quantizer=quantizer, weight_bits=weight_bits
-    )
+    quantized = _quantized(graph, chip, report, convention, calibration, quantizer, weight_bits)
     return Deployment(report, quantized, place(quantized, **options))
 
 

@@ -1,4 +1,4 @@
-"""One record on its way into a trajectory file: its rows as the file holds them, its axes, what stands beside it."""
+"""One record on its way into a trajectory file: its rows as the file holds them, and what stands beside it."""
 
 from __future__ import annotations
 
@@ -14,27 +14,21 @@ from nirdeploy.errors import FileError, RasterError
 from nirdeploy.trajectory import Record
 
 __all__ = [
-    "DIMENSION",
     "END",
     "FORMAT",
     "FORMAT_VERSION",
     "MARGIN_RECORD",
     "Stream",
     "arrays_of",
-    "attach_axes",
-    "axis_names",
     "rows_of",
-    "step_name",
 ]
 
 FORMAT = "nirdeploy-trajectory"
 FORMAT_VERSION = 2  # 1: without packed records, steps, neurons, complete
-DIMENSION = "This is a netCDF dimension but not a netCDF variable. {:10d}"  # netCDF-4's own words
 Key = tuple[str, str]
 END = 1 << 62  # a step that no run reaches
 MARGIN_RECORD = 32 << 10  # HDF5's own structures of a record
 _CHUNK_BYTES = 256 << 10  # of one record; as much of it is buffered
-_AXES = {1: ("neuron",), 2: ("y", "x"), 3: ("channel", "y", "x")}
 
 
 @dataclass(eq=False)
@@ -124,35 +118,6 @@ def rows_of(stream: Stream, data: NDArray[Any] | PackedSpikes) -> NDArray[Any]:
         message = f"{record.variable} of type {array.dtype}, declared as {stream.dtype}"
         raise FileError(message, node=record.node, remedy="Convert it first.")
     return array
-
-
-def step_name(stream: Stream) -> str:
-    """Name of the dimension that counts rows."""
-    return "step" if stream.steps is None else "recorded_step"
-
-
-def axis_names(stream: Stream) -> tuple[str, ...]:
-    """Names of the dimensions of the data as the file holds them."""
-    if stream.packed:
-        return ("step", "byte")
-    record = stream.template
-    rank = len(record.neuron_axes)
-    names = _AXES.get(rank, tuple(f"axis{i}" for i in range(rank)))
-    if record.neurons is not None:
-        names = ("recorded",)
-    return ("step", "batch", *names) if record.batched else ("step", *names)
-
-
-def attach_axes(group: Any, dataset: Any, names: tuple[str, ...], first: int = 0) -> None:
-    """Name the axes from `first` on after dimensions of the group, made where there is none of that length."""
-    for axis in range(first, len(names)):
-        length, label = dataset.shape[axis], names[axis]
-        while label in group and group[label].shape != (length,):
-            label += "_"
-        if label not in group:
-            group.create_dataset(label, shape=(length,), dtype=np.int8).make_scale(DIMENSION.format(length))
-        dataset.dims[axis].label = names[axis]
-        dataset.dims[axis].attach_scale(group[label])
 
 
 def arrays_of(record: Record) -> dict[str, Any]:

@@ -153,6 +153,13 @@ class SlowChip:
             self.fire(k, [a for a in order if self.update(k, a, int(one.bias[a[0]]), fires)])
 
 
+def fired(v, threshold, v_min, subtract, many):
+    """Spikes at the end of a step, as many as the threshold fits into v or one, and v after them, not below v_min."""
+    n = np.where(v > 0, v // threshold, 0)
+    n = n if many else np.minimum(n, 1)
+    return n, np.maximum(np.where(n > 0, v - n * threshold if subtract else 0, v), v_min)
+
+
 def slow_steps(whole, raster):
     """Step mode as its definition reads: spikes and v [step][core] of one sample [step, channel, y, x]."""
     v = [np.zeros(c.output_shape, int) for c in whole.cores]
@@ -166,9 +173,7 @@ def slow_steps(whole, raster):
             for (c, y, x), count in np.ndenumerate(given[k]):
                 for address, weight in reached(one, c, y, x) if count else ():
                     v[k][address] += int(count) * weight
-            n = np.where(v[k] > 0, v[k] // one.threshold, 0)
-            n = n if one.many else np.minimum(n, 1)
-            v[k] = np.maximum(np.where(n > 0, v[k] - n * one.threshold if one.subtract else 0, v[k]), one.v_min)
+            n, v[k] = fired(v[k], one.threshold, one.v_min, one.subtract, one.many)
             deliver(one.destinations, n, given)
             row.append((n, v[k].copy()))
         out.append(row)

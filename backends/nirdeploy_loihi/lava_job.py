@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from nirdeploy.errors import UnsupportedError, VendorError
 from nirdeploy.files import attribute, member, numbers, open_hdf5
+from nirdeploy_loihi.bounds import STATE_LIMIT
 from nirdeploy_loihi.program import LONGEST_DELAY, SYNAPSE_SHIFT, Compartments, Program, Synapses
 from nirdeploy_loihi.weights import sign_mode
 
 __all__ = ["Job", "Traces", "expanded", "read", "require_lava", "write"]
 
 FORMAT = 1
-_HALF = 1 << 23
 _CELLS = 1 << 24  # of DelayDense: synapses times delays, which it goes through in every step
 _SUM = 1 << 18  # below it one fold a step keeps u within 24 bits (lif/models.py wraps once)
 _REGISTERS = {
@@ -29,9 +29,9 @@ _REGISTERS = {
     "decay_v": (0, 4096),
     "threshold": (0, 131071 << SYNAPSE_SHIFT),
     "bias_mantissa": (-4096, 4095),
-    "v_start": (1 - _HALF, _HALF - 1),
+    "v_start": (1 - STATE_LIMIT, STATE_LIMIT - 1),
 }
-_RANGES = {"spikes": (0, 1), "v_mem": (1 - _HALF, _HALF - 1), "i_syn": (1 - _HALF, _HALF)}
+_RANGES = {"spikes": (0, 1), "v_mem": (1 - STATE_LIMIT, STATE_LIMIT - 1), "i_syn": (1 - STATE_LIMIT, STATE_LIMIT)}
 _EMULATOR = "Run it on='emulator'."
 
 Integers = NDArray[np.int64]

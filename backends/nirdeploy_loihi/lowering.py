@@ -23,6 +23,7 @@ from nirdeploy_loihi.network import (
     Network,
     Readout,
     Stage,
+    stage_of,
 )
 from nirdeploy_loihi.program import LONGEST_DELAY
 from nirdeploy_loihi.rest import Rest, at_rest
@@ -30,7 +31,6 @@ from nirdeploy_loihi.timing import Route, lags, route
 
 __all__ = ["lower"]
 
-_WEIGHTS = {"Affine": "dense", "Linear": "dense", "Conv1d": "conv", "Conv2d": "conv"}
 _GAINS = ("tau", "tau_mem", "tau_syn", "r", "w_in")  # what scales the weights of a neuron
 _FILTERED = ("CubaLI", "CubaLIF")  # with a synaptic filter, behind which the bias register stands
 
@@ -237,29 +237,6 @@ def _uniform(values: Any, kept: Stage) -> bool:
 def _gain_fits(plan: _Plan, target: str, kept: Stage) -> bool:
     values = graphs.parameters(plan.graph.nodes[target])
     return all(_uniform(np.asarray(values[name]), kept) for name in _GAINS if name in values)
-
-
-def stage_of(graph: nir.NIRGraph, name: str, shape: graphs.Shapes) -> Stage:
-    """A linear node as a stage."""
-    node = graph.nodes[name]
-    kind = graphs.type_name(node)
-    if kind == "Flatten":
-        return Stage(name, "reshape", shape.input, shape.output)
-    if kind == "Scale":
-        return Stage(name, "scale", shape.input, shape.output)
-    if kind == "Conv2d":
-        return Stage(name, "conv", shape.input, shape.output, options=graphs.conv2d_options(node, name))
-    if kind == "Conv1d":
-        flat = graphs.conv1d_options(node, name)
-        high = {"stride": 1, "padding": 0, "dilation": 1}
-        options = {key: (one, flat[key]) for key, one in high.items()}
-        return Stage(name, "conv", shape.input, shape.output, options={**options, "groups": flat["groups"]})
-    if kind in _WEIGHTS:
-        return Stage(name, "dense", shape.input, shape.output)
-    window = graphs.pair(node.kernel_size)
-    options = {"stride": graphs.pair(node.stride), "padding": graphs.pair(node.padding)}
-    factor = 1.0 / (window[0] * window[1]) if kind == "AvgPool2d" else 1.0
-    return Stage(name, "pool", shape.input, shape.output, window, options, factor)
 
 
 def _named(layers: list[Layer]) -> tuple[Layer, ...]:

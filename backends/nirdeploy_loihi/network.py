@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import nir
 import numpy as np
 from numpy.typing import NDArray
+
+from nirdeploy import graph as graphs
 
 __all__ = [
     "INTEGRATORS",
@@ -20,6 +23,7 @@ __all__ = [
     "Network",
     "Readout",
     "Stage",
+    "stage_of",
 ]
 
 Shape = tuple[int, ...]
@@ -59,6 +63,29 @@ class Stage:
             return self.kind == "reshape"
         stride, padding = self.options["stride"], self.options["padding"]
         return padding == (0, 0) and all(s >= k for s, k in zip(stride, self.kernel, strict=True))
+
+
+def stage_of(graph: nir.NIRGraph, name: str, shape: graphs.Shapes) -> Stage:
+    """A linear node as a stage."""
+    node = graph.nodes[name]
+    kind = graphs.type_name(node)
+    if kind == "Flatten":
+        return Stage(name, "reshape", shape.input, shape.output)
+    if kind == "Scale":
+        return Stage(name, "scale", shape.input, shape.output)
+    if kind == "Conv2d":
+        return Stage(name, "conv", shape.input, shape.output, options=graphs.conv2d_options(node, name))
+    if kind == "Conv1d":
+        flat = graphs.conv1d_options(node, name)
+        high = {"stride": 1, "padding": 0, "dilation": 1}
+        options = {key: (one, flat[key]) for key, one in high.items()}
+        return Stage(name, "conv", shape.input, shape.output, options={**options, "groups": flat["groups"]})
+    if kind in ("Affine", "Linear"):
+        return Stage(name, "dense", shape.input, shape.output)
+    window = graphs.pair(node.kernel_size)
+    options = {"stride": graphs.pair(node.stride), "padding": graphs.pair(node.padding)}
+    factor = 1.0 / (window[0] * window[1]) if kind == "AvgPool2d" else 1.0
+    return Stage(name, "pool", shape.input, shape.output, window, options, factor)
 
 
 @dataclass(frozen=True)

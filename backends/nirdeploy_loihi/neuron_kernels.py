@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nirdeploy_loihi.bounds import STATE_LIMIT
 from nirdeploy_loihi.native import kernel
 
 __all__ = ["current", "fire", "fire_held", "integrate", "voltage"]
 
-HALF = 1 << 23
 WHOLE = 1 << 24
 SHIFT = 6
 MARK = 128  # what the chip's v register shows for each refractory step left
@@ -31,8 +31,8 @@ def current(u: NDArray[Any], sums: NDArray[Any], kept: NDArray[Any]) -> tuple[in
         now: Any = (size if x >= 0 else -size) + (np.int64(sums[i]) << SHIFT)
         low = min(low, now)
         high = max(high, now)
-        above = now > HALF
-        below = now <= -HALF
+        above = now > STATE_LIMIT
+        below = now <= -STATE_LIMIT
         wraps += above or below
         now -= WHOLE if above else 0
         now += WHOLE if below else 0
@@ -48,7 +48,7 @@ def voltage(v: NDArray[Any], u: NDArray[Any], kept: NDArray[Any], bias: NDArray[
         x: Any = np.int64(v[i])
         size = (abs(x) * np.int64(kept[i])) >> 12
         now: Any = (size if x >= 0 else -size) + np.int64(u[i]) + np.int64(bias[i])
-        held = min(max(now, 1 - HALF), HALF - 1)
+        held = min(max(now, 1 - STATE_LIMIT), STATE_LIMIT - 1)
         clips += held != now
         v[i] = np.int32(held)
     return clips

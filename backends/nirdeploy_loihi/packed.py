@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nirdeploy.errors import GraphError, QuantizationError
+from nirdeploy_loihi.bounds import STATE_LIMIT
 from nirdeploy_loihi.program import LONGEST_DELAY, AlwaysOn, Compartments, Program, Synapses
 from nirdeploy_loihi.registers import registers_of
 from nirdeploy_loihi.run_kernels import ALWAYS, GIVEN, POPULATION, Tables
@@ -21,7 +22,6 @@ from nirdeploy_loihi.synapse_kernels import BY_SOURCE, BY_TARGET, EACH, UNIFORM
 
 __all__ = ["CONNECTION", "POPULATIONS", "Packed", "pack"]
 
-_WRAPPED = 1 << 23  # sums of a convolution below this need no wrapping
 
 _POPULATION_FIELDS = ("first", "size", "room", "slots", "sums_at", "refractory", "ordered")
 _CONNECTION_FIELDS = (
@@ -246,7 +246,7 @@ def _delays(row: np.void, s: Synapses, order: Integers | None) -> Integers:
 
 def _wraps(s: Synapses) -> bool:
     """Whether sums of a convolution without delays may pass the signed 24 bits that Lava's Conv has."""
-    return s.window is not None and not s.delay.any() and s.largest_sum >= _WRAPPED
+    return s.window is not None and not s.delay.any() and s.largest_sum >= STATE_LIMIT  # below it no sum wraps
 
 
 def _apart(s: Synapses) -> bool:

@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 
 from nirdeploy.errors import QuantizationError
 from nirdeploy.reference.threads import split
+from nirdeploy_loihi.bounds import STATE_LIMIT
 from nirdeploy_loihi.program import SYNAPSE_SHIFT, Compartments
 
 __all__ = ["SYNAPSE_SHIFT", "States", "integrate", "refuse_overflow", "registers_of"]
 
 Ints = NDArray[np.int32]
 Integers = NDArray[np.int64]
-_LARGEST = (1 << 23) - 1
 _LEAST_CELLS = 1 << 16  # neurons times steps that are worth a thread
 
 
@@ -58,7 +58,7 @@ def registers_of(p: Compartments) -> tuple[Integers, ...]:
     limits = {
         "decay_u": (p.decay_u, 0, 4096),
         "decay_v": (p.decay_v, 0, 4096),
-        "v_start": (p.v_start, -_LARGEST, _LARGEST),
+        "v_start": (p.v_start, 1 - STATE_LIMIT, STATE_LIMIT - 1),
         "bias": (p.bias, -(1 << 31), (1 << 31) - 1),
     }
     for name, (values, low, high) in limits.items():

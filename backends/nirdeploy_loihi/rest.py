@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from nirdeploy import graph as graphs
 from nirdeploy.errors import GraphError
 from nirdeploy.reference.convention import Convention
-from nirdeploy_loihi.network import SUPPORTED, Stage
+from nirdeploy_loihi.linear import bias_of, float_stage
+from nirdeploy_loihi.network import SUPPORTED, Stage, stage_of
 from nirdeploy_loihi.timing import steps_of
 
 __all__ = ["Rest", "at_rest"]
@@ -88,9 +89,6 @@ def _delayed(name: str, node: nir.NIRNode, flow: _Flow, shape: graphs.Shapes, co
 
 
 def _through(graph: nir.NIRGraph, name: str, shape: graphs.Shapes, flow: _Flow) -> _Flow:
-    from nirdeploy_loihi.linear import bias_of, float_stage
-    from nirdeploy_loihi.lowering import stage_of
-
     node = graph.nodes[name]
     stage = stage_of(graph, name, shape)
     found: _Flow = {key: float_stage(stage, node, value[None], bias=False)[0] for key, value in flow.items()}

@@ -10,13 +10,13 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from nirdeploy_loihi.bounds import STATE_LIMIT
 from nirdeploy_loihi.native import kernel
 
 __all__ = ["BY_SOURCE", "BY_TARGET", "EACH", "UNIFORM", "gather", "matrix", "window"]
 
 # which synapses of a connection share a delay: all, those of a source, those of a target, none
 UNIFORM, BY_SOURCE, BY_TARGET, EACH = range(4)
-_HALF = 1 << 23
 
 
 @kernel
@@ -154,4 +154,4 @@ def gather(c: Any, total: NDArray[Any], sums: NDArray[Any], delays: NDArray[Any]
             total[j] += sums[c.sums_at + slot * c.room + j]
     else:
         for j in range(c.targets):
-            total[j] += (sums[c.sums_at + j] + _HALF) % (2 * _HALF) - _HALF
+            total[j] += (sums[c.sums_at + j] + STATE_LIMIT) % (2 * STATE_LIMIT) - STATE_LIMIT

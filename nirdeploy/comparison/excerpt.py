@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from nirdeploy.comparison.align import Aligned
-    from nirdeploy.comparison.result import Comparison, Divergence
+    from nirdeploy.comparison.divergence import Divergence
+    from nirdeploy.comparison.result import Comparison
 
 __all__ = ["PAPER", "Excerpt", "Limits", "Trace", "excerpt"]
 

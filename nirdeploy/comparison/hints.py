@@ -29,7 +29,7 @@ from nirdeploy.outline import Outline
 
 if TYPE_CHECKING:
     from nirdeploy.comparison.align import Aligned
-    from nirdeploy.comparison.result import Divergence
+    from nirdeploy.comparison.divergence import Divergence
 
 __all__ = ["hints"]
 

@@ -14,10 +14,12 @@ from nirdeploy.comparison.align import Aligned, Alignment, Lags, align, labels
 from nirdeploy.comparison.arrivals import arrivals
 from nirdeploy.comparison.bands import align_trials, node_bands
 from nirdeploy.comparison.cause import explain
+from nirdeploy.comparison.divergence import Divergence
 from nirdeploy.comparison.hints import hints
 from nirdeploy.comparison.lags import find_lags
 from nirdeploy.comparison.metrics import ErrorSums, SpikeSums, error_sums, first_difference, spike_sums
-from nirdeploy.comparison.result import Comparison, Difference, Divergence, NodeComparison, Unit
+from nirdeploy.comparison.per_node import Difference, NodeComparison, Unit
+from nirdeploy.comparison.result import Comparison
 from nirdeploy.comparison.spread import NEVER, Spread
 from nirdeploy.comparison.text import several
 from nirdeploy.errors import ComparisonError, NirdeployError

@@ -8,7 +8,8 @@ from nirdeploy.comparison.layout import layout
 from nirdeploy.comparison.text import number, percent, shorten, shown
 
 if TYPE_CHECKING:
-    from nirdeploy.comparison.result import Comparison, NodeComparison
+    from nirdeploy.comparison.per_node import NodeComparison
+    from nirdeploy.comparison.result import Comparison
     from nirdeploy.outline import Outline
 
 __all__ = ["GRADES", "network", "outline_of"]

@@ -15,8 +15,9 @@ from nirdeploy.comparison.excerpt import Excerpt, Limits, excerpt
 from nirdeploy.comparison.text import neuron_text, number, percent, shown
 
 if TYPE_CHECKING:
+    from nirdeploy.comparison.per_node import NodeComparison
     from nirdeploy.comparison.report import Section
-    from nirdeploy.comparison.result import Comparison, NodeComparison
+    from nirdeploy.comparison.result import Comparison
     from nirdeploy.outline import Outline
 
 __all__ = ["as_json", "payload", "shape_text"]

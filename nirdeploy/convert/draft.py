@@ -81,6 +81,10 @@ class Draft:
             return name
         return next(n for i in range(1, len(taken) + 2) if (n := f"{name}_{i}") not in taken)
 
+    def sources(self) -> set[str]:
+        """Names that edges start at."""
+        return {source for source, _ in self.edges}
+
     def add(self, name: str, node: nir.NIRNode, signal: Signal, path: str | None = None) -> Signal:
         """A node fed by a signal; what it emits."""
         unique = self.unique(name)

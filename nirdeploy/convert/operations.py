@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +15,7 @@ from torch.nn import functional
 from nirdeploy.convert.draft import Batch, Key, Signal, StateOf, Value
 from nirdeploy.convert.frameworks.framework import framework_of
 from nirdeploy.convert.primitives import MODULES, TraceContext, find, flatten_node
-
-if TYPE_CHECKING:
-    from nirdeploy.convert.walk import Walk
+from nirdeploy.convert.walk import Walk
 
 __all__ = ["HANDLERS", "VIEWS", "in_place", "is_check"]
 
@@ -126,7 +124,7 @@ def _item(walk: Walk, node: fx.Node) -> Value:
         return Batch()
     if isinstance(value, fx.Node) and value.op == "call_module" and isinstance(index, int):
         module = walk.root.get_submodule(str(value.target))
-        if isinstance(found, Signal) and walk.returns_state(module):
+        if isinstance(found, Signal) and walk.maps.returns_state(module):
             return found if index == 0 else StateOf(found.sources[0], index)
     raise walk.refuse(node, "(indexing) does not exist in NIR")
 
@@ -164,7 +162,7 @@ def _flatten(walk: Walk, node: fx.Node) -> Value:
 
 def _flattened(walk: Walk, node: fx.Node, start: int, end: int) -> Signal:
     signal = walk.signal(_first(node), node)
-    context = TraceContext("flatten", signal.shape, axes=walk.axes_of(node))
+    context = TraceContext("flatten", signal.shape, axes=walk.axes.of(node))
     return walk.draft.add("flatten", flatten_node(start, end, context), signal)
 
 
@@ -174,7 +172,7 @@ def _view(walk: Walk, node: fx.Node) -> Value:
         list(node.args[1]) if len(node.args) == 2 and isinstance(node.args[1], list | tuple) else list(node.args[1:])
     )
     signal = walk.signal(node.args[0], node)
-    if len(sizes) == 2 and walk.axes_of(node) == 1:
+    if len(sizes) == 2 and walk.axes.of(node) == 1:
         first, second = sizes
         batch = isinstance(first, fx.Node) and isinstance(walk.env.get(first), Batch)
         flat = int(np.prod(signal.shape)) if signal.shape is not None else None

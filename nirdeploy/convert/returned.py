@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import fx
 
 from nirdeploy.convert.draft import Key, Signal, StateOf, Value
+from nirdeploy.convert.walk import PREVIOUS, Walk
 from nirdeploy.errors import ConversionError
 
-if TYPE_CHECKING:
-    from nirdeploy.convert.walk import Walk
-
-__all__ = ["PREVIOUS", "at", "check_states", "leaves_of", "shown", "split_output"]
-
-PREVIOUS = "\0previous "  # before the name of what stands for an output of the step before
+__all__ = ["at", "check_states", "leaves_of", "shown", "split_output"]
 
 
 def split_output(walk: Walk, value: Any) -> tuple[list[tuple[str, Any]], Any]:
@@ -54,7 +50,7 @@ def _state_of(walk: Walk, leaf: Any) -> Value:
     found = walk.env.get(leaf) if isinstance(leaf, fx.Node) else None
     if isinstance(found, Signal) and isinstance(leaf, fx.Node) and leaf.op == "call_module":
         module = walk.root.get_submodule(str(leaf.target))
-        if walk.returns_state(module) and leaf.args[1:] + tuple(leaf.kwargs.values()):
+        if walk.maps.returns_state(module) and leaf.args[1:] + tuple(leaf.kwargs.values()):
             return StateOf(found.sources[0])
     return found
 
@@ -67,7 +63,7 @@ def _reads_state(walk: Walk) -> bool:
 
 def _reads_whole(walk: Walk, last: Any) -> bool:
     """Whether the last value returned is the next value of a state argument that is one signal."""
-    return isinstance(last, fx.Node) and any(n.startswith(PREVIOUS + "()") for n in walk.sources())
+    return isinstance(last, fx.Node) and any(n.startswith(PREVIOUS + "()") for n in walk.draft.sources())
 
 
 def check_states(walk: Walk) -> None:
@@ -82,7 +78,7 @@ def check_states(walk: Walk) -> None:
     own = {wanted.owner for wanted in walk.uses.values() if wanted.place == 0}
     signals = [_state_of(walk, leaf) for leaf in leaves_of(walk.returned)]
     lost = [found for found in signals if isinstance(found, Signal) and not own.issuperset(found.sources)]
-    if lost and not any(name.startswith(PREVIOUS) for name in walk.sources()):
+    if lost and not any(name.startswith(PREVIOUS) for name in walk.draft.sources()):
         raise ConversionError(
             "the returned state holds an output, and forward hides how it is used (it asks if there is a state)",
             remedy="Read it as state['key'] under `if state is not None`, or do not return it as state.",

@@ -260,7 +260,7 @@ class Cycle:
         for path, (first, second) in self.layout.states.items():
             module, size = self.program.modules[path], math.prod(self.shapes[path].input)
             if isinstance(module, Delay):
-                line = lookup(self.engine._given, path)
+                line = lookup(self.engine.given, path)
                 for k in range(second if line is not None else 0):
                     at = first + ((-1 - k) % second) * size
                     self.values[:, at : at + size] = line[k].reshape(batch, size).numpy()
@@ -312,7 +312,7 @@ class Cycle:
     def run(self, steps: int) -> dict[NodePath, Signal]:
         """Run a chunk; what every node emits that somebody outside reads."""
         outside = self.layout.outside if self.native else self._outside()
-        given = [self.engine._edge(source, key) for source, key in outside]
+        given = [self.engine.edge(source, key) for source, key in outside]
         found = (
             self._native(steps, given) if self.native else self._torch(steps, dict(zip(outside, given, strict=True)))
         )
@@ -340,7 +340,7 @@ class Cycle:
             part = out if size == out.shape[2] else out[:, :, at : at + size]
             if variable in ("spikes", "output"):
                 shape = self.shapes[path].output
-                found[path] = engine._emitted(path, torch.from_numpy(part).reshape(steps, engine.batch, *shape))
+                found[path] = engine.emitted(path, torch.from_numpy(part).reshape(steps, engine.batch, *shape))
             stateless = not isinstance(self.program.modules[path], Membrane)
             if engine.sink.wants(path, variable) and not stateless:  # the engine itself records nodes without state
                 engine.sink.put(path, variable, engine.start, part)
@@ -380,14 +380,14 @@ class Cycle:
                 traces[path].append(total)
             carried = {key: values[source] for key, source in keys.items()}
         self._carried = carried
-        found = {path: engine._emitted(path, torch.stack(steps_)) for path, steps_ in traces.items()}
+        found = {path: engine.emitted(path, torch.stack(steps_)) for path, steps_ in traces.items()}
         for path in self.part.paths:
             if isinstance(self.program.modules[path], Membrane):
-                engine._put_torch_states(path, states[path])
-                engine._put_emitted(path, found[path].dense())
+                engine.put_torch_states(path, states[path])
+                engine.put_emitted(path, found[path].dense())
         return found
 
     def _first(self, path: NodePath, module: nn.Module) -> Any:
         if isinstance(module, Membrane):
             return module.join(*self.engine.initial(path))
-        return lookup(self.engine._given, path)
+        return lookup(self.engine.given, path)

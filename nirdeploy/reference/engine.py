@@ -6,8 +6,7 @@ With autograd or off the CPU, torch does the same with its own operations.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,34 +17,21 @@ from torch import Tensor, nn
 from nirdeploy.convert.build import lookup, nested, store
 from nirdeploy.convert.layers import FlattenSample
 from nirdeploy.errors import ConventionError
-from nirdeploy.reference import event_kernels, kernels, pool_kernels, scan_kernels, training
+from nirdeploy.reference import kernels, pool_kernels, training
 from nirdeploy.reference.cycle import Cycle
+from nirdeploy.reference.driven import driven, few_events
 from nirdeploy.reference.dynamics import MOST_SPIKES
-from nirdeploy.reference.lanes import WIDTH
-from nirdeploy.reference.memory import LINE, address
 from nirdeploy.reference.neurons import Delay, Membrane, Neuron
 from nirdeploy.reference.program import FOLDED, POPULATIONS, Part, Program, is_plain
+from nirdeploy.reference.scanned import scanned
 from nirdeploy.reference.signals import Signal
-from nirdeploy.reference.sparse import Rows, join, to_raster
+from nirdeploy.reference.sink import NOWHERE, Sink
+from nirdeploy.reference.sparse import Rows
 from nirdeploy.reference.stack import Stack
-from nirdeploy.reference.threads import share, split
+from nirdeploy.reference.threads import LEAST, split
 from nirdeploy.schedule import NodePath, dotted, feedback_key
 
-__all__ = ["Engine", "Sink"]
-
-_LEAST = 1 << 20  # neuron-steps that are worth a thread
-_PAST = 8 << 20  # bytes of a record from which on it does not stay in the cache
-# densities above which torch is faster than events, measured by benchmarks/reference.py on two cores
-_CROSSOVER = {nn.Linear: 0.25, nn.Conv2d: 0.10}
-
-
-def _past_cache(record: np.ndarray) -> bool:
-    """Whether a chunk is part of a record too large for the cache, and lies where vectors may be written past it."""
-    whole = record.base
-    large = isinstance(whole, np.ndarray) and whole.nbytes >= _PAST
-    rows = record.shape[2] * record.itemsize
-    return large and rows % LINE == 0 and address(record) % LINE == 0
-
+__all__ = ["Engine"]
 
 _NONE = {np.dtype(kind): np.zeros((0, 0, 0), kind) for kind in (np.float32, np.float64)}
 
@@ -59,33 +45,6 @@ def _counting(path: NodePath) -> Iterator[None]:
         raise ConventionError(
             f"more than {MOST_SPIKES} spikes in a step", node=dotted(path), remedy="Use a smaller dt or spikes 'one'."
         ) from error
-
-
-class Sink:
-    """Where a run's records go; this one keeps nothing.
-
-    Attributes:
-        wanted: what `wants` depends on; the same for all sinks that want the same.
-    """
-
-    wanted: Hashable = None
-
-    def begin(self, steps: int) -> None:
-        """A chunk of so many steps begins."""
-
-    def wants(self, path: NodePath, variable: str) -> bool:
-        """Whether a variable of a node is recorded."""
-        return False
-
-    def target(self, path: NodePath, variable: str, start: int, steps: int) -> np.ndarray | None:
-        """An array [step, batch, neuron] to write a chunk into; None where the variable is not recorded."""
-        return None
-
-    def put(self, path: NodePath, variable: str, start: int, values: np.ndarray | None) -> None:
-        """A chunk is complete: in its target (None), or as `values` [step, batch, neuron]."""
-
-
-_NOWHERE = Sink()
 
 
 class Engine:
@@ -112,20 +71,20 @@ class Engine:
         events: bool = False,
         grad: bool = False,
     ) -> None:
-        self.program, self.batch, self.sink = program, batch, sink or _NOWHERE
+        self.program, self.batch, self.sink = program, batch, sink or NOWHERE
         self.module, self.shapes = program.module, program.module.shapes
         self.dtype, self.device, self.grad = dtype, device, grad
         self.native = device.type == "cpu" and not grad
         self.events = events and self.native
         self.sparse = events and grad and device.type == "cpu"
         self.start = 0
-        self._given = state
+        self.given = state
         self._states: dict[NodePath, Any] = {}
         self._previous: dict[str, Tensor] = {}
         self._cycles: dict[Part, Cycle | Stack] = {}
-        self._signals: dict[NodePath, Signal] = {}
-        self._written: set[NodePath] = set()  # Outputs whose record of this chunk is there already
-        self._steps = 0
+        self.signals: dict[NodePath, Signal] = {}
+        self.written: set[NodePath] = set()  # Outputs whose record of this chunk is there already
+        self.steps = 0
 
     # ------------------------------------------------------------ state
 
@@ -151,7 +110,7 @@ class Engine:
         """v and i of a population before the first step, its own to change."""
         module, shape = self.program.modules[path], self.shapes[path].input
         assert isinstance(module, Membrane)
-        given = lookup(self._given, path)
+        given = lookup(self.given, path)
         if given is None:
             i = self._zeros(shape) if "tau_syn" in module.fields else None
             if self.grad:
@@ -173,7 +132,7 @@ class Engine:
         """What a delayed edge carries into the first step of this chunk, [batch, *shape]."""
         if key in self._previous:
             return self._previous[key]
-        given = self._given.get(key)
+        given = self.given.get(key)
         shape = self.shapes[source].output
         if given is not None:
             if tuple(given.shape) != (self.batch, *shape):
@@ -200,10 +159,10 @@ class Engine:
         Returns:
             What the Outputs emit.
         """
-        self._signals = dict(inputs)
-        self._written = set()
-        self._steps = next(iter(inputs.values())).steps
-        self.sink.begin(self._steps)
+        self.signals = dict(inputs)
+        self.written = set()
+        self.steps = next(iter(inputs.values())).steps
+        self.sink.begin(self.steps)
         for part in self.program.parts:
             if part.cyclic:
                 self._cycle(part)
@@ -222,33 +181,33 @@ class Engine:
         outputs = {path: self.signal(path) for path in self.module.plan.outputs}
         self._record_stateless()
         self._remember()
-        self.start += self._steps
+        self.start += self.steps
         return outputs
 
     def release(self) -> None:
         """Let go of everything but the state."""
-        self._signals, self.sink = {}, _NOWHERE
+        self.signals, self.sink = {}, NOWHERE
 
     def signal(self, path: NodePath) -> Signal:
         """What a node emits; nodes without state are computed when somebody asks."""
-        if path not in self._signals:
+        if path not in self.signals:
             module = self.program.modules[path]
             sources = self.program.sources[path]
             if module is None and len(sources) == 1 and sources[0][1] is None:
-                self._signals[path] = self.signal(sources[0][0])  # an Output is a wire
-                return self._signals[path]
-            x, _ = self._input(path)
+                self.signals[path] = self.signal(sources[0][0])  # an Output is a wire
+                return self.signals[path]
+            x, _ = self.input(path)
             rows = self._sparse(path) if self.sparse and is_plain(module, (nn.Linear,)) else None
             if rows is not None:
                 x = training.sparse_linear(module, x, rows)  # type: ignore[arg-type]
             elif self.native and path in self.program.pools:
                 x = self._pool(path, x)
             elif module is not None:
-                folded = x.reshape(self._steps * self.batch, *x.shape[2:])
+                folded = x.reshape(self.steps * self.batch, *x.shape[2:])
                 y = module(folded)
-                x = y.reshape(self._steps, self.batch, *y.shape[1:])
-            self._signals[path] = self._emitted(path, x)
-        return self._signals[path]
+                x = y.reshape(self.steps, self.batch, *y.shape[1:])
+            self.signals[path] = self.emitted(path, x)
+        return self.signals[path]
 
     def _pool(self, path: NodePath, x: Tensor) -> Tensor:
         """Sums or means over windows side by side."""
@@ -257,26 +216,25 @@ class Engine:
         given = x.contiguous().reshape(-1, *x.shape[-2:]).numpy()
         out = np.empty((len(given), *shape[1:]), given.dtype)
         by = given.dtype.type(divisor)
-        split(
-            lambda a, b: pool_kernels.pool(given, rows, columns, by, out, a, b), len(given), 1 + _LEAST // out[0].size
-        )
-        return torch.from_numpy(out).reshape(self._steps, self.batch, *shape)
+        split(lambda a, b: pool_kernels.pool(given, rows, columns, by, out, a, b), len(given), 1 + LEAST // out[0].size)
+        return torch.from_numpy(out).reshape(self.steps, self.batch, *shape)
 
     def _sparse(self, path: NodePath) -> Rows | None:
         """A Linear's input as events, where it comes from one node and is mostly zero."""
         sources = self.program.sources[path]
         if len(sources) != 1 or sources[0][1] is not None:
             return None
-        return self.signal(sources[0][0]).rows(_CROSSOVER[nn.Linear])
+        return few_events(self, sources[0][0], path)
 
-    def _emitted(self, path: NodePath, dense: Tensor | None = None, *, raw: np.ndarray | None = None) -> Signal:
+    def emitted(self, path: NodePath, dense: Tensor | None = None, *, raw: np.ndarray | None = None) -> Signal:
+        """What a node emits in this chunk: [step, batch, *shape], or `raw` [step, batch, neuron]."""
         shape = self.shapes[path].output
-        return Signal(shape, self._steps, self.batch, dense=dense, raw=raw, dtype=self.dtype, device=self.device)
+        return Signal(shape, self.steps, self.batch, dense=dense, raw=raw, dtype=self.dtype, device=self.device)
 
-    def _input(self, path: NodePath) -> tuple[Tensor, bool]:
+    def input(self, path: NodePath) -> tuple[Tensor, bool]:
         """The sum of what a node's sources emit, in name order, and whether nobody else reads that memory."""
         sources = self.program.sources[path]
-        parts = [self._edge(source, key) for source, key in sources]
+        parts = [self.edge(source, key) for source, key in sources]
         total = parts[0]
         for part in parts[1:]:
             total = total + part
@@ -288,7 +246,8 @@ class Engine:
         alone = len(self.program.consumers[source]) == 1 and not self.sink.wants(source, "output")
         return total, fresh and alone
 
-    def _edge(self, source: NodePath, key: str | None) -> Tensor:
+    def edge(self, source: NodePath, key: str | None) -> Tensor:
+        """What an edge carries in this chunk, [step, batch, *shape]; one with a key is a step late."""
         now = self.signal(source).dense()
         if key is None:
             return now
@@ -308,99 +267,40 @@ class Engine:
             return
         if path not in self._states:
             self._hold(path, *self.initial(path))
-        if self.events and self._driven(path):
-            return
-        given = self._unchecked(path)
-        shape, size = self.shapes[path].output, math.prod(self.shapes[path].output)
-        if given is not None:
-            flat, own = torch.from_numpy(given.unchecked), False
-        else:
-            x, own = self._input(path)
-            flat = x.contiguous().reshape(self._steps, self.batch, size)
-        out = self._record_of_output(path, flat)
-        if out is None:
-            out = flat if own else torch.empty_like(flat)
-        self._scan(path, flat.numpy(), out.numpy(), given)
-        self._signals[path] = self._emitted(path, out.reshape(self._steps, self.batch, *shape))
-        self._put_emitted(path, out)
-
-    def _unchecked(self, path: NodePath) -> Signal | None:
-        """An Input's numbers that nobody has checked yet, where a scan in vectors is what reads them."""
-        source = self.program.direct(path)
-        found = None if source is None else self.signal(source)
-        if found is None or found.unchecked is None:
-            return None
-        return found if self.program.native(path, self.dtype).how[0] in (kernels.ONE, kernels.INTEGRATE) else None
-
-    def _record_of_output(self, path: NodePath, like: Tensor) -> Tensor | None:
-        """The record of an Output that a population alone feeds, to be written to without a copy in between."""
-        output = self.program.straight.get(path)
-        target = None if output is None else self.sink.target(output, "output", self.start, self._steps)
-        if target is None or target.shape != tuple(like.shape) or target.dtype != like.numpy().dtype:
-            return None
-        self._written.add(output)  # type: ignore[arg-type]
-        return torch.from_numpy(target)
+        if not (self.events and driven(self, path)):
+            scanned(self, path)
 
     def _hold(self, path: NodePath, v: Tensor, i: Tensor | None) -> None:
         module = self.program.modules[path]
         assert isinstance(module, Membrane)
         self._states[path] = module.join(v, i)
 
-    def _held(self, path: NodePath) -> tuple[np.ndarray, np.ndarray]:
+    def held(self, path: NodePath) -> tuple[np.ndarray, np.ndarray]:
         """v and i [batch, neuron], the memory that the state is in."""
         state = self._states[path]
         v, i = (state["v_mem"], state["i_syn"]) if isinstance(state, Mapping) else (state, None)
         flat = v.numpy().reshape(self.batch, -1)
         return flat, flat[:0, :0] if i is None else i.numpy().reshape(self.batch, -1)
 
-    def _scan(self, path: NodePath, x: np.ndarray, out: np.ndarray, unchecked: Signal | None) -> None:
-        native = self.program.native(path, self.dtype)
-        v, i = self._held(path)
-        v_record, i_record, none = self._targets(path, x.dtype)
-        mode, inclusive, subtract, _, uniform, _ = native.how
-        steps, batch, neurons = x.shape
-        if mode in (kernels.ONE, kernels.INTEGRATE):
-            past = all(_past_cache(record) for record in (v_record, i_record) if record is not none)
-            most = scan_kernels.BLOCK * (4 if uniform else 1)  # those of one kind have no parameters to keep near
-            block = share(neurons, batch, WIDTH, most, steps * batch * neurons // _LEAST)
-
-            def work(first: int, last: int) -> int:
-                found: int = scan_kernels.scan(
-                    x, v, i, native.p, native.q, mode == kernels.ONE, inclusive, subtract, uniform, out, v_record,
-                    i_record, past, unchecked is not None, block, first, last,
-                )  # fmt: skip
-                return found
-
-            highest = split(work, batch * -(-neurons // block), max(1, _LEAST // max(1, steps * block)))
-            if unchecked is not None:
-                unchecked.passed(max(highest))
-        else:
-            direct = out is not x and not np.may_share_memory(x, out)
-
-            def generic(first: int, last: int) -> None:
-                kernels.scan(
-                    x, v, i, native.p, native.q, native.how, native.dt, out, direct, v_record, i_record, first, last
-                )
-
-            split(generic, batch, max(1, _LEAST // max(1, steps * neurons)))
-        self._put_states(path, v_record, i_record, none)
-
-    def _targets(self, path: NodePath, dtype: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def targets(self, path: NodePath, dtype: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Where v and i are recorded, the third array where they are not."""
         none = _NONE[dtype]
-        v = self.sink.target(path, "v_mem", self.start, self._steps)
-        i = self.sink.target(path, "i_syn", self.start, self._steps)
+        v = self.sink.target(path, "v_mem", self.start, self.steps)
+        i = self.sink.target(path, "i_syn", self.start, self.steps)
         return none if v is None else v, none if i is None else i, none
 
-    def _put_states(self, path: NodePath, v: np.ndarray, i: np.ndarray, none: np.ndarray) -> None:
+    def put_states(self, path: NodePath, v: np.ndarray, i: np.ndarray, none: np.ndarray) -> None:
+        """The records of v and i that `targets` gave are complete."""
         for variable, array in (("v_mem", v), ("i_syn", i)):
             if array is not none:
                 self.sink.put(path, variable, self.start, None)
 
-    def _put_emitted(self, path: NodePath, out: Tensor) -> None:
+    def put_emitted(self, path: NodePath, out: Tensor) -> None:
+        """Record what a population emits, where that is wanted."""
         module = self.program.modules[path]
         variable = "spikes" if isinstance(module, Neuron) else "output"
         if self.sink.wants(path, variable):
-            flat = out.detach().reshape(self._steps, self.batch, -1)
+            flat = out.detach().reshape(self.steps, self.batch, -1)
             self.sink.put(path, variable, self.start, flat.cpu().numpy())
 
     def _population_torch(self, path: NodePath) -> None:
@@ -411,84 +311,21 @@ class Engine:
             self._hold(path, *self.initial(path))
         keep = any(self.sink.wants(path, variable) for variable in ("v_mem", "i_syn"))
         if self.device.type == "cpu" and not keep and training.foldable(module, self.dtype):
-            x, own = self._input(path)
+            x, own = self.input(path)
             out, self._states[path] = training.scan(module, x, self._states[path], own)
-            self._signals[path] = self._emitted(path, out)
-            self._put_emitted(path, out)
+            self.signals[path] = self.emitted(path, out)
+            self.put_emitted(path, out)
         else:
             self._stepwise(path)
 
-    def _put_torch_states(self, path: NodePath, states: list[Any]) -> None:
+    def put_torch_states(self, path: NodePath, states: list[Any]) -> None:
+        """Record the states of a population that went step by step, where they are wanted."""
         for variable in ("v_mem", "i_syn"):
             if not self.sink.wants(path, variable):
                 continue
             found = [s[variable] if isinstance(s, Mapping) else s for s in states]
-            stacked = torch.stack([f.detach() for f in found]).reshape(self._steps, self.batch, -1)
+            stacked = torch.stack([f.detach() for f in found]).reshape(self.steps, self.batch, -1)
             self.sink.put(path, variable, self.start, stacked.cpu().numpy())
-
-    # ------------------------------------------------------------ events
-
-    def _driven(self, path: NodePath) -> bool:
-        """Compute a population and the weight before it from events, where they are few enough."""
-        chain = self.program.chains.get(path)
-        if chain is None or self.sink.wants(chain.weight, "output"):
-            return False
-        rows = self.signal(chain.source).rows(_CROSSOVER[type(self.program.modules[chain.weight])])
-        if rows is None:
-            return False
-        weights = self.program.weights(path)
-        native = self.program.native(path, self.dtype)
-        order = weights.order
-        p, q, padded = native.p, native.q, order
-        v_node, i_node = self._held(path)
-        v, i = v_node, i_node
-        if order.size:
-            # take, not [:, order]: that gives the memory of the transpose
-            p, q, padded = self.program.made(
-                (path, "ordered"),
-                lambda: (p.take(order, 1), q.take(order[: q.shape[1]], 1), np.pad(order, (0, 32))),
-            )
-            v, i = v_node.take(order, 1), i_node.take(order, 1) if i_node.size else i_node
-        v_record, i_record, none = self._targets(path, v.dtype)
-
-        def work(first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            pointer = np.empty((last - first) * self._steps + 1, np.int64)
-            if weights.vectors:
-                given = (rows.pointer, rows.index, rows.value, self._steps, first, last, weights.weight)
-                state = (v, i, p, q, native.how[1], native.how[2], pointer, v_record, i_record)
-                if weights.reach[0]:
-                    index = event_kernels.convolution(
-                        *given, weights.table, weights.reach, weights.bias, weights.pieces, order, *state
-                    )
-                else:
-                    index = event_kernels.matrix(*given, weights.sources, weights.table, weights.bias, *state)
-                return pointer, index, np.ones(len(index), v.dtype)
-            found = kernels.events_layer(
-                rows.pointer, rows.index, rows.value, self._steps, first, last, weights.weight, weights.table,
-                weights.reach, weights.bias, weights.pieces, padded, v, i, p, q, native.how, native.dt,
-                pointer, v_record, i_record,
-            )  # fmt: skip
-            return (pointer, *found)
-
-        cost = int(rows.index.size * weights.fan_out) // max(1, self.batch) + self._steps * v.shape[1]
-        parts = split(work, self.batch, max(1, (1 << 18) // max(1, cost)))
-        if order.size:
-            v_node[:, order] = v
-            if i_node.size:
-                i_node[:, order] = i
-        self._put_states(path, v_record, i_record, none)
-        emitted = join(parts, self._steps, self.batch, v.shape[1])
-        shape = self.shapes[path].output
-        self._signals[path] = Signal(shape, self._steps, self.batch, rows=emitted, dtype=self.dtype)
-        if self.sink.wants(path, "spikes"):
-            target = self.sink.target(path, "spikes", self.start, self._steps)
-            assert target is not None
-            target[...] = 0
-            to_raster(emitted, target)
-            self.sink.put(path, "spikes", self.start, None)
-        elif self.sink.wants(path, "output"):
-            self._put_emitted(path, self._signals[path].dense())
-        return True
 
     # ------------------------------------------------------------ everything else
 
@@ -496,11 +333,11 @@ class Engine:
         """Each neuron `steps` back in time, over what came in before this chunk and in it."""
         module = self.program.modules[path]
         assert isinstance(module, Delay)
-        x, _ = self._input(path)
+        x, _ = self.input(path)
         shape = self.shapes[path].input
         line = self._states.get(path)
         if line is None:
-            line = lookup(self._given, path)
+            line = lookup(self.given, path)
             wanted = (module.longest, self.batch, *shape)
             if line is None:
                 line = torch.zeros(wanted, dtype=self.dtype, device=self.device)
@@ -510,21 +347,21 @@ class Engine:
                     node=dotted(path),
                 )
         history = torch.cat([line.flip(0).to(x), x])
-        step = torch.arange(self._steps, device=self.device).reshape(-1, *([1] * (x.ndim - 1)))
+        step = torch.arange(self.steps, device=self.device).reshape(-1, *([1] * (x.ndim - 1)))
         index = module.longest + step - module.steps.expand(x.shape[1:])[None]
-        self._signals[path] = self._emitted(path, history.gather(0, index.expand(x.shape)))
+        self.signals[path] = self.emitted(path, history.gather(0, index.expand(x.shape)))
         self._states[path] = history[history.shape[0] - module.longest :].flip(0)
 
     def _stepwise(self, path: NodePath) -> None:
         """A module of the user's own, step by step."""
         module = self.program.modules[path]
         assert module is not None
-        x, own = self._input(path)
+        x, own = self.input(path)
         x = x if own else x.clone()  # it may work in place
         stateful = any(step.path == path and step.stateful for step in self.module._steps)
-        state = self._states[path] if path in self._states else lookup(self._given, path)
+        state = self._states[path] if path in self._states else lookup(self.given, path)
         emitted, states = [], []
-        for t in range(self._steps):
+        for t in range(self.steps):
             if stateful:
                 y, state = self.module._advance(path, module, x[t], nested(path, state))
                 states.append(state)
@@ -533,10 +370,10 @@ class Engine:
             emitted.append(y)
         if stateful:
             self._states[path] = state
-        self._signals[path] = self._emitted(path, torch.stack(emitted))
+        self.signals[path] = self.emitted(path, torch.stack(emitted))
         if isinstance(module, Membrane):
-            self._put_torch_states(path, states)
-            self._put_emitted(path, self._signals[path].dense())
+            self.put_torch_states(path, states)
+            self.put_emitted(path, self.signals[path].dense())
 
     def _cycle(self, part: Part) -> None:
         cycle = self._cycles.get(part)
@@ -547,7 +384,7 @@ class Engine:
             stack = None if read is None else Stack(self, self.program.stack or (), read)
             cycle = self._cycles[part] = stack or Cycle(self, part)
         with _counting(part.paths[0]):
-            self._signals.update(cycle.run(self._steps))
+            self.signals.update(cycle.run(self.steps))
 
     def _stackable(self) -> tuple[tuple[NodePath, str], ...] | None:
         """What is read of a network that is a stack of layers; None where it is none, or more is wanted of it."""
@@ -571,7 +408,7 @@ class Engine:
 
     def _record_stateless(self) -> None:
         for path in self.program.stateless:
-            if path in self._written:
+            if path in self.written:
                 self.sink.put(path, "output", self.start, None)
             elif self.sink.wants(path, "output"):
                 self.sink.put(path, "output", self.start, self.signal(path).numbers())

@@ -15,10 +15,10 @@ from nirdeploy.bits import PackedSpikes
 from nirdeploy.convert.build import GraphModule
 from nirdeploy.errors import RasterError
 from nirdeploy.names import suggest
-from nirdeploy.reference.engine import Sink
 from nirdeploy.reference.memory import NUMPY, lend
 from nirdeploy.reference.neurons import Membrane, Neuron
 from nirdeploy.reference.program import POPULATIONS
+from nirdeploy.reference.sink import Sink
 from nirdeploy.schedule import NodePath, dotted, lateness
 from nirdeploy.trajectory import VARIABLES, Record
 from nirdeploy.trajectory_writer import TrajectoryWriter

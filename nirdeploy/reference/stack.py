@@ -193,8 +193,8 @@ class Stack:
         shape, kind = (engine.batch, self.layout.start.size), self.layout.floats.dtype
         self.values = np.empty(shape, kind) if engine.batch == 1 else aligned(shape, kind)  # one sample is soon done
         self.stepped = False
-        self.values[:] = self.layout.start if engine._given else self.layout.rest
-        if not engine._given:
+        self.values[:] = self.layout.start if engine.given else self.layout.rest
+        if not engine.given:
             return
         for layer, row in zip(layers, self.layout.layers, strict=True):
             v, i = engine.initial(layer.population)
@@ -232,7 +232,7 @@ class Stack:
         for path, variable, at, size in layout.read:
             part = out if size == out.shape[2] else out[:, :, at : at + size]
             if variable in ("spikes", "output"):
-                found[path] = engine._emitted(path, raw=part)
+                found[path] = engine.emitted(path, raw=part)
             if engine.sink.wants(path, variable):
                 engine.sink.put(path, variable, engine.start, part)
         return found

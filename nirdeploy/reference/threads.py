@@ -10,7 +10,10 @@ from typing import TypeVar
 
 import torch
 
-__all__ = ["one_thread", "share", "split"]
+__all__ = ["LEAST", "one_thread", "share", "split"]
+
+LEAST = 1 << 20
+"""Neuron-steps that are worth a thread."""
 
 T = TypeVar("T")
 _POOL: dict[int, ThreadPoolExecutor] = {}  # by process: a fork has none of its parent's threads

@@ -20,7 +20,7 @@ from torch import nn
 import nirdeploy as nd
 from nirdeploy.errors import ConventionError, GraphError, RasterError
 from nirdeploy.graph import make_graph, make_node, output_shape
-from nirdeploy.reference import cycle, engine, executor, program, threads
+from nirdeploy.reference import cycle, driven, engine, executor, program, scanned, threads
 from nirdeploy.reference.neurons import IF
 
 EVERYTHING = ("spikes", "v_mem", "i_syn", "output")
@@ -43,10 +43,10 @@ def tuned(most_steps=4096, absorbed=1 << 16, matrices=1 << 22, crossover=2.0, th
         patch.setattr(executor, "_MOST_STEPS", most_steps)
         patch.setattr(program, "_ABSORBED", absorbed)
         patch.setattr(cycle, "_MOST_WEIGHTS", matrices)
-        patch.setattr(engine, "_CROSSOVER", {nn.Linear: crossover, nn.Conv2d: crossover})
+        patch.setattr(driven, "_CROSSOVER", {nn.Linear: crossover, nn.Conv2d: crossover})
         if threaded:
-            patch.setattr(engine, "split", split)
-            patch.setattr(cycle, "split", split)
+            for room in (engine, scanned, driven, cycle):
+                patch.setattr(room, "split", split)
         yield
 
 

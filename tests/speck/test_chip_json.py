@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from nets import chain, conv_net, conv_node, flatten_node, if_node, linear_node, pool_node, raster
 from nirdeploy_speck.config import chip_configuration
+from speck_programs import fired
 
 import nirdeploy as nd
 from nirdeploy.errors import PlacementError
@@ -100,9 +101,8 @@ def run_chip(chip, raster, entries):
                 left, top = i * stride["x"], j * stride["y"]
                 v[:, i, j] += np.tensordot(weight, x[:, left : left + kernel, top : top + kernel], 3)
             v += np.array(f["biases"])[:, None, None] if f["leak_enable"] else 0
-            n = np.where(v > 0, v // f["threshold_high"], 0)
-            v = np.where(n > 0, 0, v) if f["return_to_zero"] else v - n * f["threshold_high"]
-            states[c] = np.maximum(v, f["threshold_low"])
+            subtract = not f["return_to_zero"]
+            n, states[c] = fired(v, f["threshold_high"], f["threshold_low"], subtract, many=True)
             spikes[c].append(n)
             for to in f["destinations"]:
                 if to["enable"] and to["layer"] != 12:

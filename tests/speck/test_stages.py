@@ -22,6 +22,7 @@ from nets import (
 from nirdeploy_speck.emulator import Core, run_layer
 from nirdeploy_speck.network import log2_ceil, lower
 from nirdeploy_speck.quantize import sinabs_scale
+from speck_programs import fired
 
 import nirdeploy as nd
 from nirdeploy.errors import (
@@ -293,10 +294,7 @@ def slow_layer(layer, core, x):
         for t in range(steps):
             window = padded[t, b, :, i * sy : i * sy + kh, j * sx : j * sx + kw]
             v += int((window * core.weight[o]).sum()) + (0 if core.bias is None else int(core.bias[o]))
-            n = v // core.threshold if v > 0 else 0
-            n = n if core.many else min(n, 1)
-            v = v - n * core.threshold if core.subtract or n == 0 else 0
-            v = max(v, core.v_min)
+            n, v = fired(v, core.threshold, core.v_min, core.subtract, core.many)
             spikes[t, b, o, i, j], v_mem[t, b, o, i, j] = n, v
     return spikes, v_mem
 

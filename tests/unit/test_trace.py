@@ -133,6 +133,21 @@ def test_several_inputs_and_outputs_are_named():
         assert torch.allclose(call[0]["sum"], net(x, y)["sum"])
 
 
+def test_samples_of_several_inputs_need_not_have_one_shape():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left, self.right = SumPool2d(2), SumPool2d(3)
+
+        def forward(self, x, y):
+            return self.left(x), self.right(y)
+
+    samples = torch.zeros(1, 2, 4, 4), torch.zeros(1, 3, 6, 9)
+    for given in (samples, list(samples), dict(zip("xy", samples, strict=True))):
+        shapes = nd.graph.shapes(nd.torch_to_nir(Two(), sample_input=given))
+        assert (shapes["x"].output, shapes["y"].output) == ((2, 4, 4), (3, 6, 9))
+
+
 def test_tuple_outputs_are_numbered():
     graph = nd.torch_to_nir(Body(lambda s, x: (s.a(x), s.b(x)), a=nn.Linear(2, 2), b=nn.Linear(2, 2)))
     assert nd.graph.output_names(graph) == ["output_0", "output_1"]

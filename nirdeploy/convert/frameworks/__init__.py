@@ -6,7 +6,6 @@ imported it already. One module a library; each has a table `FRAMEWORK` with one
 
 from __future__ import annotations
 
-from nirdeploy.convert.frameworks.conventions import convention_of
 from nirdeploy.convert.frameworks.framework import Framework, LayerRow, framework_of, leading_axes, row_of, traceable
 
-__all__ = ["Framework", "LayerRow", "convention_of", "framework_of", "leading_axes", "row_of", "traceable"]
+__all__ = ["Framework", "LayerRow", "framework_of", "leading_axes", "row_of", "traceable"]

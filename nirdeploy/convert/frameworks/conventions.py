@@ -1,4 +1,4 @@
-"""What a library's network does, as the Convention of its graph."""
+"""What a library's layers do, as the Conventions of their nodes, and one Convention for all nodes of a graph."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from nirdeploy.convert.frameworks.framework import STEP, Framework, LayerRow, framework_of, row_of
+from nirdeploy.convert.frameworks.framework import STEP, Framework, LayerRow
 from nirdeploy.errors import ConventionError
 from nirdeploy.reference.convention import PER_NODE, Convention
 
-__all__ = ["combined", "convention_of", "layer_conventions"]
+__all__ = ["combined", "layer_conventions"]
 
 
 def layer_conventions(
@@ -62,43 +62,3 @@ def combined(conventions: Mapping[str, Convention]) -> Convention | None:
                 )
             overrides.setdefault(name, {})[key] = getattr(other, key)
     return dataclasses.replace(first, overrides={**first.overrides, **overrides}) if overrides else first
-
-
-def convention_of(module: nn.Module, *, dt: float | None = None) -> Convention:
-    """What a network's layers do that NIR does not say: reset and its time, crossing, integrator, gains, dt.
-
-    Args:
-        module: a network of snnTorch, Norse, sinabs or SpikingJelly layers, or one layer; of our own, what it was
-            built with.
-        dt: seconds a step stands for where the library counts steps only; None: 1e-4.
-
-    Returns:
-        The convention of the layer whose name comes first, with what differs at other layers as overrides by node name;
-        the same that `torch_to_nir` stores in the graph. Layers that forward does not call are left out.
-
-    Raises:
-        ConventionError: no layer with a convention, layers that differ in dt, or a dt that a layer does not have.
-    """
-    from nirdeploy.convert.trace import called_modules
-
-    found: dict[str, Convention] = {}
-    called = called_modules(module)
-    for path, part in module.named_modules():
-        if called is not None and path not in called:
-            continue
-        own = getattr(part, "convention", None)
-        framework, row = framework_of(part), row_of(part)
-        if isinstance(own, Convention):
-            if path == "":
-                return own
-            found[path] = own
-        elif framework is not None and row is not None:
-            for inner, one in layer_conventions(part, framework, row, dt).items():
-                found[".".join(p for p in (path, inner) if p)] = one
-    result = combined(found)
-    if result is None:
-        raise ConventionError(
-            f"{type(module).__name__} has no layer that states a convention",
-            remedy="Give one yourself: nd.convention('snntorch', dt=1e-4), nd.Convention(...).",
-        )
-    return result
