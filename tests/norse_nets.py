@@ -207,7 +207,8 @@ def layers(drawn):
     with torch.no_grad():
         root = drawn.net.lifted_module if lifted else drawn.net
         out = _through(root, "lifted_module" if lifted else "", drawn.raster, drawn.sequence and not lifted, found)
-    assert torch.equal(out, forward(drawn)), "the layers one after another are not the network"
+    # BLAS may round a row otherwise where it lies otherwise in memory; another spike would differ by 1
+    torch.testing.assert_close(out, forward(drawn), rtol=1e-6, atol=1e-6, msg=lambda said: f"layer by layer: {said}")
     return found
 
 
