@@ -66,7 +66,7 @@ def recorded(name: str, page: str | None = None) -> str:
 def differences(name: str, text: str) -> list[str]:
     """Lines in which what an example printed differs from the page, '-' the page's and '+' the new ones.
 
-    Of examples whose numbers are a processor's own, the first two words of each line are compared.
+    Of examples whose numbers are a processor's own, the first two words of each line, any number in them as '#'.
     """
     old, new = recorded(name).splitlines(), masked(text).splitlines()
     if name in FLOATS:
@@ -77,7 +77,7 @@ def differences(name: str, text: str) -> list[str]:
 
 
 def _words(line: str) -> str:
-    return " ".join(re.split(r"\d", line)[0].replace("━", "").split()[:2])
+    return " ".join(re.sub(r"\d+(\.\d+)?", "#", line.replace("━", "")).split()[:2])
 
 
 def section(name: str, text: str) -> str:

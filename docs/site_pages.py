@@ -21,7 +21,8 @@ SECTIONS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
 WHOLE = {"changelog.md": "CHANGELOG.md", "security.md": "SECURITY.md", "benchmarks.md": "benchmarks/README.md"}
 
 _FENCE = re.compile(r"^(```.*?^```[^\n]*$)", re.MULTILINE | re.DOTALL)
-_LINK = re.compile(r"\]\((?!\w+:)([^)#\s]+)(#[^)\s]*)?\)")
+_LINK = re.compile(r"\[([^\]]*)\]\((?!\w+:)([^)#\s]+)(#[^)\s]*)?\)")
+_LIST = re.compile(r"^(?![-|\s#]|\d+\. )([^\n]+)\n(?=(?:- |1\. ))", re.MULTILINE)
 _NAME = re.compile(r"(?<![\[`])`(nd\.(\w+)[^`\n]*)`(?!`)")
 
 
@@ -58,7 +59,7 @@ def linked_files(text: str, origin: str) -> set[str]:
     """
     found = set()
     for part in _FENCE.split(text)[::2]:
-        for target, _ in _LINK.findall(part):
+        for _, target, _ in _LINK.findall(part):
             path = posixpath.normpath(posixpath.join(posixpath.dirname(origin), target))
             if path.startswith("..") or not (ROOT / path).is_file():
                 raise ValueError(f"{origin} links to {target}, which is no file of the repository")
@@ -69,6 +70,9 @@ def linked_files(text: str, origin: str) -> set[str]:
 def for_site(text: str, origin: str, page: str, public: frozenset[str] = frozenset()) -> str:
     """A page of the repository as one of the site: links lead to pages, `nd.name` to its reference.
 
+    A link that shows a page's path gets its title instead. A list right behind its sentence, which is a list on GitHub
+    alone, gets an empty line before it.
+
     Args:
         text: as it stands in the repository.
         origin: its path there.
@@ -77,8 +81,9 @@ def for_site(text: str, origin: str, page: str, public: frozenset[str] = frozens
     """
 
     def link(match: re.Match[str]) -> str:
-        path = posixpath.normpath(posixpath.join(posixpath.dirname(origin), match[1]))
-        return f"]({posixpath.relpath(_page_of(path), posixpath.dirname(page) or '.')}{match[2] or ''})"
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(origin), match[2]))
+        shown = _title(path) if match[1] == path and path.endswith(".md") else match[1]
+        return f"[{shown}]({posixpath.relpath(_page_of(path), posixpath.dirname(page) or '.')}{match[3] or ''})"
 
     def name(match: re.Match[str]) -> str:
         return f"[`{match[1]}`][nirdeploy.{match[2]}]" if match[2] in public else match[0]
@@ -88,7 +93,8 @@ def for_site(text: str, origin: str, page: str, public: frozenset[str] = frozens
         if at % 2:
             parts[at] = re.sub(r"^```(\w+) [^\n]*", r"```\1", part)  # a mark for the tests behind the language
         else:
-            parts[at] = _lines(_LINK.sub(link, part), lambda line: _NAME.sub(name, line))
+            spaced = _LIST.sub(r"\1\n\n", part)
+            parts[at] = _lines(_LINK.sub(link, spaced), lambda line: _NAME.sub(name, line))
     return "".join(parts)
 
 
@@ -109,7 +115,7 @@ def notebook(text: str) -> str:
         head, body = cell.split("\n", 1)
         if head.strip() == "[markdown]":
             lines = [line.removeprefix("#").removeprefix(" ") for line in body.strip().splitlines()]
-            parts.append("\n".join(re.sub(r"^# ", "## ", line) for line in lines))
+            parts.append(_LIST.sub(r"\1\n\n", "\n".join(re.sub(r"^# ", "## ", line) for line in lines)))
         else:
             parts.append(f"```python\n{body.strip()}\n```")
     return "\n\n".join(parts) + "\n"
@@ -121,6 +127,10 @@ def _page_of(path: str) -> str:
     if path in known:
         return known[path]
     return path.removeprefix("docs/") if path.startswith("docs/") else f"source/{path}.md"
+
+
+def _title(path: str) -> str:
+    return (ROOT / path).read_text(encoding="utf-8").split("\n", 1)[0].removeprefix("# ")
 
 
 def _lines(text: str, change: Callable[[str], str]) -> str:

@@ -95,7 +95,9 @@ def test_a_flipped_bit_is_found_in_a_dump(tmp_path):
 
 def test_every_script_has_a_test():
     live = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests" / "frameworks").glob("live_*.py"))
-    elsewhere = {path.stem for path in SCRIPTS if path.name in live}  # in an interpreter that holds the library
+    elsewhere = {
+        path.stem for path in SCRIPTS if f'printed("{path.stem}"' in live
+    }  # in an interpreter that holds the library
     assert {path.stem for path in SCRIPTS} == set(TESTED) | elsewhere
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import site_api
+import site_pages
 from browser import browser, chromium
 from nets import ROOT
 from nirdeploy_speck import options, samna_runner
@@ -119,6 +121,18 @@ def test_every_public_name_stands_once_in_the_reference(pages):
     assert Counter(public) == Counter(nd.__all__)
 
 
+def test_a_public_name_without_a_place_stops_the_build(monkeypatch):
+    monkeypatch.setattr(nd, "__all__", [*nd.__all__, "novelty"])
+    with pytest.raises(ValueError, match=r"without one place in GROUPS: \['novelty'\]"):
+        site_api.api_pages()
+
+
+def test_a_section_of_the_readme_without_a_place_stops_the_build(monkeypatch):
+    monkeypatch.setattr(site_pages, "SECTIONS", {"index.md": (None, ("", "What it does"))})
+    with pytest.raises(ValueError, match="'Command line'.*on pages of the site"):
+        site_pages.readme_pages()
+
+
 def test_every_error_is_in_the_reference_and_linked_from_what_raises_it(pages):
     page = pages["api/errors.html"]
     names = {name.rpartition(".")[2] for name in reference(page)}
@@ -213,10 +227,20 @@ def test_links_of_the_repository_become_links_of_the_site():
         "```python\n[c](d)\n```\n"
     )
     assert for_site("[s](SECURITY.md)", "README.md", "api/x.md") == "[s](../security.md)"
+    assert for_site("see [docs/speck.md](docs/speck.md)", "README.md", "x.md") == (
+        "see [A Speck, from the graph to the chip](speck.md)"
+    )
     with pytest.raises(ValueError, match=r"docs/x\.md links to gone\.md, which is no file of the repository"):
         linked_files("[a](gone.md)", "docs/x.md")
     with pytest.raises(ValueError, match="no file of the repository"):
         linked_files("[a](../../elsewhere.md)", "docs/x.md")
+
+
+def test_a_list_behind_its_sentence_is_a_list(pages):
+    text = "Two:\n- a\n  b\n- c\n\n| x |\n1. d\n"
+    assert for_site(text, "README.md", "x.md") == "Two:\n\n- a\n  b\n- c\n\n| x |\n1. d\n"
+    for name, page in pages.items():
+        assert re.findall(r"<p>[^<]*\n(?:- |1\. )", page.text) == [], name
 
 
 def test_cells_of_a_script_become_text_and_code():
