@@ -160,6 +160,15 @@ def test_every_argument_and_field_of_a_public_name_is_explained(pages):
                 )
 
 
+def test_what_a_function_returns_is_one_entry(pages):
+    found = 0
+    for name, page in pages.items():
+        for part in page.text.split(">Returns:</span>")[1:]:
+            assert part.split("</table>")[0].count('<tr class="doc-section-item">') == 1, name
+            found += 1
+    assert found > 25
+
+
 def test_types_of_arguments_and_results_are_links(pages):
     page = pages["api/deployment.html"].text
     for target in (
