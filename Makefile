@@ -1,4 +1,5 @@
 # make demo   train a network on handwritten digits, put it on two chips, compare; writes out/demo/
+# make docs   build the site, reference and gallery included; open out/site/index.html
 # make test   lint, types, tests with oracles, docs examples, wheel; under 15 minutes
 # Each builds what it needs in .venv; Lava and sinabs get environments of their own.
 
@@ -7,10 +8,14 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 BIN = .venv/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-all lint types format oracles browser clean
+.PHONY: demo docs test test-all lint types format oracles browser clean
 
 demo: .venv/.demo
 	$(BIN)/nirdeploy demo
+
+# NO_MKDOCS_2_WARNING leaves out what the theme says about a tool that is not used here
+docs: .venv/.test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -W error -m mkdocs build --strict
 
 # a file of tests stays in one process: what it builds once is built once; the long ones stand first
 PYTEST = $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder

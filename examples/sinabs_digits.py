@@ -34,7 +34,8 @@ data = digits()  # spike counts [step, image, 1, 8, 8]
 # ## Train, the way of sinabs
 #
 # Squeezed layers take [batch * step, ...], so that convolutions need nothing around them. The threshold of 1 and the
-# lower bound of -1 are what Speck's neurons have; a neuron may spike several times a step.
+# lower bound of -1 are what Speck's neurons have; a neuron may spike several times a step. Afterwards the weights are
+# rounded to multiples of 1/1024: float32 adds those without rounding, so no spike depends on the order of a sum.
 
 # %%
 N_STEPS = data.train.shape[0]
@@ -60,7 +61,7 @@ def spikes(module: nn.Module, raster: np.ndarray) -> torch.Tensor:
 
 
 def train(module: nn.Module, epochs: int) -> None:
-    """Cross-entropy of the output counts, Adam; afterwards at rest, as v of the last batch would be part of it."""
+    """Cross-entropy of the output counts, Adam; afterwards rounded, and at rest, as v of the last batch is no part."""
     labels = torch.tensor(data.train_labels)
     optimiser = torch.optim.Adam(module.parameters(), lr=5e-3)
     for _ in range(epochs):
@@ -70,6 +71,9 @@ def train(module: nn.Module, epochs: int) -> None:
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
+    with torch.no_grad():
+        for weight in module.parameters():
+            weight.copy_((1024 * weight).round() / 1024)
     module.eval()
     sinabs.reset_states(module)
 

@@ -152,7 +152,11 @@ def listed_backends() -> dict[str, str]:
 
 
 def targets() -> dict[str, Target]:
-    """Every target of every installed backend that loads, by name."""
+    """Every target of every installed backend that loads, by name.
+
+    Returns:
+        Name -> target, in the order of the names.
+    """
     found: dict[str, Target] = {}
     for name, reason in listed_backends().items():
         if not reason:

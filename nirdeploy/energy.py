@@ -133,6 +133,9 @@ def estimate(trajectory: Trajectory, *, seconds_per_step: float | None = None) -
         trajectory: what a deployment's run left; its counters are of all samples together.
         seconds_per_step: how long a step takes on the chip; None: the shortest one published, if any.
 
+    Returns:
+        Joules and seconds of all samples together, a row for each population and quantity.
+
     Raises:
         ComparisonError: seconds_per_step is not above 0.
     """

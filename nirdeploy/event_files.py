@@ -75,6 +75,9 @@ def load_events(
         sort: sort events whose time decreases, stably; without it they are refused.
         max_bytes: most bytes the file, and the events in memory, may take.
 
+    Returns:
+        Events in microseconds, with the label and the end of the recording where the file has them.
+
     Raises:
         FileError: missing, unknown suffix or format, damaged, truncated, too large, or events that are none.
         UnavailableError: the format needs a package that is not installed.
@@ -109,6 +112,11 @@ def save_events(
     format: str | None = None,  # noqa: A002 (as in matplotlib and PIL)
 ) -> None:
     """Write events as `.npz`, which keeps everything, or as N-MNIST's `.bin`.
+
+    Args:
+        path: the file.
+        events: of one recording.
+        format: 'npz' or 'nmnist'; None: by the suffix.
 
     Raises:
         FileError: another suffix, a path that cannot be written, or events the format cannot hold.

@@ -59,6 +59,13 @@ class Events:
         stop_us: when the recording ends, where it is known; later than every event.
         label: the class of the sample.
 
+    Attributes:
+        time_us: as given.
+        index: one [event] array an axis of the sample.
+        shape: as given; None: not known.
+        stop_us: as given; None: not known.
+        label: as given.
+
     Raises:
         RasterError: unequal lengths; values that are no whole numbers, negative or beyond the shape; time that
             decreases.
@@ -119,7 +126,18 @@ class Events:
         stop_us: int | None = None,
         label: int | None = None,
     ) -> Events:
-        """Events in the order of their time; those of one time keep the order they are given in."""
+        """Events in the order of their time; those of one time keep the order they are given in.
+
+        Args:
+            time_us: of each event, microseconds, in any order.
+            channel: of each event, and so are y and x; or `index` instead, as in the class.
+            y: row.
+            x: column.
+            index: one array an axis.
+            shape: of the sample.
+            stop_us: when the recording ends.
+            label: of the sample.
+        """
         time, axes = _columns(time_us, channel, y, x, index)
         order = np.argsort(time, kind="stable")
         return cls(time[order], index=[axis[order] for axis in axes], shape=shape, stop_us=stop_us, label=label)
@@ -135,6 +153,13 @@ class Events:
         label: int | None = None,
     ) -> Events:
         """Events by flat address: the row-major position in `shape`, or the neuron of a vector without one.
+
+        Args:
+            time_us: of each event, microseconds, never decreasing.
+            address: of each event.
+            shape: of the sample.
+            stop_us: when the recording ends.
+            label: of the sample.
 
         Raises:
             RasterError: as the class, or an address beyond the shape.
@@ -207,7 +232,12 @@ class Events:
         return int(self.time_us[-1] - self.time_us[0]) if len(self) else 0
 
     def between(self, start_us: int | None = None, stop_us: int | None = None) -> Events:
-        """The events with start_us <= time < stop_us, their times unchanged."""
+        """The events with start_us <= time < stop_us, their times unchanged.
+
+        Args:
+            start_us: microseconds; None: from the first event on.
+            stop_us: microseconds; None: to the end.
+        """
         start = 0 if start_us is None else _whole(start_us, "start_us", 0)
         stop = None if stop_us is None else _whole(stop_us, "stop_us", start)
         first = int(np.searchsorted(self.time_us, start))
@@ -232,6 +262,9 @@ def raster_to_events(
             `sinabs`: as `ChipFactory.raster_to_events` of sinabs 3.1.3 sends them: the cells with the highest count
             n first, their row-major list n times over, then the next lower count.
         label: kept in the events.
+
+    Returns:
+        Events in microseconds, as many as there are counts.
 
     Raises:
         RasterError: no steps axis; negative, fractional, infinite or NaN counts, named by position; more spikes than
@@ -328,6 +361,9 @@ def bin_events(
         dtype: integer type of the counts; None: the first of uint8, int32 and int64 that holds them.
         max_bytes: most bytes the raster may take.
 
+    Returns:
+        The raster [step, *shape] and how many events were dropped, and why.
+
     Raises:
         RasterError: unknown shape, indices beyond it, events outside, counts the dtype cannot hold, or a raster
             too large.
@@ -353,7 +389,16 @@ def bin_events(
 
 
 def events_to_raster(events: Events, shape: Sequence[int] | None = None, **options: Unpack[Binning]) -> NDArray[Any]:
-    """[step, *shape] counts; arguments and errors as of `bin_events`, which also tells what was dropped."""
+    """[step, *shape] counts; arguments and errors as of `bin_events`, which also tells what was dropped.
+
+    Args:
+        events: of one sample.
+        shape: of the sample; left out where the events have it.
+        **options: as of `bin_events`.
+
+    Returns:
+        Integer counts, [step, *shape].
+    """
     return bin_events(events, shape, **options).raster
 
 
@@ -361,6 +406,14 @@ def stack_events(
     samples: Sequence[Events], shape: Sequence[int] | None = None, **options: Unpack[Binning]
 ) -> NDArray[Any]:
     """[step, batch, *shape] counts of several samples; the shorter ones are followed by silence.
+
+    Args:
+        samples: the events of each sample.
+        shape: of a sample; left out where the events have it.
+        **options: as of `bin_events`.
+
+    Returns:
+        Integer counts, [step, batch, *shape].
 
     Raises:
         RasterError: no samples, samples of different shapes, or an error of `bin_events`, with the sample's number.

@@ -253,6 +253,12 @@ def feedback_edges(graph: nir.NIRGraph) -> list[Edge]:
 
     The choice depends on the graph alone, never on the order of nodes or edges (`schedule`). Subgraphs are dissolved
     first; their nodes are called 'subgraph.node'.
+
+    Args:
+        graph: the graph; never changed.
+
+    Returns:
+        (source, target) of each.
     """
     return [(dotted(a), dotted(b)) for a, b in schedule(graph).feedback]
 

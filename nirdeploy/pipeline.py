@@ -138,6 +138,9 @@ def quantize(
             has it, 'exact': the integers that the graph's values already are, times one number a layer.
         weight_bits: bits of a weight, sign included, where fewer than the chip's are wanted; None: the chip's.
 
+    Returns:
+        Integers, scale, threshold and registers of every layer, by node.
+
     Raises:
         CheckError: the target cannot hold the graph; carries the report.
         UnsupportedError: weight_bits on a backend that does not take it.
@@ -182,6 +185,13 @@ def _quantized(
 
 def place(quantized: Quantized, **options: Any) -> Placement:
     """Cores for every layer of a quantised graph; options are the backend's, e.g. `avoid_cores`, `cores`.
+
+    Args:
+        quantized: integers of every layer.
+        **options: of the backend; its page in the reference lists them.
+
+    Returns:
+        The cores of every layer.
 
     Raises:
         PlacementError: what fits where is said per layer.
@@ -243,6 +253,9 @@ def deploy(
         quantizer: 'calibrated', 'max' or 'exact'.
         weight_bits: bits of a weight, as `quantize` takes them.
         **options: placement options of the backend.
+
+    Returns:
+        A deployment that runs, compares and is saved.
 
     Raises:
         CheckError, QuantizationError, PlacementError: as the stages do.
@@ -331,7 +344,12 @@ class Deployment:
         return self.located(found, raster)
 
     def located(self, trajectory: Trajectory, raster: Any) -> Trajectory:
-        """A run of it with graph and raster, and in every record of a population the cores of its neurons."""
+        """A run of it with graph and raster, and in every record of a population the cores of its neurons.
+
+        Args:
+            trajectory: what running the deployment left.
+            raster: what it ran on.
+        """
 
         def with_cores(record: Record) -> Record:
             if record.index_map is not None or record.neurons is not None or record.cores is not None:
@@ -359,6 +377,9 @@ class Deployment:
 
     def save(self, folder: str | Path) -> None:
         """Write `deployment.h5` and, derived from it, `chip.json` into a folder, made if missing.
+
+        Args:
+            folder: where to.
 
         Raises:
             FileError: the folder cannot be written.

@@ -132,6 +132,10 @@ class Placement:
         """The core of each neuron of a population of this shape: one number where there is one core.
 
         None where the population is not placed, or the placement does not tell which neurons are on which core.
+
+        Args:
+            node: the population.
+            shape: of it, without steps and batch.
         """
         cores = self.cores.get(node, ())
         if len(cores) < 2:
@@ -155,7 +159,11 @@ class Placement:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Placement:
-        """Build from plain data."""
+        """Build from plain data.
+
+        Args:
+            values: what `to_dict` gave.
+        """
         return cls(
             cores=values["cores"],
             usage=tuple(Usage(int(c), str(n), str(r), int(u), int(m)) for c, n, r, u, m in values["usage"]),

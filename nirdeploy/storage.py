@@ -160,6 +160,12 @@ def _digest(
 def load_deployment(folder: str | Path) -> Deployment:
     """Read a deployment folder (or its `deployment.h5`).
 
+    Args:
+        folder: the folder, or the file in it.
+
+    Returns:
+        The deployment as it was saved.
+
     Raises:
         FileError: not a deployment, damaged, or a derived file is stale.
         TargetError: its target is not installed.

@@ -91,11 +91,23 @@ class QuantizationAware(nn.Module):
         return self._call.network
 
     def forward(self, *inputs: Any, state: Mapping[str, Any] | None = None, **named: Tensor) -> Any:
-        """One step, as `GraphModule.forward`, with rounded weights."""
+        """One step, as `GraphModule.forward`, with rounded weights.
+
+        Args:
+            *inputs: of one step, [batch, ...].
+            state: of the step before; missing entries mean rest.
+            **named: inputs by name, where there are several.
+        """
         return self._rounded("__call__", *inputs, state=state, **named)
 
     def sequence(self, raster: Any, state: Mapping[str, Any] | None = None, *, method: str = "dense") -> Any:
-        """Many steps at once, as `GraphModule.sequence`, with rounded weights."""
+        """Many steps at once, as `GraphModule.sequence`, with rounded weights.
+
+        Args:
+            raster: counts, [step, batch, ...].
+            state: to start from; missing entries mean rest.
+            method: as of `GraphModule.sequence`.
+        """
         return self._rounded("sequence", raster, state, method=method)
 
     def _rounded(self, called: str, /, *args: Any, **kwargs: Any) -> Any:

@@ -223,6 +223,10 @@ class Record:
     def read(self, start: int = 0, stop: int | None = None) -> NDArray[Any]:
         """Recorded steps [start, stop) of `data`, counted as in a slice; read-only.
 
+        Args:
+            start: first step.
+            stop: the step after the last one; None: all.
+
         Raises:
             FileError: it is read from a file, and this failed.
         """
@@ -238,6 +242,10 @@ class Record:
     def read_batch(self, start: int = 0, stop: int | None = None) -> NDArray[Any]:
         """`read` as [step, batch, neuron].
 
+        Args:
+            start: as in `read`.
+            stop: likewise.
+
         Raises:
             FileError: it is read from a file, and this failed.
         """
@@ -246,6 +254,10 @@ class Record:
 
     def read_packed(self, start: int = 0, stop: int | None = None) -> PackedSpikes | None:
         """The stored bits of steps [start, stop), or None where the record is not packed.
+
+        Args:
+            start: as in `read`.
+            stop: likewise.
 
         Raises:
             FileError: it is read from a file, and this failed.
@@ -427,13 +439,20 @@ class Trajectory:
         return None if self.state_at_end is None else self.state_at_end()
 
     def ending(self, state_at_end: Callable[[], Mapping[str, Any]]) -> Trajectory:
-        """The same, knowing the state the run ended in."""
+        """The same, knowing the state the run ended in.
+
+        Args:
+            state_at_end: called when the state is asked for.
+        """
         return replace(self, state_at_end=state_at_end)
 
     def save(self, path: str | Path) -> None:
         """Write an HDF5 file that `load_trajectory` and `xarray.open_datatree(engine='h5netcdf')` read.
 
         Packed records stay packed; records read from a file are copied a block at a time.
+
+        Args:
+            path: the file.
 
         Raises:
             FileError: the folder cannot be written, the disk is full, or a name, type or shape is there that a
@@ -453,6 +472,9 @@ def load_trajectory(path: str | Path, *, lazy: bool = False, max_bytes: int | No
             as it is.
         max_bytes: most bytes that the records together may take, with `lazy` those of one access; None: 1 GiB, or
             (not with `lazy`) 256 times the file's own size (what silent spikes compress by), whichever is more.
+
+    Returns:
+        The trajectory, its records in memory or, with `lazy`, in the file.
 
     Raises:
         FileError: not HDF5, damaged, another format or a newer version, or too large.

@@ -12,7 +12,17 @@ from nirdeploy.errors import UnsupportedError
 from nirdeploy.events import Order, Origin
 from nirdeploy.names import suggest
 
-__all__ = ["CORE_MODELS", "MODES", "SWEEPS", "EventOptions", "Lanes", "event_options", "require_mode", "unknown_option"]
+__all__ = [
+    "CORE_MODELS",
+    "LANES",
+    "MODES",
+    "SWEEPS",
+    "EventOptions",
+    "Lanes",
+    "event_options",
+    "require_mode",
+    "unknown_option",
+]
 
 MODES = ("step", "event")
 MOST_HZ = 1_000_000  # a cycle a microsecond, which is what time is counted in
@@ -83,7 +93,8 @@ class EventOptions:
         return text
 
 
-_LANES = {
+# option of `two_lanes` -> field of Lanes
+LANES = {
     "slower_lane": "slower_lane",
     "lane_us": "position_us",
     "lane_ratio": "ratio",
@@ -91,7 +102,7 @@ _LANES = {
     "lane_jitter": "jitter",
     "seed": "seed",
 }
-_NAMES = ("order", "step_us", "origin", "sweep", "leak_clock_hz", "leak_fires", "core_model", *_LANES)
+_NAMES = ("order", "step_us", "origin", "sweep", "leak_clock_hz", "leak_fires", "core_model", *LANES)
 
 
 def unknown_option(where: str, name: str, value: Any, known: Iterable[str]) -> UnsupportedError:
@@ -128,8 +139,8 @@ def event_options(given: Mapping[str, Any]) -> EventOptions:
     origin = given.get("origin", "zero")
     if not isinstance(origin, str) or origin not in ("zero", "first"):
         _whole("origin", origin, 0)
-    lanes = {_LANES[name]: value for name, value in given.items() if name in _LANES}
-    rest = {name: value for name, value in given.items() if name not in _LANES}
+    lanes = {LANES[name]: value for name, value in given.items() if name in LANES}
+    rest = {name: value for name, value in given.items() if name not in LANES}
     for name, known in (
         ("order", ("sinabs", "row_major")),
         ("sweep", SWEEPS),
@@ -147,7 +158,7 @@ def event_options(given: Mapping[str, Any]) -> EventOptions:
             f"leak_clock_hz is {rest['leak_clock_hz']}, at most {MOST_HZ}", remedy="Usual are 10 to 10000."
         )
     if lanes and rest.get("core_model") != "two_lanes":
-        name = next(n for n in given if n in _LANES)
+        name = next(n for n in given if n in LANES)
         raise UnsupportedError(
             f"{name}={given[name]!r} belongs to core_model='two_lanes'", remedy="Give that, or leave it out."
         )

@@ -17,9 +17,9 @@ from nirdeploy_speck.network import lowered
 from nirdeploy_speck.network_rules import dvs_findings
 from nirdeploy_speck.readout import readout_options
 
-__all__ = ["place"]
+__all__ = ["OPTIONS", "place"]
 
-_OPTIONS = {
+OPTIONS = {
     "avoid_cores": "[core, ...]",
     "cores": "{layer: core or [core, ...]}",
     "dvs": "{entry: value}",
@@ -46,7 +46,7 @@ def place(quantized: Quantized, **options: Any) -> Placement:
         PlacementError: says per layer which memory of which core is too small, or which cores are short; or an
             option that is unknown or of the wrong type.
     """
-    require_options(options, _OPTIONS)
+    require_options(options, OPTIONS)
     target = quantized.target
     stored: dict[str, Any] = {}
     if options.get("dvs") is not None:

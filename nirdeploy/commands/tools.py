@@ -12,7 +12,7 @@ from nirdeploy.commands.shared import Json, app, env_app, print_json, print_tabl
 if TYPE_CHECKING:
     from nirdeploy.demonstration import Demo
 
-__all__ = ["demo", "doctor", "env_create", "env_list", "targets"]
+__all__ = ["demo", "doctor", "env_create", "env_list", "print_demo", "targets"]
 
 
 @app.command(epilog="Example: `nirdeploy demo --output out/demo`")
@@ -28,11 +28,11 @@ def demo(
     if as_json:
         print_json(result.summary)
     else:
-        _print_demo(result)
-        say(f"{result.summary['seconds']:.0f} s; read {output / 'report.html'}")
+        print_demo(result)
 
 
-def _print_demo(result: Demo) -> None:
+def print_demo(result: Demo) -> None:
+    """The table of a demonstration, and where its page is."""
     found = result.summary["targets"]
     nodes = list(dict.fromkeys(n for target in found.values() for n in target["spike_agreement"]))
     title = (
@@ -47,6 +47,7 @@ def _print_demo(result: Demo) -> None:
         cores = ", ".join(f"{n}: {' '.join(map(str, on))}" for n, on in target["cores"].items())
         rows.append((name, f"{target['accuracy']:.3f}", *agree, where, cores, f"{target['seconds']:.1f}"))
     print_table(title, ("target", "accuracy", *nodes, "first divergence", "cores", "seconds"), rows)
+    say(f"{result.summary['seconds']:.0f} s; read {result.folder / 'report.html'}")
 
 
 @app.command(epilog="Example: `nirdeploy targets --matrix`")

@@ -173,6 +173,9 @@ class Ladder:
     def to_html(self, path: Any) -> None:
         """Write the report page: a section for each rung against the one before.
 
+        Args:
+            path: the file.
+
         Raises:
             FileError: the folder cannot be written.
             ComparisonError: nothing but the reference ran.

@@ -105,6 +105,12 @@ class Comparison:
     def window_match(self, window: int) -> dict[str, WindowMatch]:
         """Spikes of each node that find a partner at most `window` steps away: precision and recall.
 
+        Args:
+            window: steps, 0 or more.
+
+        Returns:
+            By node.
+
         Raises:
             ComparisonError: a window that is no whole number from 0 on.
         """
@@ -123,6 +129,9 @@ class Comparison:
 
     def overall_match(self, window: int) -> WindowMatch | None:
         """`window_match` of all spikes of all compared nodes together; None: no spikes compared.
+
+        Args:
+            window: as of `window_match`.
 
         Raises:
             ComparisonError: as of `window_match`.
@@ -192,6 +201,9 @@ class Comparison:
 
     def to_html(self, path: str | Path) -> None:
         """Write the report page with this comparison as its only section.
+
+        Args:
+            path: the file.
 
         Raises:
             FileError: the folder cannot be written.

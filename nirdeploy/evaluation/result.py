@@ -116,6 +116,9 @@ class Evaluation:
     def against(self, other: Evaluation) -> Evaluation:
         """The same, held against another run of this network over this data set.
 
+        Args:
+            other: the other run, e.g. the reference's.
+
         Raises:
             ComparisonError: another network or data set.
         """
@@ -212,6 +215,12 @@ def result_of(found: Table, file: Path | None) -> Evaluation:
 
 def load_evaluation(path: str | Path) -> Evaluation:
     """Read the results that `evaluate` wrote.
+
+    Args:
+        path: the file, complete.
+
+    Returns:
+        The evaluation as `evaluate` returned it.
 
     Raises:
         FileError: not such a file, damaged, or not finished.

@@ -137,7 +137,12 @@ class Convention:
         object.__setattr__(self, "overrides", _Frozen({key: _Frozen(value) for key, value in plain.items()}))
 
     def for_node(self, name: str, kind: str) -> Convention:
-        """The convention at one node: overrides for its type, then for its name, applied."""
+        """The convention at one node: overrides for its type, then for its name, applied.
+
+        Args:
+            name: of the node.
+            kind: its primitive, e.g. 'LIF'.
+        """
         values = {**self.overrides.get(kind, {}), **self.overrides.get(name, {})}
         return dataclasses.replace(self, **values, overrides={}) if values else self
 
@@ -151,7 +156,11 @@ class Convention:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Convention:
-        """Build from plain data, refusing unknown fields."""
+        """Build from plain data, refusing unknown fields.
+
+        Args:
+            values: field -> value, as `to_dict` gives them.
+        """
         known = {f.name for f in dataclasses.fields(cls)}
         for name in values:
             if name not in known:

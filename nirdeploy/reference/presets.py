@@ -165,6 +165,9 @@ def convention(preset: str = "nir", dt: float | None = None, **fields: Any) -> C
         dt: step in seconds.
         **fields: any field of `Convention`, replacing the preset's.
 
+    Returns:
+        The convention; `preset` in it is the name.
+
     Raises:
         ConventionError: an unknown preset, field or value; the message suggests the nearest name.
     """

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import copy
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import sinabs
 import sinabs.layers as sl
 import torch
+from example_runs import printed
 from frameworks.nets_sinabs import Drawn, check, check_drawn, fill, networks, on_grid, reset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from make_gallery import differences
 from nets import ROOT
 from sinabs import activation
 from sinabs.from_torch import from_model
@@ -453,14 +453,13 @@ def test_a_convention_of_what_is_refused_is_refused():
 def test_the_tutorial_gives_what_it_says(tmp_path):
     script = ROOT / "examples" / "sinabs_digits.py"
     assert script.read_text().startswith("# %% [markdown]\n# # ")
-    command = [sys.executable, "-W", "error", str(script)]
-    text = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
-    assert text.returncode == 0, text.stderr[-3000:]
-    accuracies = [float(found) for found in re.findall(r"accuracy ([0-9.]+)", text.stdout)]
+    text = printed("sinabs_digits", tmp_path)
+    assert differences("sinabs_digits", text) == []
+    accuracies = [float(found) for found in re.findall(r"accuracy ([0-9.]+)", text)]
     assert len(accuracies) == 4
     assert min(accuracies) > 0.85
-    assert "reference: 0 of 72000 output counts differ from sinabs's" in text.stdout
-    assert "through a file and sinabs's importer: 0 differ" in text.stdout
-    assert "the chip's integers in sinabs: 0 of 72000 counts differ" in text.stdout
-    assert "; 0 counts of the reference differ" in text.stdout
-    assert "loihi2, error: spikes_per_step is 'many', 'one' is possible" in text.stdout
+    assert "reference: 0 of 72000 output counts differ from sinabs's" in text
+    assert "through a file and sinabs's importer: 0 differ" in text
+    assert "the chip's integers in sinabs: 0 of 72000 counts differ" in text
+    assert "; 0 counts of the reference differ" in text
+    assert "loihi2, error: spikes_per_step is 'many', 'one' is possible" in text

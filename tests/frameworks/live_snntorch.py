@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import snntorch as snn
 import torch
+from example_runs import printed
 from frameworks.live_common import Seen, assert_same, fill_weights, graph_convention, off_grid
 from frameworks.snntorch_networks import Hidden, networks, own
 from hypothesis import HealthCheck, given, settings
-from nets import ROOT
+from make_gallery import differences
 from snntorch import surrogate
 from torch import nn
 
@@ -471,10 +470,8 @@ def test_a_recurrent_network_is_one_that_chips_can_hold():
 
 
 def test_the_tutorial_takes_a_trained_network_to_two_chips(tmp_path):
-    command = [sys.executable, "-W", "error", str(ROOT / "examples" / "snntorch_digits.py")]
-    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
-    assert found.returncode == 0, found.stderr
-    text = found.stdout
+    text = printed("snntorch_digits", tmp_path)
+    assert differences("snntorch_digits", text) == []
     assert "convention: reset zero, same_step, dt 0.001\n" in text
     assert "reference: 0 of 72000 output entries differ from snnTorch's\n" in text
     shares = {name: float(right) for name, right in re.findall(r"^(\w+): ([\d.]+)% right", text, re.MULTILINE)}

@@ -3,9 +3,11 @@ import json
 import numpy as np
 import pytest
 from browser import browser, chromium
+from make_gallery import differences
 
 import nirdeploy as nd
 from nirdeploy import demonstration
+from nirdeploy.commands import tools
 from nirdeploy.comparison.metrics import accuracy
 from nirdeploy.comparison.text import neuron_text
 from nirdeploy.demonstration import SILENT_STEPS, demo, digits, encode
@@ -52,6 +54,11 @@ def test_summary_has_the_promised_form(result):
         first = target["first_divergence"]
         assert first is None or set(first) == {"node", "neuron", "step"}
     assert accuracy(result.reference.outputs, result.data.test_labels) == summary["reference"]["accuracy"]
+
+
+def test_gallery_shows_what_the_demo_prints(result, capsys):
+    tools.print_demo(result)
+    assert differences("demo", capsys.readouterr().out) == []
 
 
 def test_page_stands_alone_and_files_read_back(result):

@@ -5,6 +5,7 @@ import re
 import typing
 from pathlib import Path
 
+import make_gallery
 import make_presets_table
 import make_targets_page
 import make_trips_table
@@ -101,3 +102,41 @@ def test_tables_of_targets_are_what_they_answer():
     assert all(f"`{name}`" in page for name in nd.targets())
     with pytest.raises(ValueError, match="once each"):
         make_targets_page.with_tables("no markers")
+
+
+def test_gallery_has_every_example_its_text_and_its_picture():
+    page = (DOCS / "gallery.md").read_text(encoding="utf-8")
+    scripts = {path.stem for path in (DOCS.parent / "examples").glob("*.py")}
+    assert set(make_gallery.SHOWN) == scripts | {"demo"}
+    assert set(make_gallery.SHOWN) > make_gallery.FLOATS
+    for name, pictured in make_gallery.SHOWN.items():
+        text = make_gallery.recorded(name)
+        assert make_gallery.masked(text) == text, "seconds that are not masked"
+        again = make_gallery.with_section(page, name, text)
+        assert again == page, f"run python docs/make_gallery.py {name}"
+        assert (f"](gallery/{name}.png)" in page) == bool(pictured)
+    pictures = list((DOCS / "gallery").iterdir())
+    assert {path.stem for path in pictures} == {name for name, pictured in make_gallery.SHOWN.items() if pictured}
+    assert sum(path.stat().st_size for path in pictures) < 300_000
+
+
+def test_seconds_are_masked_and_nothing_else():
+    table = "┃ seconds ┃\n│ 0.972 │ 0.3     │\n"
+    assert make_gallery.masked(f"dt 0.001 s\n{table}47 s; read\n") == (
+        "dt 0.001 s\n┃ seconds ┃\n│ 0.972 │ ...     │\n... s; read\n"
+    )
+    assert make_gallery.masked("│ 0.972 │ 0.3     │\n") == "│ 0.972 │ 0.3     │\n"
+
+
+def test_gallery_tells_what_an_example_prints_otherwise():
+    exact = make_gallery.recorded("own_chip_dump")
+    assert make_gallery.differences("own_chip_dump", exact) == []
+    assert make_gallery.differences("own_chip_dump", exact.replace("differs: 8", "differs: 7")) == [
+        "- neurons whose v differs: 8",
+        "+ neurons whose v differs: 7",
+    ]
+    assert make_gallery.differences("own_chip_dump", exact + "more\n") == ["- ", "+ more"]
+    trained = make_gallery.recorded("norse_digits")
+    assert make_gallery.differences("norse_digits", trained.replace("0.9", "0.8")) == []
+    assert make_gallery.differences("norse_digits", trained.replace("loihi2: ", "loihi2 = ")) != []
+    assert make_gallery.differences("norse_digits", trained.split("\n", 1)[1]) != []

@@ -2,15 +2,14 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from nets import ROOT, shared
-
-import nirdeploy as nd
+from example_runs import prepared, printed
+from make_gallery import differences
+from nets import ROOT
 
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
 TESTED = {}
@@ -26,23 +25,6 @@ def example(name):
     return mark
 
 
-def printed(name, folder, **environment):
-    """What the script prints when run in a folder that holds `configs`."""
-    if not (folder / "configs").exists():
-        (folder / "configs").symlink_to(ROOT / "configs")
-    found = subprocess.run(
-        [sys.executable, "-W", "error", str(ROOT / "examples" / f"{name}.py")],
-        check=False,
-        cwd=folder,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert found.returncode == 0, found.stderr
-    return found.stdout
-
-
 def page(folder, name):
     """Text of a page the script wrote."""
     return (folder / "out" / "examples" / name).read_text(encoding="utf-8")
@@ -50,11 +32,8 @@ def page(folder, name):
 
 @example("loihi2_trace")
 def test_real_loihi_2_agrees_with_the_emulator_in_every_spike_and_voltage(tmp_path):
-    traces = tmp_path / "paper" / "01_lif"
-    traces.mkdir(parents=True)
-    recorded = shared("reference", "lif", "lif_lava_loihi_fixed_steps000-599.csv")
-    shutil.copy(recorded, traces / "lif_lava_loihi_fixed.csv")
-    text = printed("loihi2_trace", tmp_path, NIR_PAPER=str(tmp_path))
+    text = printed("loihi2_trace", tmp_path, **prepared("loihi2_trace", tmp_path))
+    assert differences("loihi2_trace", text) == []
     assert "600 steps, 2 spikes: 0 spikes and 0 voltages differ from the emulator\n" in text
     assert "2 entries that the chip's read-out hides (refractory_128) are left out" in text
     assert "100.00 % of spikes agree, v_mem differs by 0.004825 thresholds" in text
@@ -63,19 +42,20 @@ def test_real_loihi_2_agrees_with_the_emulator_in_every_spike_and_voltage(tmp_pa
 
 
 def test_a_trace_with_one_wrong_register_does_not_pass(tmp_path):
-    traces = tmp_path / "paper" / "01_lif"
-    traces.mkdir(parents=True)
-    table = np.loadtxt(shared("reference", "lif", "lif_lava_loihi_fixed_steps000-599.csv"), delimiter=",")
+    environment = prepared("loihi2_trace", tmp_path)
+    trace = tmp_path / "paper" / "01_lif" / "lif_lava_loihi_fixed.csv"
+    table = np.loadtxt(trace, delimiter=",")
     table[100, 1] += 1
-    np.savetxt(traces / "lif_lava_loihi_fixed.csv", table, delimiter=",")
-    text = printed("loihi2_trace", tmp_path, NIR_PAPER=str(tmp_path))
+    np.savetxt(trace, table, delimiter=",")
+    text = printed("loihi2_trace", tmp_path, **environment)
+    assert differences("loihi2_trace", text) != []
     assert "0 spikes and 1 voltages differ from the emulator\n" in text
 
 
 @example("speck_counts")
 def test_real_speck_counts_against_emulator_and_conventions(tmp_path):
-    published_cnn(tmp_path)
-    text = printed("speck_counts", tmp_path, NIR_PAPER=str(tmp_path), NMNIST=str(tmp_path))
+    text = printed("speck_counts", tmp_path, **prepared("speck_counts", tmp_path))
+    assert differences("speck_counts", text) == []
     assert "digit 0 1 2 4 6 7\nevents 5293 1665 4840 3150 4773 3330\n" in text
     assert "neurons that differ, of 4096: 166 0 164 33 121 80; by 2 at most\n" in text
     assert "with two lanes: 7 1 29 32 26 34\n" in text
@@ -83,27 +63,10 @@ def test_real_speck_counts_against_emulator_and_conventions(tmp_path):
     assert "speck2f" in page(tmp_path, "speck_counts.html")
 
 
-def published_cnn(folder):
-    """Folders `paper/02_cnn` and `Test` as published, with the six recordings there are."""
-    counts = np.load(shared("reference", "cnn", "speck_layer1_counts.npz"))
-    events = np.load(shared("reference", "cnn", "nmnist_test_events.npz"))
-    paper = folder / "paper" / "02_cnn"
-    paper.mkdir(parents=True)
-    shutil.copy(shared("reference", "cnn", "cnn_sinabs.nir"), paper)
-    every = np.zeros((1, 10, 16, 16, 16))
-    every[0, counts["digit"]] = counts["counts"]
-    np.save(paper / "speck_activity.npy", every)
-    for digit, sample in zip(counts["digit"], counts["sample_id"], strict=True):
-        at = events["sample_id"].tolist().index(sample)
-        part = slice(events["offset"][at], events["offset"][at + 1])
-        path = folder / "Test" / str(digit) / f"{sample:05d}.bin"
-        path.parent.mkdir(parents=True)
-        nd.save_events(path, nd.Events(*(events[key][part] for key in ("t_us", "p", "y", "x")), shape=(2, 34, 34)))
-
-
 @example("one_graph_three_libraries")
 def test_three_libraries_differ_and_the_fields_to_blame_are_found(tmp_path):
     text = printed("one_graph_three_libraries", tmp_path)
+    assert differences("one_graph_three_libraries", text) == []
     pairs = re.findall(r"^(\w+) and (\w+): (\S+) of spikes agree, (\d+) entries differ$", text, re.MULTILINE)
     assert [pair[:2] for pair in pairs] == [("snntorch", "norse"), ("snntorch", "sinabs"), ("norse", "sinabs")]
     assert all(int(pair[3]) > 100 for pair in pairs)
@@ -120,6 +83,7 @@ def test_three_libraries_differ_and_the_fields_to_blame_are_found(tmp_path):
 @example("own_chip_dump")
 def test_a_flipped_bit_is_found_in_a_dump(tmp_path):
     text = printed("own_chip_dump", tmp_path)
+    assert differences("own_chip_dump", text) == []
     assert "first difference: if3 neuron 8, sample 0, step 10: 0 spikes expected, 1 observed" in text
     assert "neurons whose v differs: 8\n" in text
     assert "first in step 4, by 128 << 6; spikes of input 36 that arrived in it: 2\n" in text
@@ -131,7 +95,9 @@ def test_a_flipped_bit_is_found_in_a_dump(tmp_path):
 
 def test_every_script_has_a_test():
     live = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests" / "frameworks").glob("live_*.py"))
-    elsewhere = {path.stem for path in SCRIPTS if path.name in live}  # in an interpreter that holds the library
+    elsewhere = {
+        path.stem for path in SCRIPTS if f'printed("{path.stem}"' in live
+    }  # in an interpreter that holds the library
     assert {path.stem for path in SCRIPTS} == set(TESTED) | elsewhere
 
 

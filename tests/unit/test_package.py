@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from nets import ROOT
 
+import nirdeploy as nd
+
 CODE = re.compile(r"```python\n(.*?)```(?:\n+```text\n(.*?)```)?", re.DOTALL)
 PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))]
 
@@ -83,6 +85,53 @@ def test_examples_of_the_documentation_run_and_print_what_they_say(page, tmp_pat
             assert [line.rstrip() for line in actual.splitlines()] == [
                 line.rstrip() for line in expected.strip().splitlines()
             ]
+
+
+PROGRAM = """
+import numpy as np
+import torch
+from torch import nn
+
+import nirdeploy as nd
+
+
+def departs(module: nn.Module, raster: np.ndarray) -> str | None:
+    graph = nd.torch_to_nir(module, sample_input=torch.zeros(1, 4))
+    convention: nd.Convention = nd.convention("snntorch", dt=1e-3)
+    reference: nd.Trajectory = nd.run(graph, raster, convention=convention)
+    report: nd.Report = nd.check(graph, "loihi2")
+    deployment: nd.Deployment = nd.deploy(graph, "loihi2", calibration=raster)
+    result: nd.Comparison = nd.compare(reference, deployment.run(raster))
+    first = result.first_divergence
+    return None if first is None or not report.ok else first.node
+"""
+
+
+def checked(path):
+    """What mypy says of a program; its configuration and its cache are those of `make types`."""
+    command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), str(path)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False).stdout
+
+
+def test_a_users_program_is_typed_though_names_are_resolved_late(tmp_path):
+    path = tmp_path / "program.py"
+    path.write_text(PROGRAM + "".join(f"reveal_type(nd.{name})\n" for name in nd.__all__), encoding="utf-8")
+    said = checked(path)
+    assert "Success: no issues found in 1 source file" in said
+    revealed = re.findall(r'Revealed type is "(.*)"$', said, re.MULTILINE)
+    assert len(revealed) == len(nd.__all__)
+    assert "Any" not in revealed
+
+
+def test_a_users_mistakes_are_found_by_the_type_checker(tmp_path):
+    path = tmp_path / "program.py"
+    wrong = PROGRAM.replace("nd.check(", "nd.chekc(").replace("first.node", "first.nodes").replace("dt=1e-3", 'dt="1"')
+    path.write_text(wrong, encoding="utf-8")
+    said = checked(path)
+    assert "Found 3 errors" in said
+    assert 'has no attribute "chekc"' in said
+    assert '"Divergence" has no attribute "nodes"' in said
+    assert 'Argument "dt" to "convention" has incompatible type "str"' in said
 
 
 def test_repository_names_no_machine():
