@@ -61,7 +61,7 @@ GROUPS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
     "evaluation": (
         "Evaluation and training",
         "Whole data sets, and training with a chip's integers.",
-        ("evaluate", "Evaluation", "quantization_aware", "QuantizationAware", "Surrogate"),
+        ("evaluate", "Evaluation", "sweep", "Sweep", "quantization_aware", "QuantizationAware", "Surrogate"),
     ),
     "files": (
         "Files",
