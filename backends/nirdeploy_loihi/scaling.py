@@ -14,7 +14,7 @@ from nirdeploy.quantization import QuantizedNeuron, QuantizedWeight
 from nirdeploy_loihi.bounds import STATE_LIMIT, Reach, reach
 from nirdeploy_loihi.linear import integer_apply
 from nirdeploy_loihi.problem import Problem
-from nirdeploy_loihi.weights import always_on, round_weights
+from nirdeploy_loihi.weights import always_on, filling, round_weights
 
 __all__ = [
     "Layers",
@@ -28,12 +28,12 @@ __all__ = [
     "reach_of",
     "strict_mantissa",
     "with_mantissa",
+    "worst_sums",
 ]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Layers = dict[str, QuantizedWeight | QuantizedNeuron]
-LARGEST_WEIGHT = 254  # largest magnitude that mixed and single signs share
 COARSEST = 32  # largest weight below which a scale is not lowered for the sake of inputs that never come
 
 
@@ -80,11 +80,11 @@ def _scaled_threshold(problem: Problem, scale: float) -> Floats:
 def _rounded(problem: Problem, scale: float) -> tuple[Integers, ...]:
     """Weights of the connections, then of the constants' axons."""
     limits = problem.table["weights"]
-    synapses = (round_weights(scale * weight, limits) for weight in problem.weights)
+    synapses = (round_weights(scale * weight, limits, problem.weight_bits) for weight in problem.weights)
     return (*synapses, *(always_on(scale * value, limits) for value in problem.constants))
 
 
-def _worst_sums(problem: Problem, weights: tuple[Integers, ...]) -> tuple[Integers, Integers]:
+def worst_sums(problem: Problem, weights: tuple[Integers, ...]) -> tuple[Integers, Integers]:
     """Most negative and most positive synaptic sum of a step, when every source of such a weight spikes; flat."""
     connections = problem.layer.connections
     found = []
@@ -128,7 +128,7 @@ def misfit(problem: Problem, scale: float) -> tuple[str, float] | None:
     current = scale * max((float(np.abs(value).max()) for value in problem.constants), default=0.0)
     if current >= limit:  # before any axons are made for it
         return f"constant current {current:.0f} exceeds {limit - 1}", (limit - 1) / (current + 1)
-    low, high = _worst_sums(problem, _rounded(problem, scale))
+    low, high = worst_sums(problem, _rounded(problem, scale))
     worst = max(int(-low.min()), int(high.max()))
     if worst >= limit:
         return f"worst synaptic sum of a step {worst} exceeds {limit - 1}", (limit - 1) / (worst + 1)
@@ -141,13 +141,15 @@ def misfit(problem: Problem, scale: float) -> tuple[str, float] | None:
 def largest_scale(problem: Problem) -> tuple[float, str]:
     """The largest scale at which everything fits, at most 254 / max |weight|, and why it is not that.
 
+    With fewer bits than 8 it is at most that at which the first weight fills its bits (`weights.filling`).
+
     A population that only integrates must not reach the largest threshold either: its scale is lowered until no
     input can bring it there, unless that would leave its largest weight below 32 (`contained` tells).
 
     Raises:
         QuantizationError: at no scale do threshold and weights both keep a non-zero integer.
     """
-    start = scale = LARGEST_WEIGHT / _largest(problem)
+    start = scale = min(filling(weight, problem.weight_bits) for weight in problem.weights)
     reasons: dict[str, str] = {}  # the first message of each limit met on the way down
     while (found := misfit(problem, scale)) is not None:
         reasons.setdefault(found[0].split()[0], found[0])
@@ -195,7 +197,7 @@ def _bound(problem: Problem, scale: float) -> Reach:
 def reach_of(problem: Problem, layers: Any) -> Reach:
     """How far u and v of a population can go with its integers (a mapping that has them by name)."""
     neuron = layers[problem.layer.name]
-    low, high = _worst_sums(problem, tuple(layers[name].weight for name in problem.sources))
+    low, high = worst_sums(problem, tuple(layers[name].weight for name in problem.sources))
     bias: Any = 0 if neuron.bias is None else np.asarray(neuron.bias).reshape(-1) << neuron.bias_exponent
     decay_u, decay_v, start = (np.asarray(x).reshape(-1) for x in (neuron.decay_u, neuron.decay_v, neuron.v_start))
     return reach(low, high, decay_u, decay_v, bias, start, neuron.exponent)
