@@ -9,7 +9,8 @@ For each seed the demo's network is trained on digits for 16 epochs and judged o
   quantiser on 96 training images.
 - aware: trained on with `nd.quantization_aware`, from the steps and thresholds of 'rounded', or of 'calibrated'.
 
-The last three run in the emulator of the target (a Speck 2f unless one is named). "won back" is (aware - calibrated) / (float - calibrated).
+The last three run in the emulator of the target (a Speck 2f unless one is named).
+"won back" is (aware - calibrated) / (float - calibrated).
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from nirdeploy.quantization import QuantizedNeuron, QuantizedWeight
 from nirdeploy_loihi.bounds import STATE_LIMIT, Reach, reach
 from nirdeploy_loihi.linear import integer_apply
 from nirdeploy_loihi.problem import Problem
-from nirdeploy_loihi.weights import always_on, filling, round_weights
+from nirdeploy_loihi.weights import always_on, coding, filling, round_weights, sign_mode, spacing
 
 __all__ = [
     "Layers",
@@ -141,7 +141,8 @@ def misfit(problem: Problem, scale: float) -> tuple[str, float] | None:
 def largest_scale(problem: Problem) -> tuple[float, str]:
     """The largest scale at which everything fits, at most 254 / max |weight|, and why it is not that.
 
-    With fewer bits than 8 it is at most that at which the first weight fills its bits (`weights.filling`).
+    With fewer bits than 8 it is at most that at which the first weight fills its bits (`weights.filling`), and is
+    halved while that halves the spacing of weights: they then still fill their bits.
 
     A population that only integrates must not reach the largest threshold either: its scale is lowered until no
     input can bring it there, unless that would leave its largest weight below 32 (`contained` tells).
@@ -153,7 +154,7 @@ def largest_scale(problem: Problem) -> tuple[float, str]:
     reasons: dict[str, str] = {}  # the first message of each limit met on the way down
     while (found := misfit(problem, scale)) is not None:
         reasons.setdefault(found[0].split()[0], found[0])
-        scale *= min(found[1], 1 - 1e-3)
+        scale *= 0.5 if _finer(problem, scale) else min(found[1], 1 - 1e-3)
         _require_integers(problem, scale, "; ".join(reasons.values()))
     if not problem.layer.fires:
         scale, reason = _below_threshold(problem, scale)
@@ -161,6 +162,12 @@ def largest_scale(problem: Problem) -> tuple[float, str]:
     reason = "; ".join(reasons.values())
     _require_integers(problem, scale, reason)
     return scale, f"scale lowered from {start:.6g} to {scale:.6g}: {reason}" if reason else ""
+
+
+def _finer(problem: Problem, scale: float) -> bool:
+    """Whether every matrix of few bits can count at half its spacing."""
+    codes = [coding(sign_mode(weight), problem.weight_bits) for weight in problem.weights]
+    return all(spacing(scale * weight, code) > code.finest for weight, code in zip(problem.weights, codes, strict=True))
 
 
 def _largest(problem: Problem) -> float:
