@@ -50,11 +50,13 @@ class _Chosen:
         unit: model units of v that an integer of a weight stands for.
         spacings: of the weights of each connection.
         exponent: of the bias register.
+        halvings: how often 'exact' can halve all integers, should weights grow until u could wrap.
     """
 
     unit: float
     spacings: tuple[int, ...]
     exponent: int
+    halvings: int
 
 
 def training_grid(
@@ -64,8 +66,9 @@ def training_grid(
 
     The unit of a population is the one that quantisation after training would take: with calibration data the
     calibrated quantiser's, with its threshold; without, the one at which the largest weight fills its bits. It is
-    rounded up to at most 7 significant bits, and doubled where weights that grow to their ends could make u wrap, as
-    long as they keep their bits. A matrix of one sign keeps it, as the chip's coding then has no sign.
+    rounded up to at most 7 significant bits. Where weights that grow to their ends could make u wrap, thresholds and
+    biases are multiples of a power of 2, as weights of few bits are, so that 'exact' can halve them all. A matrix of
+    one sign keeps it, as the chip's coding then has no sign.
 
     Args:
         graph: a graph the target's rules accept.
@@ -132,32 +135,39 @@ def _choose(problem: Problem, start: QuantizedNeuron | None) -> tuple[_Chosen, Q
     first = largest_scale(problem)[0] if start is None else 1.0 / (start.scale * (1 << start.exponent))
     codes = _codes(problem)
     spacings = tuple(spacing(first * w, code) for w, code in zip(problem.weights, codes, strict=True))
-    scale = first
-    limit = int(problem.table["registers"]["synaptic_sum"])
-    while _worst(problem, codes, spacings) >= limit and all(
-        s > code.finest for s, code in zip(spacings, codes, strict=True)
-    ):
-        spacings, scale = tuple(s // 2 for s in spacings), scale / 2
+    halvings = _halvings(problem, codes, spacings)
     counts_in_weights = not np.any(problem.step.loss_v) and np.all(np.asarray(problem.step.loss_u) == 1)
     biased = bool(problem.bias.any())
-    unit = _rounded_up(1.0 / scale, _BIAS_BITS if biased and counts_in_weights else _UNIT_BITS)
+    unit = _rounded_up(1.0 / first, _BIAS_BITS if biased and counts_in_weights else _UNIT_BITS)
     scale = 1.0 / unit
-    exponent = _exponent(problem, scale, _EXACT_EXPONENT if counts_in_weights else 0)
+    exponent = max(_exponent(problem, scale, _EXACT_EXPONENT if counts_in_weights else 0), halvings)
     if not problem.layer.fires:
         mantissa = np.array(never(problem))
     elif start is None:
         mantissa = first_mantissa(problem, scale)
     else:
-        mantissa = np.maximum(1, np.rint(np.asarray(start.mantissa) * (scale / first)).astype(np.int64))
+        mantissa = np.rint(np.asarray(start.mantissa) * (scale / first)).astype(np.int64)
+    if problem.layer.fires:
+        mantissa = np.maximum(1, np.rint(mantissa / (1 << halvings)).astype(np.int64)) << halvings
     neuron = cast("QuantizedNeuron", integers(problem, scale, mantissa)[problem.layer.name])
     leak = np.rint(64 * scale * np.asarray(problem.step.leak) / (1 << exponent)).astype(np.int64)
     register = np.broadcast_to(leak, problem.layer.shape) if leak.any() else None
     neuron = replace(neuron, bias=register, bias_exponent=exponent if register is not None else 0)
-    return _Chosen(unit, spacings, exponent), neuron
+    return _Chosen(unit, spacings, exponent, halvings), neuron
 
 
 def _codes(problem: Problem) -> tuple[Coding, ...]:
     return tuple(coding(sign_mode(weight), problem.weight_bits) for weight in problem.weights)
+
+
+def _halvings(problem: Problem, codes: tuple[Coding, ...], spacings: tuple[int, ...]) -> int:
+    """How often the integers must be halved for sums of a step to fit, every weight being at its end; as far as can be.
+
+    Weights of 8 bits, which have no coarser spacing, cannot.
+    """
+    worst = _worst(problem, codes, spacings)
+    wanted = max(0, (worst // int(problem.table["registers"]["synaptic_sum"])).bit_length())
+    return min(wanted, *((s // code.finest).bit_length() - 1 for s, code in zip(spacings, codes, strict=True)))
 
 
 def _worst(problem: Problem, codes: tuple[Coding, ...], spacings: tuple[int, ...]) -> int:
@@ -280,7 +290,9 @@ def _of_bias(
     registers = problem.table["registers"]
     if problem.layer.constants:
         most = int(registers["synaptic_sum"]) // (8 * sharing)
-        return Grid(plain(chosen.unit / factor), -most, most, 2, chosen.unit)
+        every = 2 << chosen.halvings  # sums of mixed signs are even
+        most -= most % every
+        return Grid(plain(chosen.unit / factor), -most, most, every, chosen.unit)
     exponent = chosen.exponent - neuron.exponent
     unit = math.ldexp(chosen.unit, exponent)
     leak = 0 if neuron.bias is None else int(np.abs(neuron.bias).max())
