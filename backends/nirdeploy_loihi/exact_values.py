@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from nirdeploy.errors import QuantizationError
 from nirdeploy.multiples import as_integers, common_step, magnitudes
-from nirdeploy.quantization import QuantizedNeuron, QuantizedWeight
+from nirdeploy.quantization import QuantizedNeuron
 from nirdeploy_loihi.dynamics import DECAY_UNITY
 from nirdeploy_loihi.problem import Problem
 from nirdeploy_loihi.scaling import Layers, contained, first_mantissa, integers, misfit
-from nirdeploy_loihi.weights import LARGEST_WEIGHT, coding, sign_mode
+from nirdeploy_loihi.weights import LARGEST_WEIGHT, always_on, coding, representable, sign_mode
 
 __all__ = ["exact_layers"]
 
@@ -101,23 +101,23 @@ def _at(problem: Problem, scale: float) -> Layers | QuantizationError:
     for source, weight in zip(problem.sources, problem.weights, strict=False):
         if (error := _beyond(problem, source, as_integers(weight, 1.0 / scale))) is not None:
             return error
-    if (found := misfit(problem, scale)) is not None:
+    limits = problem.table["weights"]
+    weights = tuple(as_integers(weight, 1.0 / scale) for weight in problem.weights)
+    axons = tuple(always_on(scale * value, limits) for value in problem.constants)
+    if (found := misfit(problem, scale, (*weights, *axons))) is not None:
         return QuantizationError(
             f"quantizer 'exact': as integers times one number, {found[0]}", node=name, remedy=_REMEDY
         )
-    layers = integers(problem, scale, first_mantissa(problem, scale))
-    wanted = [*problem.weights, *(value[:, None] for value in problem.constants)]
-    for number, (source, values) in enumerate(zip(problem.sources, wanted, strict=True)):
-        held = cast("QuantizedWeight", layers[source]).weight
-        held = held if number < len(problem.weights) else held.sum(axis=1, keepdims=True)
-        if not np.array_equal(held, as_integers(values, 1.0 / scale)):
-            return _refused(problem, source, as_integers(values, 1.0 / scale))
+    for source, held, value in zip(problem.sources[len(weights) :], axons, problem.constants, strict=True):
+        if not np.array_equal(held.sum(axis=1), as_integers(value, 1.0 / scale)):
+            return _refused(problem, source, as_integers(value, 1.0 / scale))
+    layers = integers(problem, scale, first_mantissa(problem, scale), (*weights, *axons))
     return _wrong_bias(problem, scale, layers) or _between(problem, layers) or layers
 
 
 def _beyond(problem: Problem, source: str, weight: NDArray[np.int64]) -> QuantizationError | None:
     low, high = (int(limit) for limit in problem.table["weights"][sign_mode(weight)])
-    inside = low <= weight.min() and weight.max() <= high
+    inside = low <= weight.min() and weight.max() <= high and representable(weight, problem.weight_bits)
     return None if inside else _refused(problem, source, weight)
 
 

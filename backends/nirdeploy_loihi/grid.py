@@ -1,7 +1,7 @@
 """Values that a population's parameters have on Loihi, chosen before training; `exact_values` reads them off after it.
 
-The network that is simulated has the chip's own neurons: an input gain of 1, a reset to 0, decays of 4096 and a
-threshold that is a mantissa, all in units of a weight's integer. What the graph's neurons multiply their inputs with is
+The network that is simulated has the chip's own neurons: an input gain of 1, decays of 4096 and a threshold that is a
+mantissa above the reset, all in units of a weight's integer. What the graph's neurons multiply their inputs with is
 folded into the weights; the floats behind the integers stay in the graph's own units, so that gradients do, too.
 Rounding of the chip's u and v, where they decay, is not simulated.
 """
@@ -116,11 +116,11 @@ def training_grid(
 
 
 def _chips(convention: Convention) -> Convention:
-    """What the chip does, with an input gain of 1."""
+    """What the chip does, with an input gain of 1 and v that starts at 0."""
     return Convention(
         dt=convention.dt,
         gain="unit",
-        reset="zero",
+        reset="v_reset",
         population_delay=convention.population_delay,
         feedback_start=convention.feedback_start,
         feedback_edges=convention.feedback_edges,
@@ -136,37 +136,50 @@ def _choose(problem: Problem, start: QuantizedNeuron | None) -> tuple[_Chosen, Q
     codes = _codes(problem)
     spacings = tuple(spacing(first * w, code) for w, code in zip(problem.weights, codes, strict=True))
     halvings = _halvings(problem, codes, spacings)
-    counts_in_weights = not np.any(problem.step.loss_v) and np.all(np.asarray(problem.step.loss_u) == 1)
+    in_weights = not np.any(problem.step.loss_v) and bool(np.all(np.asarray(problem.step.loss_u) == 1))
     biased = bool(problem.bias.any())
-    unit = _rounded_up(1.0 / first, _BIAS_BITS if biased and counts_in_weights else _UNIT_BITS)
-    scale = 1.0 / unit
-    exponent = max(_exponent(problem, scale, _EXACT_EXPONENT if counts_in_weights else 0), halvings)
-    if not problem.layer.fires:
-        mantissa = np.array(never(problem))
-    elif start is None:
-        mantissa = first_mantissa(problem, scale)
-    else:
-        mantissa = np.rint(np.asarray(start.mantissa) * (scale / first)).astype(np.int64)
+    unit = _rounded_up(1.0 / first, _BIAS_BITS if biased and in_weights else _UNIT_BITS)
+    exponent = max(_exponent(problem, 1.0 / unit, _EXACT_EXPONENT if in_weights else 0), halvings)
+    chosen = _Chosen(unit, spacings, exponent, halvings)
+    return chosen, _registers(problem, chosen, None if start is None else np.asarray(start.mantissa) / (first * unit))
+
+
+def _registers(problem: Problem, chosen: _Chosen, threshold: Any) -> QuantizedNeuron:
+    """Registers without trained biases, all but decays multiples of what they may be halved by.
+
+    `threshold` is the mantissa before it is rounded, None: that of `max`.
+    """
+    scale = 1.0 / chosen.unit
+    grain = 1 << chosen.halvings
+    mantissa = np.asarray(first_mantissa(problem, scale) if threshold is None else threshold)
     if problem.layer.fires:
-        mantissa = np.maximum(1, np.rint(mantissa / (1 << halvings)).astype(np.int64)) << halvings
+        mantissa = np.maximum(1, np.rint(mantissa / grain).astype(np.int64)) * grain
+    else:
+        mantissa = np.array(never(problem))
     neuron = cast("QuantizedNeuron", integers(problem, scale, mantissa)[problem.layer.name])
-    leak = np.rint(64 * scale * np.asarray(problem.step.leak) / (1 << exponent)).astype(np.int64)
-    register = np.broadcast_to(leak, problem.layer.shape) if leak.any() else None
-    neuron = replace(neuron, bias=register, bias_exponent=exponent if register is not None else 0)
-    return _Chosen(unit, spacings, exponent, halvings), neuron
+    leak = np.rint(64 * scale * np.asarray(problem.step.leak) / (1 << chosen.exponent)).astype(np.int64)
+    begin = np.rint(scale * np.asarray(problem.step.v_start) / grain).astype(np.int64) * (grain << neuron.exponent)
+    return replace(
+        neuron,
+        bias=np.broadcast_to(leak, problem.layer.shape) if leak.any() else None,
+        bias_exponent=chosen.exponent if leak.any() else 0,
+        v_start=int(begin.flat[0]) if begin.size == 1 else np.broadcast_to(begin, problem.layer.shape),
+    )
 
 
 def _codes(problem: Problem) -> tuple[Coding, ...]:
-    return tuple(coding(sign_mode(weight), problem.weight_bits) for weight in problem.weights)
+    codes = (coding(sign_mode(weight), problem.weight_bits) for weight in problem.weights)
+    return tuple(code._replace(lowest=max(code.lowest, -127)) if problem.weight_bits == 8 else code for code in codes)
 
 
 def _halvings(problem: Problem, codes: tuple[Coding, ...], spacings: tuple[int, ...]) -> int:
     """How often the integers must be halved for sums of a step to fit, every weight being at its end; as far as can be.
 
-    Weights of 8 bits, which have no coarser spacing, cannot.
+    At least once, as -256 is no weight of a matrix that has lost its positive ones. Weights of 8 bits, which have no
+    coarser spacing, cannot.
     """
     worst = _worst(problem, codes, spacings)
-    wanted = max(0, (worst // int(problem.table["registers"]["synaptic_sum"])).bit_length())
+    wanted = max(1, (worst // int(problem.table["registers"]["synaptic_sum"])).bit_length())
     return min(wanted, *((s // code.finest).bit_length() - 1 for s, code in zip(spacings, codes, strict=True)))
 
 
@@ -205,20 +218,22 @@ def _fixed(
     """A population's fields with which its equations are the chip's."""
     given = graphs.parameters(node)
     unit = neuron.scale * (1 << neuron.exponent)
-    found: dict[str, Any] = {"r": 1.0, "w_in": 1.0, "v_reset": 0.0}
+    # v starts at 0, so that it is reset to what it starts above
+    rest = np.asarray(neuron.v_start) / -(1 << neuron.exponent)
+    found: dict[str, Any] = {"r": 1.0, "w_in": 1.0, "v_reset": rest * unit}
     if neuron.fires:
-        found["v_threshold"] = np.asarray(neuron.mantissa) * unit
+        found["v_threshold"] = (np.asarray(neuron.mantissa) + rest) * unit
     if "tau" in given or "tau_mem" in given:
         decay = np.asarray(neuron.decay_v, dtype=np.float64)
         dt = cast("float", convention.dt)
         found["tau"] = found["tau_mem"] = steps_of_decay(decay) * dt
         found["tau_syn"] = steps_of_decay(np.asarray(neuron.decay_u, dtype=np.float64)) * dt
-        found["v_leak"] = _v_leak(problem, neuron, decay, unit)
+        found["v_leak"] = rest * unit + _v_leak(problem, neuron, decay, unit)
     return {field: plain(found[field]) for field in given if field in found}
 
 
 def _v_leak(problem: Problem, neuron: QuantizedNeuron, decay: Floats, unit: float) -> Floats:
-    """What v leaks towards, so that it adds the register in each step."""
+    """What v leaks towards above its reset, so that it adds the register in each step."""
     register = np.zeros(1) if neuron.bias is None else np.asarray(neuron.bias << neuron.bias_exponent)
     if np.any((register != 0) & (decay == 0)):
         raise QuantizationError(

@@ -110,8 +110,11 @@ def _bias_exponent(problem: Problem, scale: float) -> int | None:
     return None
 
 
-def misfit(problem: Problem, scale: float) -> tuple[str, float] | None:
-    """What does not fit at a scale, and the factor that brings the scale near a fit; None: everything fits."""
+def misfit(problem: Problem, scale: float, weights: tuple[Integers, ...] | None = None) -> tuple[str, float] | None:
+    """What does not fit at a scale, and the factor that brings the scale near a fit; None: everything fits.
+
+    `weights` are those of connections and axons where they are not to be rounded.
+    """
     registers = problem.table["registers"]
     highest = registers["threshold_mantissa"][1]
     mantissa = int(first_mantissa(problem, scale).max())
@@ -128,7 +131,7 @@ def misfit(problem: Problem, scale: float) -> tuple[str, float] | None:
     current = scale * max((float(np.abs(value).max()) for value in problem.constants), default=0.0)
     if current >= limit:  # before any axons are made for it
         return f"constant current {current:.0f} exceeds {limit - 1}", (limit - 1) / (current + 1)
-    low, high = worst_sums(problem, _rounded(problem, scale))
+    low, high = worst_sums(problem, _rounded(problem, scale) if weights is None else weights)
     worst = max(int(-low.min()), int(high.max()))
     if worst >= limit:
         return f"worst synaptic sum of a step {worst} exceeds {limit - 1}", (limit - 1) / (worst + 1)
@@ -234,13 +237,14 @@ def _require_integers(problem: Problem, scale: float, reason: str) -> None:
 # ---------------------------------------------------------------- what is stored
 
 
-def integers(problem: Problem, scale: float, mantissa: Any) -> Layers:
+def integers(problem: Problem, scale: float, mantissa: Any, weights: tuple[Integers, ...] | None = None) -> Layers:
     """Integers of a population and of the weights that feed it, at a scale that fits.
 
     Args:
         problem: the population.
         scale: k.
         mantissa: of the threshold, one number or the population's shape.
+        weights: of connections and axons, where they are not to be rounded.
     """
     exponent = _bias_exponent(problem, scale)
     if exponent is None:
@@ -249,7 +253,7 @@ def integers(problem: Problem, scale: float, mantissa: Any) -> Layers:
     unit = 64 * scale / (1 << exponent)
     shift = int(problem.table["registers"]["threshold_exponent"])
     found: Layers = {}
-    for name, weight in zip(problem.sources, _rounded(problem, scale), strict=True):
+    for name, weight in zip(problem.sources, weights or _rounded(problem, scale), strict=True):
         own = problem.node_biases.get(name)
         bias = None if own is None or not own.any() else round_half_even(unit * own)
         found[name] = QuantizedWeight(weight, bias, 1.0 / scale, exponent - shift if bias is not None else 0)

@@ -45,7 +45,8 @@ def _differing(layer: Layer, quantized: Quantized, grid: TrainingGrid, integers:
     for field in ("decay_u", "decay_v", "fires"):
         if not np.array_equal(getattr(before, field), getattr(after, field)):
             yield layer.name
-    if before.fires and not _same(after.threshold, before.threshold, times):
+    moved = ("threshold", "v_start") if before.fires else ("v_start",)
+    if not all(_same(getattr(after, field), getattr(before, field), times) for field in moved):
         yield layer.name
     register = _register(before)
     biases = _biases(layer, quantized, grid, integers, nodes)

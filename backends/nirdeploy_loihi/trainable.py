@@ -1,4 +1,4 @@
-"""What has no exact integers in training: weights of no node alone, factors no power of 2, a start off the reset."""
+"""What has no exact integers in training: weights of no node alone, factors no power of 2, shifted read-outs."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def require_trainable(graph: nir.NIRGraph, problem: Problem, convention: Convent
 
 def _errors(graph: nir.NIRGraph, problem: Problem, convention: Convention) -> Iterator[QuantizationError]:
     name = problem.layer.name
-    if np.any(problem.step.v_start):
+    if not problem.layer.fires and np.any(problem.step.v_start):
         start = float(np.asarray(problem.step.v_start).flat[0])
         yield QuantizationError(
-            f"its v starts {start:.6g} from where it is reset to, training starts it there",
+            f"its v starts at {start:.6g}, that of what only integrates must start at 0 in training",
             node=name,
-            remedy="Use reset='zero' with v_start='zero', or v_start='v_reset'.",
+            remedy="Use v_start='zero'.",
         )
     used = convention.for_node(name, graphs.type_name(graph.nodes[name]))
     if not problem.layer.fires and used.v_unit == "gain" and np.any(np.asarray(problem.step.gain) != 1):

@@ -18,6 +18,7 @@ __all__ = [
     "coding",
     "filling",
     "kept_by_lava",
+    "representable",
     "round_weights",
     "sign_mode",
     "spacing",
@@ -65,6 +66,21 @@ def coding(mode: str, bits: int) -> Coding:
         return Coding(0, (1 << bits) - 1, 1, 1 << (8 - bits))
     few = min(bits, 7)
     return Coding(-((1 << few) - 1), 0, 2, 1 << (8 - few))
+
+
+def representable(weight: Integers, bits: int) -> bool:
+    """Whether a synapse of some bits holds these integers, with a sign if need be."""
+    mode = sign_mode(weight)
+    # one sign alone is that of the connection, whichever it is
+    magnitudes = [coding("positive", bits)] if mode != "mixed" else []
+    common = int(np.bitwise_or.reduce(weight, axis=None))
+    for code in (coding("mixed", bits), *magnitudes):
+        ends = np.array([weight.min(), weight.max()])
+        ends = np.sort(np.abs(ends)) if code in magnitudes else ends
+        step = max(1, min(common & -common, code.coarsest))  # the largest power of 2 that divides them all
+        if step >= code.finest and _within(ends // step, code):
+            return True
+    return False
 
 
 def spacing(scaled: NDArray[np.float64], code: Coding) -> int:

@@ -80,6 +80,19 @@ def merged(nets):
     return nets.graph(nodes, [*edges, ("m", "output")])
 
 
+def shifted(nets):
+    """Populations that are reset below 0, where v starts, and one that is reset to where it starts."""
+    resetting = nd.graph.make_node(
+        nir.LIF,
+        tau=0.01 * np.ones(4), r=8 * np.ones(4), v_leak=0.1 * np.ones(4), v_threshold=np.ones(4),
+        v_reset=np.array([-0.4, -0.2, 0.0, 0.2]),
+    )  # fmt: skip
+    return nets.chain(
+        input=nets.source(6), w1=nets.linear(drawn(8, 6)), n=nets.if_(8, v_reset=-0.5),
+        w2=nets.affine(drawn(4, 8), drawn(4, times=0.1)), m=resetting, output=nets.output(4),
+    )  # fmt: skip
+
+
 def read_out(nets):
     """LI in front of the Output."""
     li = nd.graph.make_node(nir.LI, tau=0.01 * np.ones(3), r=10 * np.ones(3), v_leak=np.zeros(3))
@@ -96,6 +109,7 @@ NETS = {
     "recurrent": (recurrent, (6,), {}),
     "merged": (merged, (6,), {"crossing": "inclusive"}),
     "read_out": (read_out, (6,), {}),
+    "shifted": (shifted, (6,), {"reset": "v_reset"}),
 }
 
 
@@ -388,11 +402,10 @@ def test_what_cannot_be_exact_is_refused(nets):
     two = nets.chain(input=nets.source(4), a=nets.linear(drawn(5, 4)), b=nets.linear(drawn(3, 5)), n=nets.if_(3),
                      output=nets.output(3))  # fmt: skip
     refused(aware(two), QuantizationError, r"those of a chain \(a, b\), not of a node", "n")
-    start = nets.chain(input=nets.source(4), a=nets.linear(drawn(3, 4)), n=nets.if_(3, v_reset=-0.5),
-                       output=nets.output(3))  # fmt: skip
-    refused(aware(start, convention=replace(nets.plain, reset="v_reset")), QuantizationError,
-            r"its v starts 0\.5 from where it is reset to", "n")  # fmt: skip
-    assert aware(start, convention=replace(nets.plain, reset="v_reset", v_start="v_reset"))().graph() is not None
+    li = nd.graph.make_node(nir.LI, tau=0.01 * np.ones(3), r=np.ones(3), v_leak=0.5 * np.ones(3))
+    start = nets.chain(input=nets.source(4), a=nets.linear(drawn(3, 4)), li=li, output=nets.output(3))
+    refused(aware(start, convention=replace(nets.plain, v_start="v_leak")), QuantizationError,
+            r"its v starts at 0\.5, that of what only integrates must start at 0", "li")  # fmt: skip
     slow = nets.chain(input=nets.source(4), a=nets.linear(drawn(3, 4)), n=nets.lif(3, tau=10.0, r=1e4, leak=500.0),
                       output=nets.output(3))  # fmt: skip
     refused(aware(slow), QuantizationError, "loses less than 1 of 4096 a step, yet v_leak adds", "n")
