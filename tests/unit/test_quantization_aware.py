@@ -123,7 +123,8 @@ def test_the_best_so_far_can_be_kept_as_a_copy_or_a_state_dict():
 
 
 @pytest.mark.long
-def test_digits_with_three_bits_win_back_half_of_what_rounding_loses():
+@pytest.mark.parametrize(("target", "bits", "start"), [("speck2f", 3, "rounded"), ("loihi2", 2, "calibrated")])
+def test_digits_of_few_bits_win_back_half_of_what_rounding_loses(target, bits, start):
     """The benchmark's experiment, small: one seed, where rounding costs some 7 % of the images."""
     import importlib.util
     from pathlib import Path
@@ -136,6 +137,6 @@ def test_digits_with_three_bits_win_back_half_of_what_rounding_loses():
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     with one_thread():
-        floats, _, _, calibrated, aware = script.experiment(digits(), (4, 8), 3, 0, 6, "rounded")
+        floats, _, _, calibrated, aware = script.experiment(digits(), (4, 8), bits, 0, 6, start, target)
     assert floats - calibrated >= 12
     assert aware - calibrated >= (floats - calibrated) / 2
