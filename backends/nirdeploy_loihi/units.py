@@ -77,6 +77,7 @@ def _registers(problem: Problem, chosen: Chosen, threshold: Any) -> QuantizedNeu
 
 
 def codes_of(problem: Problem) -> tuple[Coding, ...]:
+    """What each connection's weights may be; of 8 bits without -256, which no matrix without positive weights holds."""
     codes = (coding(sign_mode(weight), problem.weight_bits) for weight in problem.weights)
     return tuple(code._replace(lowest=max(code.lowest, -127)) if problem.weight_bits == 8 else code for code in codes)
 

@@ -185,10 +185,19 @@ def test_registers_are_what_quantisation_after_training_would_take(nets, name):
         assert np.abs(np.asarray(bias[0] - bias[1])).max() <= half
 
 
+def below_zero(nets):
+    """IF that are reset below 0, where v starts."""
+    return nets.chain(
+        input=nets.source(6), w1=nets.linear(drawn(8, 6)), n=nets.if_(8, v_reset=-0.5),
+        w2=nets.linear(drawn(4, 8)), m=nets.if_(4, threshold=0.7, v_reset=-0.1), output=nets.output(4),
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("bits", [None, 4, 2])
-@pytest.mark.parametrize("seed", range(3))
-def test_networks_without_decays_fire_the_chips_spikes(nets, seed, bits):
-    graph, _, convention = made(nets, "dense")
+@pytest.mark.parametrize("build", [dense, below_zero])
+@pytest.mark.parametrize("seed", range(2))
+def test_networks_without_decays_fire_the_chips_spikes(nets, seed, build, bits):
+    graph, convention = build(nets), replace(nets.plain, reset="v_reset")
     data = shared_nets.raster((6,), 60, 8, seed, rate=0.5)
     aware = nd.quantization_aware(graph, "loihi2", bits=bits, convention=convention)
     train(aware, data, steps=3, seed=seed)
@@ -217,6 +226,20 @@ def test_biases_without_decays_are_exact_but_for_their_first_steps(nets):
     found, steps = shown(chip)
     assert lag == 1
     assert found.sum() > 50
+    assert np.array_equal(found, own[:steps])
+
+
+def test_lava_fires_the_trained_spikes(nets, monkeypatch):
+    """The vendor's own integers, in its own interpreter."""
+    monkeypatch.setenv("NIRDEPLOY_PYTHON_LOIHI", str(shared_nets.vendor_python(".venv-lava")))
+    graph, _, convention = made(nets, "dense")
+    data = shared_nets.raster((6,), 40, 2, 7, rate=0.5)
+    aware = nd.quantization_aware(graph, "loihi2", bits=4, convention=convention)
+    train(aware, data, steps=3)
+    deployment = nd.deploy(aware.graph(), "loihi2", quantizer="exact", weight_bits=4)
+    found, steps = shown(deployment.run(data, on="simulator", record=("spikes",)))
+    own = aware.sequence(torch.tensor(data, dtype=torch.float32))[0].detach().numpy()
+    assert found.sum() > 20
     assert np.array_equal(found, own[:steps])
 
 
@@ -326,6 +349,27 @@ def test_sums_beyond_u_are_refused_where_8_bits_leave_no_room(nets):
         aware.network.get(("w",)).weight.fill_(-1e3)
         aware.network.get(("w",)).weight[:, 0] = 1e3
     refused(aware.graph, QuantizationError, "worst synaptic sum of a step", "n")
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize("start", ["mixed", "positive", "negative"])
+def test_a_matrix_may_lose_one_of_its_signs(nets, start, bits):
+    """The chip's coding depends on the signs; with positive ones gone, -256 is no weight any more."""
+    weight = {"mixed": drawn(3, 6), "positive": np.abs(drawn(3, 6)), "negative": -np.abs(drawn(3, 6))}[start]
+    graph = nets.chain(input=nets.source(6), w=nets.linear(weight), n=nets.if_(3), o=nets.output(3))
+    aware = nd.quantization_aware(graph, "loihi2", bits=bits, convention=nets.plain)
+    own = aware.network.get(("w",)).weight
+    for wanted in (-1e3, 1e3):
+        with torch.no_grad():
+            own.fill_(wanted)
+            own[0, 0] = 0.0
+        integers = aware.integers()["w"]["weight"]
+        if not integers.any():
+            continue  # of a sign that it does not have
+        quantized = nd.quantize(aware.graph(), "loihi2", quantizer="exact", weight_bits=bits)
+        assert quantized["w"].weight.min() >= -255
+        times = quantized["n"].mantissa / aware.grid.neurons["n"].mantissa
+        assert np.array_equal(quantized["w"].weight, integers * times)
 
 
 def test_integers_other_than_the_simulated_are_refused(nets, monkeypatch):
