@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import nir
+import numpy as np
+from numpy.typing import NDArray
 
 from nirdeploy.errors import TargetError, UnsupportedError
 from nirdeploy.names import suggest
@@ -27,6 +29,7 @@ __all__ = [
     "Backend",
     "backend_of",
     "derived_files",
+    "differing",
     "find_target",
     "known_options",
     "listed_backends",
@@ -102,7 +105,7 @@ def training_grid(
 ) -> TrainingGrid:
     """The values a graph's parameters may have on a chip: the backend's optional method of the same name.
 
-    A backend that has it also has the quantiser 'exact', which keeps such values as they are.
+    A backend that has it also has the quantiser 'exact', which keeps such values as they are, and `differing`.
 
     Raises:
         UnsupportedError: the backend has no such method.
@@ -115,6 +118,18 @@ def training_grid(
             remedy=f"Targets that have it: {', '.join(able) or 'none'}; for others use quantizer='calibrated'.",
         )
     found: TrainingGrid = method(graph, target, convention, weight_bits=weight_bits, calibration=calibration)
+    return found
+
+
+def differing(
+    quantized: Quantized, grid: TrainingGrid, integers: Mapping[str, Mapping[str, NDArray[np.int64]]]
+) -> str | None:
+    """The first node whose integers are not those that training simulated, or None: the backend's method of that name.
+
+    Every backend that has `training_grid` has it.
+    """
+    backend: Any = backend_of(quantized.target.backend)
+    found: str | None = backend.differing(quantized, grid, integers)
     return found
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "QuantizedWeight",
     "TrainingGrid",
     "best",
+    "require_bits",
     "require_calibration",
 ]
 
@@ -108,11 +109,24 @@ class QuantizedNeuron:
 
 @dataclass(frozen=True)
 class Grid:
-    """The values a parameter may have: integer * step, with lowest <= integer <= highest."""
+    """The values a parameter may have: integer * step, with lowest <= integer <= highest.
 
-    step: float
+    Attributes:
+        step: what an integer stands for; one number, or an array that broadcasts over the parameter.
+        lowest: smallest integer.
+        highest: largest integer.
+        every: integers are multiples of it.
+        unit: what an integer stands for in the network that is simulated, where factors behind the parameter (input
+            gains, scales) are folded into it; None: `step`.
+        exponent: integer * 2**exponent is in units of a weight's integer, as of `QuantizedWeight.bias`.
+    """
+
+    step: float | NDArray[np.float64]
     lowest: int
     highest: int
+    every: int = 1
+    unit: float | None = None
+    exponent: int = 0
 
 
 @dataclass(frozen=True)
@@ -121,13 +135,15 @@ class TrainingGrid:
 
     Attributes:
         trained: weight node -> 'weight' or 'bias' -> the values it may have.
-        fixed: population -> field -> the one value it has on the chip.
+        fixed: node -> field -> the one value it has on the chip, or one a neuron.
         convention: what the graph is run with, where the chip differs (lower bounds of v, crossing) as the chip does.
+        neurons: population -> its registers while no trained bias is added; empty where `fixed` says everything.
     """
 
     trained: Mapping[str, Mapping[str, Grid]]
-    fixed: Mapping[str, Mapping[str, float]]
+    fixed: Mapping[str, Mapping[str, float | NDArray[np.float64]]]
     convention: Convention
+    neurons: Mapping[str, QuantizedNeuron] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -186,6 +202,16 @@ def require_calibration(quantizer: str, calibration: Any, known: Sequence[str] =
             "quantizer 'calibrated' needs calibration data",
             remedy="Pass calibration=raster, or quantizer='max' to scale by the largest weight alone.",
         )
+
+
+def require_bits(weight_bits: Any) -> None:
+    """Refuse a width of weights that a chip of 8-bit weights does not have (1 bit leaves -1 and 0).
+
+    Raises:
+        QuantizationError: naming the range.
+    """
+    if not (isinstance(weight_bits, int) and not isinstance(weight_bits, bool) and 2 <= weight_bits <= 8):
+        raise QuantizationError(f"weight_bits is {weight_bits!r}, expected 2 to 8", remedy="Use e.g. weight_bits=4.")
 
 
 def best(candidates: Iterable[T], cost: Callable[[T], float]) -> tuple[T, float]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nirdeploy import graph as graphs
 from nirdeploy import pipeline
-from nirdeploy.backend import find_target, training_grid
+from nirdeploy.backend import differing, find_target, training_grid
 from nirdeploy.convert.build import GraphModule, nir_to_torch
 from nirdeploy.convert.trace import torch_to_nir
 from nirdeploy.errors import CheckError, QuantizationError, UnsupportedError
@@ -36,20 +36,36 @@ class _Rounded(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, grid: Grid) -> Tensor:
-        exact = value.double() / grid.step
+        exact = value.double() / _steps(value, grid)
         ctx.save_for_backward(exact < grid.lowest, exact > grid.highest)
-        return (_integers(value, grid) * grid.step).to(value.dtype)
+        ctx.grid = grid
+        rounded: Tensor = _integers(value, grid) * _unit(grid)
+        return rounded.to(value.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         below, above = ctx.saved_tensors
         (gradient,) = gradients  # a step is taken against it
+        if ctx.grid.unit is not None:  # the factors that are folded into the integers
+            gradient = (gradient * (ctx.grid.unit / _steps(gradient, ctx.grid))).to(gradient.dtype)
         return gradient.masked_fill((below & (gradient > 0)) | (above & (gradient < 0)), 0.0), None
+
+
+def _steps(like: Tensor, grid: Grid) -> Tensor | float:
+    """What an integer of a parameter stands for, on the parameter's device."""
+    return grid.step if isinstance(grid.step, float | int) else torch.tensor(grid.step, device=like.device)
+
+
+def _unit(grid: Grid) -> float:
+    """What an integer stands for in the network that is simulated."""
+    return float(grid.step) if grid.unit is None else grid.unit
 
 
 def _integers(value: Tensor, grid: Grid) -> Tensor:
     """Nearest integers of a grid, halves to even, as float64."""
-    return torch.round(value.detach().double() / grid.step).clamp(grid.lowest, grid.highest)
+    count = value.detach().double() / _steps(value, grid) / grid.every
+    found: Tensor = torch.round(count).clamp(grid.lowest / grid.every, grid.highest / grid.every) * grid.every
+    return found
 
 
 class _Call(nn.Module):
@@ -66,8 +82,8 @@ class _Call(nn.Module):
 class QuantizationAware(nn.Module):
     """A network whose weights are rounded to a chip's integers in every forward pass; `quantization_aware` makes it.
 
-    Its parameters are the floats behind the integers. Those that do not train (thresholds, resistances, biases of
-    layers that had none) take no gradient.
+    Its parameters are the floats behind the integers, in the units of the network that was given. Those that do not
+    train (thresholds, time constants, resistances, biases of layers that had none) take no gradient.
 
     Attributes:
         target: the chip.
@@ -87,7 +103,7 @@ class QuantizationAware(nn.Module):
 
     @property
     def network(self) -> GraphModule:
-        """The network with the floats behind the integers."""
+        """The network with the floats behind the integers; `graph()` is what is simulated."""
         return self._call.network
 
     def forward(self, *inputs: Any, state: Mapping[str, Any] | None = None, **named: Tensor) -> Any:
@@ -127,7 +143,10 @@ class QuantizationAware(nn.Module):
         return found
 
     def integers(self) -> dict[str, dict[str, NDArray[np.int64]]]:
-        """The integers that a forward pass takes now: weight node -> 'weight' or 'bias' -> array."""
+        """The integers that a forward pass takes now: weight node -> 'weight' or 'bias' -> array.
+
+        Those of a bias are of 2**exponent weights' integers, the exponent being its grid's.
+        """
         found: dict[str, dict[str, NDArray[np.int64]]] = {}
         for node, field, grid in self._trained():
             array = _integers(self._parameter(node, field), grid).cpu().numpy().astype(np.int64)
@@ -143,7 +162,7 @@ class QuantizationAware(nn.Module):
         graph = torch_to_nir(self.network)
         for node, own in self.integers().items():
             for field, integers in own.items():
-                values = integers * self.grid.trained[node][field].step
+                values = integers * _unit(self.grid.trained[node][field])
                 before = np.asarray(getattr(graph.nodes[node], field))
                 setattr(graph.nodes[node], field, values.astype(before.dtype).reshape(before.shape))
         graph = graphs.with_metadata(graph, convention=self.convention.to_dict())
@@ -151,20 +170,9 @@ class QuantizationAware(nn.Module):
         return graph
 
     def _require_same(self, quantized: Quantized) -> None:
-        """Integers of 'exact' are in lowest terms: those simulated, or all those of a layer divided by one number."""
-        for node, own in self.integers().items():
-            found = quantized[node]
-            weight, bias = own["weight"], own.get("bias")
-            most = np.unravel_index(np.abs(found.weight).argmax(), found.weight.shape)
-            times, rest = divmod(int(weight.reshape(found.weight.shape)[most]), int(found.weight[most]) or 1)
-            same = not rest and np.array_equal(found.weight * times, weight.reshape(found.weight.shape))
-            if bias is not None:
-                given = np.zeros_like(bias) if found.bias is None else found.bias.reshape(bias.shape)
-                same = same and np.array_equal(given * times, bias)
-            if not same:
-                raise QuantizationError(
-                    f"the integers for {self.target.name} are not those that were simulated", node=node
-                )
+        node = differing(quantized, self.grid, self.integers())
+        if node is not None:
+            raise QuantizationError(f"the integers for {self.target.name} are not those that were simulated", node=node)
 
 
 def quantization_aware(
@@ -181,8 +189,9 @@ def quantization_aware(
     """A network that trains with exactly the quantisation that `deploy` applies.
 
     Weights and biases are rounded to the chip's integers in every forward pass, and gradients passed straight through
-    the rounding. The step of each layer, its threshold and lower bound are chosen once, here, by the backend's rule,
-    and are exact in binary: what is simulated, in floats, is the integer network.
+    the rounding. The step of each layer, its threshold, decays and lower bound are chosen once, here, by the backend's
+    rule, and are exact in binary: what is simulated, in floats, is the integer network. On Loihi the chip also rounds u
+    and v where they decay, which is not simulated; networks without decays are exact.
 
     Args:
         module: a trained network, anything `torch_to_nir` takes, or a graph; never changed.
@@ -216,10 +225,16 @@ def quantization_aware(
     grid = training_grid(chip, own, used, weight_bits=bits, calibration=calibration)
     for node, fields in grid.fixed.items():
         for field, value in fields.items():
-            setattr(own.nodes[node], field, np.full_like(np.asarray(getattr(own.nodes[node], field)), value))
+            setattr(own.nodes[node], field, _filled(np.asarray(getattr(own.nodes[node], field)), value))
     network = nir_to_torch(graphs.with_metadata(own, convention=grid.convention.to_dict()), convention=grid.convention)
     _set_surrogates(network, module, surrogate)
     return QuantizationAware(network, chip, bits, grid)
+
+
+def _filled(before: NDArray[Any], value: Any) -> NDArray[Any]:
+    """One value, or one a neuron, in the shape and type of a field."""
+    shape = np.broadcast_shapes(before.shape, np.shape(value))
+    return np.array(np.broadcast_to(value, shape), dtype=before.dtype)
 
 
 def _traced(module: Any, sample_input: Any, input_shape: Any) -> nir.NIRGraph:

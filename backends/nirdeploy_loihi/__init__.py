@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import nir
 
 from nirdeploy.placement import Placement
-from nirdeploy.quantization import Quantized
+from nirdeploy.quantization import Quantized, TrainingGrid
 from nirdeploy.reference.convention import Convention
 from nirdeploy.rules import Finding
 from nirdeploy.target import Target, load_table
@@ -37,6 +37,7 @@ class LoihiBackend:
     """Backend of the Loihi chips; see `nirdeploy.backend.Backend` for the contract of each method."""
 
     name: str = "loihi"
+    quantizers: tuple[str, ...] = ("calibrated", "max", "exact")
 
     def targets(self) -> Mapping[str, Target]:
         """loihi1 and loihi2, read from `targets/*.toml`."""
@@ -49,12 +50,43 @@ class LoihiBackend:
         return findings(graph, target, convention)
 
     def quantize(
-        self, graph: nir.NIRGraph, target: Target, convention: Convention, *, quantizer: str, calibration: Any
+        self,
+        graph: nir.NIRGraph,
+        target: Target,
+        convention: Convention,
+        *,
+        quantizer: str,
+        calibration: Any,
+        weight_bits: int = 8,
     ) -> Quantized:
-        """Integers of every layer, by 'calibrated' or 'max'."""
+        """Integers of every layer, by 'calibrated', 'max' or 'exact'; 2 to 8 bits a weight."""
         from nirdeploy_loihi.quantize import quantize_graph
 
-        return quantize_graph(graph, target, convention, quantizer=quantizer, calibration=calibration)
+        return quantize_graph(
+            graph, target, convention, quantizer=quantizer, calibration=calibration, weight_bits=weight_bits
+        )
+
+    def training_grid(
+        self,
+        graph: nir.NIRGraph,
+        target: Target,
+        convention: Convention,
+        *,
+        weight_bits: int | None,
+        calibration: Any,
+    ) -> TrainingGrid:
+        """The values that parameters may have in training."""
+        from nirdeploy_loihi import grid
+
+        return grid.training_grid(graph, target, convention, weight_bits=weight_bits, calibration=calibration)
+
+    def differing(
+        self, quantized: Quantized, grid: TrainingGrid, integers: Mapping[str, Mapping[str, Any]]
+    ) -> str | None:
+        """The first node whose integers are not those that were simulated, or None."""
+        from nirdeploy_loihi.simulated import differing
+
+        return differing(quantized, grid, integers)
 
     def place(self, quantized: Quantized, **options: Any) -> Placement:
         """Cores for every population; option `cores`: {population: [core, ...]}."""

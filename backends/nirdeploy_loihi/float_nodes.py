@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from nirdeploy import graph as graphs
 
-__all__ = ["FOREVER", "register_node"]
+__all__ = ["FOREVER", "register_node", "steps_of_decay"]
 
 FOREVER = 2.0**40  # time constant, in steps, of a decay register of 0: its loss is below any integer
 
@@ -41,15 +41,15 @@ def register_node(
     if no_filter and no_loss and not np.any(leak):
         kind = nir.IF if fires else nir.I
         return graphs.make_node(kind, r=full(1.0 / dt), **reset)
-    steps_v = _steps(full(decay_v))
+    steps_v = steps_of_decay(full(decay_v))
     membrane = {"r": steps_v, "v_leak": steps_v * full(leak), **reset}
     if no_filter:
         return graphs.make_node(nir.LIF if fires else nir.LI, tau=steps_v * dt, **membrane)
-    steps_u = _steps(full(decay_u))
+    steps_u = steps_of_decay(full(decay_u))
     kind = nir.CubaLIF if fires else nir.CubaLI
     return graphs.make_node(kind, tau_syn=steps_u * dt, tau_mem=steps_v * dt, w_in=steps_u, **membrane)
 
 
-def _steps(decay: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Time constant in steps."""
+def steps_of_decay(decay: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Time constant in steps of a decay of 4096."""
     return np.where(decay > 0, 4096.0 / np.maximum(decay, 1.0), FOREVER)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import nir
@@ -18,7 +18,7 @@ from nirdeploy_loihi.dynamics import Dynamics, Numbers, dynamics
 from nirdeploy_loihi.linear import bias_of, float_weight
 from nirdeploy_loihi.network import Connection, Layer
 
-__all__ = ["Problem", "problem_of"]
+__all__ = ["Problem", "of_outputs", "problem_of", "scales_behind"]
 
 Floats = NDArray[np.float64]
 _LEAST = 1e-300  # weights below have no finite scale
@@ -37,6 +37,7 @@ class Problem:
         bias: input gain times bias plus leak, added to v each step; the shape of the population.
         node_biases: own bias of a weight node times the gain, by node.
         table: limits of the target.
+        weight_bits: bits of a weight of its connections.
     """
 
     layer: Layer
@@ -47,6 +48,7 @@ class Problem:
     bias: Floats
     node_biases: Mapping[str, Floats]
     table: Mapping[str, Any]
+    weight_bits: int = 8
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -65,6 +67,8 @@ def problem_of(
     convention: Convention,
     target: Target,
     weights: Sequence[Floats] | None = None,
+    *,
+    weight_bits: int = 8,
 ) -> Problem:
     """A population in float.
 
@@ -74,13 +78,14 @@ def problem_of(
         convention: what the graph is run with.
         target: the chip.
         weights: `float_weight` of its connections, where they are known.
+        weight_bits: bits of a weight, 2 to 8.
 
     Raises:
         QuantizationError: a connection whose weights are all zero, or numbers that are finite only one by one.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         known = [float_weight(graph, connection) for connection in layer.connections] if weights is None else weights
-        found = _problem(graph, layer, convention, target, known)
+        found = replace(_problem(graph, layer, convention, target, known), weight_bits=weight_bits)
     step = found.step
     others = (step.loss_u, step.loss_v, step.v_start, step.offset, found.bias, *found.constants)
     numbers = (
@@ -102,7 +107,7 @@ def _problem(
     step = dynamics(layer.name, node, convention)
     weights = []
     for connection, values in zip(layer.connections, known, strict=True):
-        weight = values * _of_outputs(step.gain, connection, values.ndim)
+        weight = values * of_outputs(step.gain, connection, values.ndim)
         if not np.any(weight):
             raise QuantizationError(
                 f"all weights from {connection.source!r} are 0", node=connection.name, remedy="Remove the connection."
@@ -126,7 +131,7 @@ def _full(values: Any, shape: tuple[int, ...]) -> Floats:
     return found
 
 
-def _of_outputs(values: Numbers, connection: Connection, ndim: int) -> Numbers:
+def of_outputs(values: Numbers, connection: Connection, ndim: int) -> Numbers:
     """Values of the target's neurons along the first axis of a connection's weights.
 
     Those of a kept kernel are equal within an output channel: lowering keeps the kernel only then.
@@ -146,18 +151,18 @@ def _node_biases(graph: nir.NIRGraph, layer: Layer, step: Dynamics) -> dict[str,
         own = bias_of(graph.nodes[connection.name]) if connection.name in graph.nodes else None
         kernel = connection.kernel
         if kernel is not None and kernel.node == connection.name and own is not None:
-            found[connection.name] = own * _scales(graph, connection) * _of_outputs(step.gain, connection, 1)
+            found[connection.name] = own * scales_behind(graph, connection) * of_outputs(step.gain, connection, 1)
         elif kernel is None and len(layer.connections) == 1:
             found[connection.name] = _full(step.gain * layer.bias, layer.shape).reshape(-1)
     return found
 
 
-def _scales(graph: nir.NIRGraph, connection: Connection) -> Numbers:
+def scales_behind(graph: nir.NIRGraph, connection: Connection) -> Numbers:
     """Product of the scales behind a kept kernel, one an output."""
     total: Numbers = 1.0
     at = connection.stages.index(connection.kernel) if connection.kernel is not None else 0
     for stage in connection.stages[at:]:
         if stage.kind == "scale":
             values = np.asarray(graph.nodes[stage.node].scale, dtype=np.float64)
-            total = total * _of_outputs(float(values.flat[0]) if values.size == 1 else values, connection, 1)
+            total = total * of_outputs(float(values.flat[0]) if values.size == 1 else values, connection, 1)
     return total

@@ -20,11 +20,12 @@ import nir
 import numpy as np
 from numpy.typing import NDArray
 
-from nirdeploy.quantization import Quantized, QuantizedWeight, require_calibration
+from nirdeploy.quantization import Quantized, QuantizedWeight, require_bits
 from nirdeploy.raster import check_raster
 from nirdeploy.reference.convention import Convention
 from nirdeploy.target import Target
 from nirdeploy_loihi.bounds import STATE_LIMIT
+from nirdeploy_loihi.exact_values import exact_layers
 from nirdeploy_loihi.execute import execute
 from nirdeploy_loihi.lower_program import lower_program
 from nirdeploy_loihi.lowering import lower
@@ -56,7 +57,13 @@ class _Measured:
 
 
 def quantize_graph(
-    graph: nir.NIRGraph, target: Target, convention: Convention, *, quantizer: str, calibration: Any
+    graph: nir.NIRGraph,
+    target: Target,
+    convention: Convention,
+    *,
+    quantizer: str,
+    calibration: Any,
+    weight_bits: int = 8,
 ) -> Quantized:
     """Integers of every layer.
 
@@ -72,21 +79,25 @@ def quantize_graph(
         graph: checked without errors.
         target: the chip.
         convention: what the graph is run with.
-        quantizer: 'max' or 'calibrated'.
-        calibration: raster of 0 and 1, [step, batch, ...]. 'calibrated' fits the integers to it; with 'max' only
+        quantizer: 'max', 'calibrated', or 'exact' (values that are integers times a number already).
+        calibration: raster of 0 and 1, [step, batch, ...]. 'calibrated' fits the integers to it; with the others only
             activity and overflows are measured on it, where it is given.
+        weight_bits: bits of a weight, 2 to 8. Always-on axons, which are biases, keep 8.
 
     Raises:
         QuantizationError: no calibration, weights that are or become all zero, a threshold below one
             integer, registers that no scale fits, or u that wraps at every scale; naming the population.
         RasterError: calibration counts other than 0 and 1.
     """
-    require_calibration(quantizer, calibration)
+    require_bits(weight_bits)
     network = lower(graph, convention)
-    problems = [problem_of(graph, layer, convention, target) for layer in network.layers]
+    problems = [problem_of(graph, layer, convention, target, weight_bits=weight_bits) for layer in network.layers]
     layers: Layers = {}
     notes: list[str] = []
     for problem in problems:
+        if quantizer == "exact":
+            layers.update(exact_layers(problem))
+            continue
         scale, reason = largest_scale(problem)
         layers.update(integers(problem, scale, first_mantissa(problem, scale)))
         if reason:

@@ -14,7 +14,7 @@ from nirdeploy.quantization import QuantizedNeuron, QuantizedWeight
 from nirdeploy_loihi.bounds import STATE_LIMIT, Reach, reach
 from nirdeploy_loihi.linear import integer_apply
 from nirdeploy_loihi.problem import Problem
-from nirdeploy_loihi.weights import always_on, round_weights
+from nirdeploy_loihi.weights import always_on, coding, filling, round_weights, sign_mode, spacing
 
 __all__ = [
     "Layers",
@@ -28,12 +28,12 @@ __all__ = [
     "reach_of",
     "strict_mantissa",
     "with_mantissa",
+    "worst_sums",
 ]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Layers = dict[str, QuantizedWeight | QuantizedNeuron]
-LARGEST_WEIGHT = 254  # largest magnitude that mixed and single signs share
 COARSEST = 32  # largest weight below which a scale is not lowered for the sake of inputs that never come
 
 
@@ -80,11 +80,11 @@ def _scaled_threshold(problem: Problem, scale: float) -> Floats:
 def _rounded(problem: Problem, scale: float) -> tuple[Integers, ...]:
     """Weights of the connections, then of the constants' axons."""
     limits = problem.table["weights"]
-    synapses = (round_weights(scale * weight, limits) for weight in problem.weights)
+    synapses = (round_weights(scale * weight, limits, problem.weight_bits) for weight in problem.weights)
     return (*synapses, *(always_on(scale * value, limits) for value in problem.constants))
 
 
-def _worst_sums(problem: Problem, weights: tuple[Integers, ...]) -> tuple[Integers, Integers]:
+def worst_sums(problem: Problem, weights: tuple[Integers, ...]) -> tuple[Integers, Integers]:
     """Most negative and most positive synaptic sum of a step, when every source of such a weight spikes; flat."""
     connections = problem.layer.connections
     found = []
@@ -110,8 +110,11 @@ def _bias_exponent(problem: Problem, scale: float) -> int | None:
     return None
 
 
-def misfit(problem: Problem, scale: float) -> tuple[str, float] | None:
-    """What does not fit at a scale, and the factor that brings the scale near a fit; None: everything fits."""
+def misfit(problem: Problem, scale: float, weights: tuple[Integers, ...] | None = None) -> tuple[str, float] | None:
+    """What does not fit at a scale, and the factor that brings the scale near a fit; None: everything fits.
+
+    `weights` are those of connections and axons where they are not to be rounded.
+    """
     registers = problem.table["registers"]
     highest = registers["threshold_mantissa"][1]
     mantissa = int(first_mantissa(problem, scale).max())
@@ -128,7 +131,7 @@ def misfit(problem: Problem, scale: float) -> tuple[str, float] | None:
     current = scale * max((float(np.abs(value).max()) for value in problem.constants), default=0.0)
     if current >= limit:  # before any axons are made for it
         return f"constant current {current:.0f} exceeds {limit - 1}", (limit - 1) / (current + 1)
-    low, high = _worst_sums(problem, _rounded(problem, scale))
+    low, high = worst_sums(problem, _rounded(problem, scale) if weights is None else weights)
     worst = max(int(-low.min()), int(high.max()))
     if worst >= limit:
         return f"worst synaptic sum of a step {worst} exceeds {limit - 1}", (limit - 1) / (worst + 1)
@@ -141,17 +144,20 @@ def misfit(problem: Problem, scale: float) -> tuple[str, float] | None:
 def largest_scale(problem: Problem) -> tuple[float, str]:
     """The largest scale at which everything fits, at most 254 / max |weight|, and why it is not that.
 
+    With fewer bits than 8 it is at most that at which the first weight fills its bits (`weights.filling`), and is
+    halved while that halves the spacing of weights: they then still fill their bits.
+
     A population that only integrates must not reach the largest threshold either: its scale is lowered until no
     input can bring it there, unless that would leave its largest weight below 32 (`contained` tells).
 
     Raises:
         QuantizationError: at no scale do threshold and weights both keep a non-zero integer.
     """
-    start = scale = LARGEST_WEIGHT / _largest(problem)
+    start = scale = min(filling(weight, problem.weight_bits) for weight in problem.weights)
     reasons: dict[str, str] = {}  # the first message of each limit met on the way down
     while (found := misfit(problem, scale)) is not None:
         reasons.setdefault(found[0].split()[0], found[0])
-        scale *= min(found[1], 1 - 1e-3)
+        scale *= 0.5 if _finer(problem, scale) else min(found[1], 1 - 1e-3)
         _require_integers(problem, scale, "; ".join(reasons.values()))
     if not problem.layer.fires:
         scale, reason = _below_threshold(problem, scale)
@@ -159,6 +165,12 @@ def largest_scale(problem: Problem) -> tuple[float, str]:
     reason = "; ".join(reasons.values())
     _require_integers(problem, scale, reason)
     return scale, f"scale lowered from {start:.6g} to {scale:.6g}: {reason}" if reason else ""
+
+
+def _finer(problem: Problem, scale: float) -> bool:
+    """Whether every matrix of few bits can count at half its spacing."""
+    codes = [coding(sign_mode(weight), problem.weight_bits) for weight in problem.weights]
+    return all(spacing(scale * weight, code) > code.finest for weight, code in zip(problem.weights, codes, strict=True))
 
 
 def _largest(problem: Problem) -> float:
@@ -195,7 +207,7 @@ def _bound(problem: Problem, scale: float) -> Reach:
 def reach_of(problem: Problem, layers: Any) -> Reach:
     """How far u and v of a population can go with its integers (a mapping that has them by name)."""
     neuron = layers[problem.layer.name]
-    low, high = _worst_sums(problem, tuple(layers[name].weight for name in problem.sources))
+    low, high = worst_sums(problem, tuple(layers[name].weight for name in problem.sources))
     bias: Any = 0 if neuron.bias is None else np.asarray(neuron.bias).reshape(-1) << neuron.bias_exponent
     decay_u, decay_v, start = (np.asarray(x).reshape(-1) for x in (neuron.decay_u, neuron.decay_v, neuron.v_start))
     return reach(low, high, decay_u, decay_v, bias, start, neuron.exponent)
@@ -225,13 +237,14 @@ def _require_integers(problem: Problem, scale: float, reason: str) -> None:
 # ---------------------------------------------------------------- what is stored
 
 
-def integers(problem: Problem, scale: float, mantissa: Any) -> Layers:
+def integers(problem: Problem, scale: float, mantissa: Any, weights: tuple[Integers, ...] | None = None) -> Layers:
     """Integers of a population and of the weights that feed it, at a scale that fits.
 
     Args:
         problem: the population.
         scale: k.
         mantissa: of the threshold, one number or the population's shape.
+        weights: of connections and axons, where they are not to be rounded.
     """
     exponent = _bias_exponent(problem, scale)
     if exponent is None:
@@ -240,7 +253,7 @@ def integers(problem: Problem, scale: float, mantissa: Any) -> Layers:
     unit = 64 * scale / (1 << exponent)
     shift = int(problem.table["registers"]["threshold_exponent"])
     found: Layers = {}
-    for name, weight in zip(problem.sources, _rounded(problem, scale), strict=True):
+    for name, weight in zip(problem.sources, weights or _rounded(problem, scale), strict=True):
         own = problem.node_biases.get(name)
         bias = None if own is None or not own.any() else round_half_even(unit * own)
         found[name] = QuantizedWeight(weight, bias, 1.0 / scale, exponent - shift if bias is not None else 0)

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nirdeploy.exact import round_half_even
 
-__all__ = ["CLIPPED", "always_on", "kept_by_lava", "round_weights", "sign_mode"]
+__all__ = [
+    "CLIPPED",
+    "LARGEST_WEIGHT",
+    "Coding",
+    "always_on",
+    "coding",
+    "filling",
+    "kept_by_lava",
+    "representable",
+    "round_weights",
+    "sign_mode",
+    "spacing",
+]
 
 Integers = NDArray[np.int64]
 # Lava's weightutils.py clip_weights, by the sign of a matrix
 CLIPPED = {"mixed": (-256, 255), "positive": (0, 255), "negative": (-255, 0)}
-_AXON = 254  # largest magnitude that mixed and single signs share
+LARGEST_WEIGHT = 254  # magnitude that mixed and single signs share
 
 
 def sign_mode(weight: NDArray[Any]) -> str:
@@ -25,17 +37,103 @@ def sign_mode(weight: NDArray[Any]) -> str:
     return "negative" if weight.max() <= 0 else "mixed"
 
 
-def round_weights(scaled: NDArray[np.float64], limits: Any) -> Integers:
+class Coding(NamedTuple):
+    """Integers that a synapse of some bits holds: count * spacing, the counts being consecutive.
+
+    Attributes:
+        lowest: smallest count.
+        highest: largest count.
+        finest: smallest spacing.
+        coarsest: largest spacing.
+    """
+
+    lowest: int
+    highest: int
+    finest: int
+    coarsest: int
+
+
+def coding(mode: str, bits: int) -> Coding:
+    """What `bits` bits of a weight hold, by the sign of its matrix: 2**bits counts (negative: from one on 0).
+
+    Loihi drops the low bits of a weight (num_weight_bits) and shifts it by the exponent of its connection. Mixed signs
+    cost one bit of magnitude and double the spacing; negative ones are kept even for Lava's sake, which at 8 bits
+    leaves 128 counts.
+    """
+    if mode == "mixed":
+        return Coding(-(1 << (bits - 1)), (1 << (bits - 1)) - 1, 2, 1 << (9 - bits))
+    if mode == "positive":
+        return Coding(0, (1 << bits) - 1, 1, 1 << (8 - bits))
+    few = min(bits, 7)
+    return Coding(-((1 << few) - 1), 0, 2, 1 << (8 - few))
+
+
+def representable(weight: Integers, bits: int) -> bool:
+    """Whether a synapse of some bits holds these integers, with a sign if need be."""
+    mode = sign_mode(weight)
+    # one sign alone is that of the connection, whichever it is
+    magnitudes = [coding("positive", bits)] if mode != "mixed" else []
+    common = int(np.bitwise_or.reduce(weight, axis=None))
+    for code in (coding("mixed", bits), *magnitudes):
+        ends = np.array([weight.min(), weight.max()])
+        ends = np.sort(np.abs(ends)) if code in magnitudes else ends
+        step = max(1, min(common & -common, code.coarsest))  # the largest power of 2 that divides them all
+        if step >= code.finest and _within(ends // step, code):
+            return True
+    return False
+
+
+def spacing(scaled: NDArray[np.float64], code: Coding) -> int:
+    """Finest spacing, a power of 2, at which no weight is beyond the ends; else the coarsest there is."""
+    step = code.finest
+    ends = np.array([scaled.min(), scaled.max()])
+    while step < code.coarsest and not _within(round_half_even(ends / step), code):
+        step *= 2
+    return step
+
+
+def _within(counts: Integers, code: Coding) -> bool:
+    return bool(code.lowest <= counts[0] and counts[1] <= code.highest)
+
+
+def filling(weight: NDArray[np.float64], bits: int) -> float:
+    """Largest scale at which weights of `bits` bits are within the ends of the coarsest spacing; 8 bits: within 254."""
+    if bits == 8:
+        return LARGEST_WEIGHT / float(np.abs(weight).max())
+    code = coding(sign_mode(weight), bits)
+    high, low = float(weight.max()), float(weight.min())
+    above = code.highest * code.coarsest / high if high > 0 else math.inf
+    below = code.lowest * code.coarsest / low if low < 0 else math.inf
+    return min(above, below)
+
+
+def _few_bits(scaled: NDArray[np.float64], bits: int) -> Integers:
+    mode = sign_mode(scaled)
+    code = coding(mode, bits)
+    step = spacing(scaled, code)
+    found = np.clip(round_half_even(scaled / step), code.lowest, code.highest) * step
+    if mode == "negative" and found.any() and not kept_by_lava(found):
+        moved = np.where(found == found.min(), found + step, found)  # a minimum that is a power of 2
+        if moved.any() and kept_by_lava(moved):
+            return moved
+    return found
+
+
+def round_weights(scaled: NDArray[np.float64], limits: Any, bits: int = 8) -> Integers:
     """Nearest integers a synapse holds, ties to even.
 
     Mixed signs need even weights, 2 round(w / 2): 8 bits and a sign. One sign takes 8 bits as they are, but
     a negative matrix that Lava's chain would change (see `kept_by_lava`) is made even, then its most negative
-    entries are moved by one step towards zero.
+    entries are moved by one step towards zero. Of fewer bits, weights are multiples of a power of 2, at most 2**bits
+    different ones (`coding`).
 
     Args:
         scaled: weights times the scale.
         limits: the target's [weights] table.
+        bits: of a weight, 2 to 8.
     """
+    if bits < 8:
+        return _few_bits(scaled, bits)
     mode = sign_mode(scaled)
     low, high = limits[mode]
     if mode == "mixed":
@@ -68,12 +166,12 @@ def always_on(scaled: NDArray[np.float64], limits: Any) -> Integers:
     sums = 2 * round_half_even(scaled / 2) if mode == "mixed" else round_half_even(scaled)
     # a zero beside negative weights leaves Lava 7 bits of magnitude, and minima that are powers of two are shifted out
     largest = int(np.abs(sums).max(initial=0))
-    shares = (_AXON, 127, largest - 1) if mode == "negative" else (min(_AXON, int(limits[mode][1])),)
+    shares = (LARGEST_WEIGHT, 127, largest - 1) if mode == "negative" else (min(LARGEST_WEIGHT, int(limits[mode][1])),)
     for share in shares:
         found = _spread(sums, share) if share > 0 else None
         if found is not None and found.any() and kept_by_lava(found):
             return found
-    return _spread(sums, _AXON)
+    return _spread(sums, LARGEST_WEIGHT)
 
 
 def _spread(sums: Integers, share: int) -> Integers:

@@ -78,6 +78,14 @@ class SpeckBackend:
 
         return stage.training_grid(graph, target, convention, weight_bits=weight_bits, calibration=calibration)
 
+    def differing(
+        self, quantized: Quantized, grid: TrainingGrid, integers: Mapping[str, Mapping[str, Any]]
+    ) -> str | None:
+        """The first weight node whose integers are not those that were simulated, or None."""
+        from nirdeploy_speck import grid as stage
+
+        return stage.differing(quantized, integers)
+
     def place(self, quantized: Quantized, **options: Any) -> Placement:
         """Cores for every layer; options `avoid_cores`, `cores`, `dvs` and `readout`, as `place.place` says."""
         from nirdeploy_speck import place as stage

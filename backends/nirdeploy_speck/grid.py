@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from fractions import Fraction
+from itertools import chain
 from typing import Any
 
 import nir
@@ -17,20 +17,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nirdeploy.errors import QuantizationError
-from nirdeploy.quantization import Grid, TrainingGrid
+from nirdeploy.multiples import as_integers, common_step, magnitudes
+from nirdeploy.quantization import Grid, Quantized, TrainingGrid, require_bits
 from nirdeploy.reference.convention import Convention
 from nirdeploy.target import Target
 from nirdeploy_speck.calibrate import calibrated, integers_at
 from nirdeploy_speck.emulator import Core
 from nirdeploy_speck.layers import Layer, log2_ceil
 from nirdeploy_speck.network import Network, lower
-from nirdeploy_speck.quantize import layer_core, require_bits, sinabs_scale
+from nirdeploy_speck.quantize import layer_core, sinabs_scale
 
-__all__ = ["exact_integers", "training_grid"]
+__all__ = ["differing", "exact_integers", "training_grid"]
 
 _FLOAT_BITS = 24  # of a float32: an integer times a step of 8 bits is exact up to 2**16, every value of a register
 _STEP_BITS = 8
-_MOST_DIFFERENT = 1 << 9  # magnitudes in a tensor that are still looked at; 8-bit weights have 128 at most
 
 
 def training_grid(
@@ -153,16 +153,16 @@ def exact_integers(layer: Layer, weight_bits: int) -> Core:
             remedy="Train with quantization_aware, or use crossing='inclusive'.",
         )
     named = {layer.weight_node: layer.weight, layer.name: np.array([layer.threshold], np.float32)}
-    step = _common_step([_magnitudes(value, node) for node, value in named.items()])
     others = [value for value in (layer.bias, layer.v_min) if value is not None]
-    step = _common_step([step, *(_magnitudes(np.atleast_1d(value), layer.name) for value in others)])
-    if not layer.weight.any():
+    found = [magnitudes(value, node) for node, value in named.items()]
+    step = common_step(chain(*found, *(magnitudes(value, layer.name) for value in others)))
+    if step is None or not layer.weight.any():
         raise QuantizationError("all weights are zero", node=layer.weight_node, remedy="Remove the layer.")
-    scale = float(step[0])
-    weight = _as_integers(layer.weight, scale)
-    bias = None if layer.bias is None else _as_integers(layer.bias, scale)
-    threshold = int(_as_integers(np.array([layer.threshold]), scale)[0]) + strict
-    v_min = -32768 if layer.v_min is None else int(_as_integers(np.array([layer.v_min]), scale)[0])
+    scale = float(step)
+    weight = as_integers(layer.weight, scale)
+    bias = None if layer.bias is None else as_integers(layer.bias, scale)
+    threshold = int(as_integers(np.array([layer.threshold]), scale)[0]) + strict
+    v_min = -32768 if layer.v_min is None else int(as_integers(np.array([layer.v_min]), scale)[0])
     _require("weight", weight, -(2 ** (weight_bits - 1)), 2 ** (weight_bits - 1) - 1, layer.weight_node)
     if bias is not None:
         _require("bias", bias, -32768, 32767, layer.weight_node)
@@ -171,31 +171,25 @@ def exact_integers(layer: Layer, weight_bits: int) -> Core:
     return layer_core(layer, weight, bias, threshold, v_min, scale)
 
 
-def _magnitudes(values: NDArray[Any], node: str) -> list[Fraction]:
-    """Different absolute values, exactly; 0 is a multiple of everything."""
-    different = np.unique(np.abs(values.astype(np.float64)))
-    if len(different) > _MOST_DIFFERENT:
-        raise QuantizationError(
-            f"{len(different)} different magnitudes, 8 bits have 128: these are not integers times one number",
-            node=node,
-            remedy="Use quantizer='calibrated', or train with quantization_aware.",
-        )
-    return [Fraction(float(value)) for value in different if value]
+def differing(quantized: Quantized, integers: Mapping[str, Mapping[str, NDArray[np.int64]]]) -> str | None:
+    """The first weight node whose integers are not those simulated, or all those of a layer divided by one number.
 
-
-def _common_step(groups: list[list[Fraction]]) -> list[Fraction]:
-    """The largest number that all are multiples of: of p/q in lowest terms, gcd of all p over lcm of all q."""
-    every = [value for group in groups for value in group]
-    if not every:
-        return []
-    numerator = math.gcd(*(value.numerator for value in every))
-    return [Fraction(numerator, math.lcm(*(value.denominator for value in every)))]
-
-
-def _as_integers(values: NDArray[Any], scale: float) -> NDArray[np.int64]:
-    quotient: NDArray[np.float64] = np.rint(values.astype(np.float64) / scale)
-    # beyond 2**62 the cast would wrap; what is so large is refused whatever it is exactly
-    return np.clip(quotient, -(2.0**62), 2.0**62).astype(np.int64)
+    Args:
+        quantized: what 'exact' makes of the trained graph: integers in lowest terms.
+        integers: weight node -> 'weight' or 'bias' -> the integers simulated.
+    """
+    for node, own in integers.items():
+        found = quantized[node]
+        weight, bias = own["weight"], own.get("bias")
+        most = np.unravel_index(np.abs(found.weight).argmax(), found.weight.shape)
+        times, rest = divmod(int(weight.reshape(found.weight.shape)[most]), int(found.weight[most]) or 1)
+        same = not rest and np.array_equal(found.weight * times, weight.reshape(found.weight.shape))
+        if bias is not None:
+            given = np.zeros_like(bias) if found.bias is None else found.bias.reshape(bias.shape)
+            same = same and np.array_equal(given * times, bias)
+        if not same:
+            return node
+    return None
 
 
 def _require(what: str, integers: NDArray[np.int64], lowest: int, highest: int, node: str) -> None:

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from nirdeploy.errors import QuantizationError
 from nirdeploy.exact import round_half_even
-from nirdeploy.quantization import Quantized, QuantizedNeuron, QuantizedWeight
+from nirdeploy.quantization import Quantized, QuantizedNeuron, QuantizedWeight, require_bits
 from nirdeploy.reference.convention import Convention
 from nirdeploy.target import Target
 from nirdeploy_speck.emulator import Core
 from nirdeploy_speck.network import Layer, Network, lower
 
-__all__ = ["layer_core", "quantize", "require_bits", "sinabs_integers", "sinabs_scale"]
+__all__ = ["layer_core", "quantize", "sinabs_integers", "sinabs_scale"]
 
 
 def quantize(
@@ -62,16 +62,6 @@ def quantize(
     for layer in network.layers:
         layers.update(_as_layers(layer, chosen[layer.name]))
     return Quantized(graph, target, convention, quantizer, layers, tuple(notes))
-
-
-def require_bits(weight_bits: Any) -> None:
-    """Refuse a width of weights that the chip does not have (its weights are of 8 bits; 1 bit leaves -1 and 0).
-
-    Raises:
-        QuantizationError: naming the range.
-    """
-    if not (isinstance(weight_bits, int) and not isinstance(weight_bits, bool) and 2 <= weight_bits <= 8):
-        raise QuantizationError(f"weight_bits is {weight_bits!r}, expected 2 to 8", remedy="Use e.g. weight_bits=4.")
 
 
 def _bound_notes(network: Network, chosen: Mapping[str, Core]) -> Iterator[str]:

@@ -19,6 +19,7 @@ from nets import (
     raster,
 )
 from nirdeploy_speck import grid as grids
+from training_steps import nearest, parameters_of, refused, train
 
 import nirdeploy as nd
 from nirdeploy.errors import CheckError, NirdeployError, QuantizationError, RasterError, UnsupportedError
@@ -52,29 +53,6 @@ def merged_net(seed):
 NETS = {"pooled": (conv_net, (1, 6, 6)), "biased": (biased_net, (2, 8, 8)), "merged": (merged_net, (2, 6, 6))}
 
 
-def train(aware, data, steps=5, rate=0.03, seed=0):
-    """A few steps towards random output counts."""
-    torch.manual_seed(seed)
-    optimiser = torch.optim.Adam([p for p in aware.parameters() if p.requires_grad], lr=rate)
-    x = torch.tensor(data, dtype=torch.float32)
-    wanted = None
-    for _ in range(steps):
-        counts = aware.sequence(x)[0].sum(0)
-        wanted = torch.rand_like(counts) * len(data) if wanted is None else wanted
-        optimiser.zero_grad()
-        ((counts - wanted) ** 2).mean().backward()
-        optimiser.step()
-
-
-def parameters_of(aware):
-    """Floats behind the integers, by node and field."""
-    return {
-        (node, field): getattr(aware.network.get((node,)), field).detach().numpy().astype(np.float64)
-        for node, own in aware.grid.trained.items()
-        for field in own
-    }
-
-
 @pytest.mark.parametrize("bits", [None, 4, 2])
 @pytest.mark.parametrize("calibrated", [False, True])
 @pytest.mark.parametrize("name", list(CONVENTIONS))
@@ -95,8 +73,7 @@ def test_what_is_trained_is_what_the_chip_gets(net, name, calibrated, bits):
     simulated = aware.integers()
     for (node, field), value in after.items():
         own = aware.grid.trained[node][field]
-        # NumPy's rounding of the floats, not the module's: both round halves to even
-        wanted = np.clip(np.rint(value / own.step), own.lowest, own.highest)
+        wanted = nearest(value, own)  # NumPy's rounding, not the module's
         assert np.array_equal(simulated[node][field], wanted)
         found = getattr(quantized[node], field)
         found = np.zeros(wanted.shape) if found is None else found
@@ -343,13 +320,6 @@ def test_integers_other_than_the_simulated_are_refused(monkeypatch):
     with pytest.raises(QuantizationError, match="are not those that were simulated") as caught:
         aware.graph()
     assert caught.value.node == "conv1"
-
-
-def refused(call, error, words, node=None):
-    with pytest.raises(error, match=words) as caught:
-        call()
-    assert isinstance(caught.value, NirdeployError)
-    assert node is None or caught.value.node == node
 
 
 def test_exact_refuses_what_is_not_integers_times_a_number():

@@ -10,6 +10,7 @@ from nets import chain, conv_net, if_node, linear_node
 
 import nirdeploy as nd
 from nirdeploy import backend as backends
+from nirdeploy import pipeline
 from nirdeploy.errors import QuantizationError, UnsupportedError
 from nirdeploy.quantization import Grid
 from nirdeploy.training import _integers, _Rounded
@@ -33,8 +34,37 @@ def test_rounding_is_to_the_nearest_integer_halves_to_even(seed, kind):
     assert np.array_equal(rounded.double().numpy(), wanted * grid.step)  # the product itself, not its neighbour
 
 
-def test_a_target_without_it_is_refused_by_name():
+class Without:
+    """A backend that lacks some of its optional methods, as somebody else's may."""
+
+    def __init__(self, backend, *missing):
+        self._backend, self._missing = backend, missing
+
+    def __getattr__(self, name):
+        if name in self._missing:
+            raise AttributeError(name)
+        return getattr(self._backend, name)
+
+
+class OfOldTimes(Without):
+    def quantize(self, graph, target, convention, *, quantizer, calibration):
+        return self._backend.quantize(graph, target, convention, quantizer=quantizer, calibration=calibration)
+
+
+def without(monkeypatch, kind, *missing):
+    """Make Loihi's backend one that lacks something."""
+    right = backends.backend_of
+
+    def found(name):
+        return kind(right(name), *missing) if name == "loihi" else right(name)
+
+    for module in (backends, pipeline):
+        monkeypatch.setattr(module, "backend_of", found)
+
+
+def test_a_target_without_it_is_refused_by_name(monkeypatch):
     graph = chain((4,), fc=linear_node(np.eye(3, 4)), n=if_node((3,)))
+    without(monkeypatch, Without, "training_grid")
     assert nd.check(graph, "loihi2", convention=ZERO).ok
     with pytest.raises(UnsupportedError, match="quantisation-aware training is not there for loihi2") as caught:
         nd.quantization_aware(graph, "loihi2", convention=ZERO)
@@ -42,8 +72,9 @@ def test_a_target_without_it_is_refused_by_name():
     assert "loihi2" not in caught.value.remedy
 
 
-def test_what_a_backend_does_not_have_is_refused_by_name():
+def test_what_a_backend_does_not_have_is_refused_by_name(monkeypatch):
     graph = chain((4,), fc=linear_node(np.eye(3, 4)), n=if_node((3,)))
+    without(monkeypatch, OfOldTimes, "quantizers")
     with pytest.raises(QuantizationError, match=r"unknown quantizer 'exact', expected one of \['calibrated', 'max'\]"):
         nd.quantize(graph, "loihi2", quantizer="exact", convention=ZERO)
     with pytest.raises(UnsupportedError, match="quantisation for loihi2 has no option 'weight_bits'"):
@@ -92,7 +123,8 @@ def test_the_best_so_far_can_be_kept_as_a_copy_or_a_state_dict():
 
 
 @pytest.mark.long
-def test_digits_with_three_bits_win_back_half_of_what_rounding_loses():
+@pytest.mark.parametrize(("target", "bits", "start"), [("speck2f", 3, "rounded"), ("loihi2", 2, "calibrated")])
+def test_digits_of_few_bits_win_back_half_of_what_rounding_loses(target, bits, start):
     """The benchmark's experiment, small: one seed, where rounding costs some 7 % of the images."""
     import importlib.util
     from pathlib import Path
@@ -105,6 +137,6 @@ def test_digits_with_three_bits_win_back_half_of_what_rounding_loses():
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     with one_thread():
-        floats, _, _, calibrated, aware = script.experiment(digits(), (4, 8), 3, 0, 6, "rounded")
+        floats, _, _, calibrated, aware = script.experiment(digits(), (4, 8), bits, 0, 6, start, target)
     assert floats - calibrated >= 12
     assert aware - calibrated >= (floats - calibrated) / 2
