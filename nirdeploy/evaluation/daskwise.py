@@ -161,6 +161,10 @@ def _connected(distributed: Any, address: str) -> Iterator[Any]:
 
 async def _knock(distributed: Any, address: str) -> None:
     """Shake hands as dask does, which itself would wait for ever for what does not answer."""
+    with contextlib.suppress(ValueError):  # of another protocol than tcp
+        host, port = distributed.comm.get_address_host_port(address)
+        async with asyncio.timeout(_CONNECT_SECONDS):
+            (await asyncio.open_connection(host, port))[1].close()  # a refusal is known at once
     security = distributed.Security().get_connection_args("client")
     async with asyncio.timeout(_CONNECT_SECONDS):
         comm = await distributed.comm.connect(address, timeout=_CONNECT_SECONDS, **security)
