@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import operator
+import pkgutil
 import queue
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,6 +32,8 @@ _AHEAD = 2  # chunks a worker's thread that are in dask's hands
 _CONNECT_SECONDS = 10
 _START_SECONDS = 120
 _LOOK_SECONDS = 1.0
+# by name: dask ends a worker that is sent a function it cannot import
+_ANSWER = (pkgutil.resolve_name, f"{answer.__module__}:{answer.__qualname__}")
 _EXTRA = "pip install 'nirdeploy[distributed]', or use workers=."
 
 
@@ -77,7 +82,7 @@ class _Dask:
         self._look()
         while True:
             while len(self.numbers) < self.ahead and (task := next(tasks, None)) is not None:
-                future = self._submitted(answer, self.message, encode_samples(task[1]))
+                future = self._submitted(operator.call, _ANSWER, self.message, encode_samples(task[1]))
                 self.numbers[future] = task[0]
                 future.add_done_callback(self.done.put)
             if not self.numbers:
@@ -86,11 +91,13 @@ class _Dask:
             number = self.numbers.pop(future)
             yield number, self._reply(future, number)
 
-    def _submitted(self, function: Any, *arguments: Any) -> Any:
+    def _submitted(self, *task: Any) -> Any:
+        """The future of a task: a function, and arguments that may be futures or tasks themselves."""
         import dask
 
+        key = f"nirdeploy-{uuid.uuid4().hex}"
         with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TiB"}):
-            return self.client.submit(function, *arguments, pure=False, retries=MOST_DEATHS)
+            return self.client.get({key: task}, key, sync=False, retries=MOST_DEATHS)
 
     def _finished(self) -> Any:
         looked = time.monotonic()
@@ -120,14 +127,26 @@ class _Dask:
         elif now - self.met > self.patience:
             raise VendorError(f"{self.name} {what} for {self.patience:g} s", remedy="Start workers, or wait longer.")
 
+    def _result(self, future: Any) -> bytes:
+        """The bytes of a finished chunk; where their worker has ended meanwhile, another computes them again."""
+        while True:
+            try:
+                found: bytes = future.result(timeout=_LOOK_SECONDS)
+            except TimeoutError:
+                self._look()
+            else:
+                return found
+
     def _reply(self, future: Any, number: int) -> Rows | Failure:
         try:
-            found = decode_reply(future.result())
+            found = decode_reply(self._result(future))
         except ImportError as error:
             raise VendorError(
                 f"a worker of {self.name} cannot import nirdeploy: {error}",
                 remedy=f"Install nirdeploy {__version__} where the workers run.",
             ) from error
+        except VendorError:
+            raise
         except Exception as error:  # of dask, its workers or the network between
             if self.client.status != "running" or "connection-lost" in str(error):
                 raise VendorError(f"{self.name} is lost") from error
@@ -148,6 +167,8 @@ def _connected(distributed: Any, address: str) -> Iterator[Any]:
         with ThreadPoolExecutor(1) as pool:  # this thread may run an event loop already, as notebooks do
             pool.submit(asyncio.run, _knock(distributed, address)).result()
         client = distributed.Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
+    except ConnectionRefusedError as error:
+        raise UnavailableError(f"no dask scheduler at {address!r}: nobody listens there") from error
     except TimeoutError as error:
         raise UnavailableError(f"no dask scheduler at {address!r}: no answer in {_CONNECT_SECONDS} s") from error
     except Exception as error:  # whatever answers there

@@ -6,12 +6,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from nets import ROOT, conv_net, raster
+from processes import ENVIRONMENT, gone, until
 
 import nirdeploy as nd
 from nirdeploy.errors import UnavailableError, UnsupportedError, VendorError
@@ -70,13 +70,6 @@ def started(monkeypatch):
     yield found
     crew.dismiss()
     assert all(one.returncode is not None for one in found), "a process was left behind, or not waited for"
-
-
-def until(condition, seconds=30):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 # ---------------------------------------------------------------- a process that answers what it was told to
@@ -165,10 +158,7 @@ def test_workers_that_always_answer_nonsense_are_given_up_by_name(graph, data, s
 
 def test_a_worker_that_is_stopped_is_replaced(graph, data, expected, stand_in, started, monkeypatch):
     monkeypatch.setattr(crew, "SILENT_SECONDS", 4.0)
-    stand_in(
-        "import signal\nGARBAGE = None"
-        + GARBAGE.format(once=" and once('told')", body="os.kill(os.getpid(), signal.SIGSTOP)")
-    )
+    stand_in("import signal" + GARBAGE.format(once=" and once('told')", body="os.kill(os.getpid(), signal.SIGSTOP)"))
     same(evaluate(graph, data, workers=2), expected)
     assert len(started) == 3
 
@@ -363,21 +353,13 @@ else:
 
 
 def client(how):
-    path = os.pathsep.join([str(ROOT), str(ROOT / "backends")])
     return subprocess.Popen(
         [sys.executable, "-X", "dev", "-W", "error::ResourceWarning", "-c", CLIENT, how, str(ROOT / "tests")],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": path},
+        env=ENVIRONMENT,
     )
-
-
-def gone(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except OSError:
-        return True
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
