@@ -22,6 +22,7 @@ from nirdeploy.files import UNFINISHED
 __all__ = ["call", "end", "job_folder", "seconds"]
 
 _SHOWN, _KEPT = 12, 2000  # lines in the message, lines in the error's log
+_LONGEST = 4096  # characters of a line; what is longer becomes several
 _GRACE = 2.0  # seconds for output that children of an ended program still hold open
 
 
@@ -116,7 +117,7 @@ def _watch(
 def _read(process: subprocess.Popen[str], said: queue.SimpleQueue[str | None]) -> None:
     assert process.stdout is not None  # noqa: S101 - for the type checker: it was asked for
     with process.stdout:
-        for line in process.stdout:
+        while line := process.stdout.readline(_LONGEST):
             said.put(line.rstrip())
     said.put(None)
 

@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from nirdeploy.errors import UnavailableError, VendorError
 from nirdeploy.evaluation import process as processes
 from nirdeploy.evaluation.job import Failure, Rows, decode_reply, encode_samples
@@ -35,14 +37,17 @@ __all__ = [
     "Shift",
     "Task",
     "borrow",
+    "busy",
     "dismiss",
     "give_back",
+    "pids",
     "retire",
 ]
 
 IDLE_SECONDS = 60.0  # that a process is kept for another call
 SILENT_SECONDS = 60.0  # without a sign of life, of which a working process gives one a second
 LONGEST_SECONDS, LONGEST_FACTOR = 600.0, 20  # a chunk may take the larger of this and so many times the slowest one
+_TRIED_SECONDS = 1.0  # chunks that take less are worth a trial
 MOST_DEATHS = 5  # of processes on one chunk, one after the other
 
 Task = tuple[int, list[Any]]  # number of the chunk's first sample, its samples
@@ -58,12 +63,14 @@ class Shift:
         todo: chunks to take; None: there are no more.
         done: replies by chunk, or an exception.
         slowest: seconds of the slowest chunk so far; None before the first.
+        example: a sample that any process can try; None before the first chunk.
     """
 
     job: bytes
     todo: queue.SimpleQueue[Task | None] = field(default_factory=queue.SimpleQueue)
     done: queue.SimpleQueue[tuple[int, Any]] = field(default_factory=queue.SimpleQueue)
     slowest: float | None = None
+    example: Any = None
 
     def took(self, seconds: float) -> None:
         """Count a finished chunk."""
@@ -133,6 +140,11 @@ class Seat:
         """Whether its process owes a reply."""
         return self._owing is not None
 
+    @property
+    def pid(self) -> int | None:
+        """Its process, if it has one."""
+        return None if self._process is None else self._process.pid
+
     def watch(self, shift: Shift) -> None:
         """Kill the process where it hangs; what it has in hand is computed again."""
         since, now = self._owing, time.monotonic()
@@ -190,6 +202,10 @@ class Seat:
                 shift.done.put((task[0], self._persist(shift, task)))
                 self.hand, self.warm = None, True
                 shift.took(time.monotonic() - began)
+            if not self.warm and shift.example is not None and (shift.slowest or np.inf) < _TRIED_SECONDS:
+                # it came too late for this call, and is to be ready for the next
+                self._persist(shift, (-1, [shift.example]))
+                self.warm = True
         except _RetiredError:
             pass
         except Exception as error:  # handed to the thread that can raise it
@@ -352,6 +368,16 @@ def dismiss() -> None:
         seats = list(_IDLE)
         _IDLE.clear()
     retire(seats)
+
+
+def busy() -> bool:
+    """Whether a process still starts, or computes what nobody needs any more."""
+    return any(seat.busy for seat in list(_SEATS))
+
+
+def pids() -> list[int]:
+    """Processes that are there, borrowed or not."""
+    return [seat.pid for seat in list(_SEATS) if seat.pid is not None]
 
 
 def _taken_out(seat: Seat) -> bool:

@@ -152,8 +152,10 @@ def _job(
             if method != "dense":
                 raise UnsupportedError("method= is the reference's", remedy="Leave it for deployments.")
             plain = _plain(options)
-            network.save(folder)
+            from nirdeploy.storage import write_main_file
+
             stored = Path(folder, "deployment.h5")
+            write_main_file(network, stored)
             with h5py.File(stored, "r") as file:
                 digest = f"{network.target.name} {files.attribute(file, 'layers_sha256', str)}"
             settings |= {"kind": "deployment", "on": on, "mode": mode, "options": plain, "method": method}
