@@ -63,14 +63,14 @@ class Shift:
         todo: chunks to take; None: there are no more.
         done: replies by chunk, or an exception.
         slowest: seconds of the slowest chunk so far; None before the first.
-        example: a sample that any process can try; None before the first chunk.
+        example: a chunk's samples, for a process to try; none before the first chunk.
     """
 
     job: bytes
     todo: queue.SimpleQueue[Task | None] = field(default_factory=queue.SimpleQueue)
     done: queue.SimpleQueue[tuple[int, Any]] = field(default_factory=queue.SimpleQueue)
     slowest: float | None = None
-    example: Any = None
+    example: list[Any] = field(default_factory=list)
 
     def took(self, seconds: float) -> None:
         """Count a finished chunk."""
@@ -202,9 +202,9 @@ class Seat:
                 shift.done.put((task[0], self._persist(shift, task)))
                 self.hand, self.warm = None, True
                 shift.took(time.monotonic() - began)
-            if not self.warm and shift.example is not None and (shift.slowest or np.inf) < _TRIED_SECONDS:
+            if not self.warm and shift.example and (shift.slowest or np.inf) < _TRIED_SECONDS:
                 # it came too late for this call, and is to be ready for the next
-                self._persist(shift, (-1, [shift.example]))
+                self._persist(shift, (-1, shift.example))
                 self.warm = True
         except _RetiredError:
             pass

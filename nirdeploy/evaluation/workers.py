@@ -69,7 +69,7 @@ def by_processes(
         while True:
             while len(waiting) < _AHEAD * workers and (task := next(source, None)) is not None:
                 shift.todo.put(task)
-                waiting[task[0]], shift.example = task[1], task[1][0] if task[1] else None
+                waiting[task[0]] = shift.example = task[1]
             if not waiting:
                 whole = True
                 return
