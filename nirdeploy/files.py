@@ -234,6 +234,8 @@ def open_hdf5(path: str | Path, what: str, *, max_bytes: int = MAX_BYTES) -> Ite
         file = h5py.File(source, "r")
     except (OSError, RuntimeError, ValueError) as error:
         reason = "is truncated" if "truncated" in str(error) else "is not an HDF5 file or is damaged"
+        if isinstance(error, BlockingIOError):
+            reason = "is being written by another process"
         raise FileError(f"{str(source)!r} {reason}, expected {what}") from error
     with _explained(source, what), file:
         guard(file, str(source), max_bytes)

@@ -31,7 +31,7 @@ from nirdeploy.reference.convention import Convention
 from nirdeploy.rules import Finding, Report
 from nirdeploy.version import __version__
 
-__all__ = ["load_deployment", "save_deployment"]
+__all__ = ["load_deployment", "save_deployment", "write_main_file"]
 
 FORMAT = "nirdeploy-deployment"
 FORMAT_VERSION = 1
@@ -47,9 +47,7 @@ def save_deployment(deployment: Deployment, folder: str | Path) -> None:
     backend = backend_of(deployment.target.backend)
     chip = backend.chip_configuration(deployment.quantized, deployment.placement)
     further = derived_files(backend, deployment.quantized, deployment.placement)
-    for name in deployment.quantized.layers:
-        if reason := unstorable(name):
-            raise GraphError(f"the name {reason}; a file cannot hold it", node=name, remedy="Rename the node.")
+    _check_names(deployment)
     target = Path(folder)
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -68,6 +66,24 @@ def save_deployment(deployment: Deployment, folder: str | Path) -> None:
             _derive(target / name, write, digest)
         chip = {"deployment_sha256": digest, "target": deployment.target.name, **chip}
         files.write_text(derived, json.dumps(chip, indent=1))
+
+
+def write_main_file(deployment: Deployment, path: str | Path) -> None:
+    """Write the file of a deployment that is read back, and nothing derived from it.
+
+    Raises:
+        FileError: it cannot be written.
+        GraphError: a node name that no file can hold.
+    """
+    _check_names(deployment)
+    with files.atomic(path) as temporary, h5py.File(temporary, "w") as file:
+        _store(file, deployment)
+
+
+def _check_names(deployment: Deployment) -> None:
+    for name in deployment.quantized.layers:
+        if reason := unstorable(name):
+            raise GraphError(f"the name {reason}; a file cannot hold it", node=name, remedy="Rename the node.")
 
 
 def _derive(path: Path, write: Callable[[Path], None], digest: str) -> None:

@@ -19,9 +19,10 @@ from typing import Any
 from nirdeploy.errors import UnavailableError, UnsupportedError, VendorError
 from nirdeploy.files import UNFINISHED
 
-__all__ = ["call", "job_folder", "seconds"]
+__all__ = ["call", "end", "job_folder", "seconds"]
 
 _SHOWN, _KEPT = 12, 2000  # lines in the message, lines in the error's log
+_LONGEST = 4096  # characters of a line; what is longer becomes several
 _GRACE = 2.0  # seconds for output that children of an ended program still hold open
 
 
@@ -71,7 +72,7 @@ def call(
     try:
         late = not _watch(process, lines, timeout, progress)
     finally:
-        _kill(process)
+        end(process)
     said = "\n".join(lines)
     if late:
         problem = f"{what} was stopped after {timeout:g} s"
@@ -116,13 +117,13 @@ def _watch(
 def _read(process: subprocess.Popen[str], said: queue.SimpleQueue[str | None]) -> None:
     assert process.stdout is not None  # noqa: S101 - for the type checker: it was asked for
     with process.stdout:
-        for line in process.stdout:
+        while line := process.stdout.readline(_LONGEST):
             said.put(line.rstrip())
     said.put(None)
 
 
-def _kill(process: subprocess.Popen[str]) -> None:
-    """End the program, if it has not ended, and whatever it started and left running."""
+def end(process: subprocess.Popen[str]) -> None:
+    """End a program started in a session of its own, if it has not ended, and whatever it started and left running."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         if hasattr(os, "killpg"):
             os.killpg(process.pid, signal.SIGKILL)

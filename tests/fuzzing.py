@@ -18,6 +18,8 @@ import numpy as np
 import nirdeploy as nd
 from nirdeploy.cli import main as command_line
 from nirdeploy.configuration import load_configuration
+from nirdeploy.errors import FileError
+from nirdeploy.evaluation.file import read_table
 from nirdeploy.graph import sha256
 from nirdeploy.raster import load_raster
 
@@ -126,6 +128,27 @@ def _raster(path):
     assert np.asarray(counts).dtype.kind in "biuf"
 
 
+def _evaluation(path):
+    """Whatever is read adds up."""
+    found = nd.load_evaluation(path)
+    json.dumps(found.to_dict())
+    assert found.summary()
+    assert found.n == len(found.predictions) == len(found.steps)
+    assert found.confusion is None or found.confusion.sum() == found.n
+
+
+def _resumed(path):
+    """What a damaged file says is done is believed; what is not done is computed."""
+    whole = nd.load_evaluation(path.with_name("expected.h5"))
+    counts, labels = load_raster(path.with_name("r.npz"))
+    with contextlib.suppress(nd.NirdeployError):
+        before = read_table(path).done
+        found = nd.evaluate(nd.read(path.with_name("whole.nir")), (counts, labels), output=path, resume=True)
+        assert np.array_equal(found.outputs[~before], whole.outputs[~before])
+        return
+    raise FileError("refused by the one or the other")
+
+
 # kind -> (name of the file, whether it is text, what reads it, arguments of the command line)
 KINDS = {
     "nir": ("n.nir", False, _nir, ("check", "n.nir", "--target", "speck2f")),
@@ -140,6 +163,8 @@ KINDS = {
     "nmnist": ("e.bin", False, _events, None),
     "dat": ("e.dat", False, _events, None),
     "raw": ("e.raw", False, _events, None),
+    "evaluation": ("v.h5", False, _evaluation, ("evaluate", "whole.nir", "r.npz", "--against", "v.h5")),
+    "resumed": ("v.h5", False, _resumed, None),
     "raster": ("r.npz", False, _raster, ("run", "whole.nir", "r.npz")),
 }
 

@@ -53,7 +53,10 @@ def evaluate(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the output ends.")] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: this one.")] = None,
-    scheduler: Annotated[str | None, typer.Option(help="Dask's, e.g. tcp://host:8786; its workers compute.")] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Dask's, e.g. tcp://host:8786; 'local' starts one with --workers.")
+    ] = None,
+    patience: Annotated[float, typer.Option(min=0, help="Seconds to wait while a scheduler has no workers.")] = 60.0,
     on: On = "emulator",
     mode: Mode = None,
     options: Options = None,
@@ -89,6 +92,7 @@ def evaluate(
     shared: dict[str, Any] = {
         "workers": workers,
         "scheduler": scheduler,
+        "patience": patience,
         "output": output,
         "resume": resume,
         "on": on,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,16 @@ import nir
 
 from nirdeploy import files
 from nirdeploy import graph as graphs
-from nirdeploy.errors import ConfigurationError, ConventionError, RasterError, UnsupportedError
+from nirdeploy.errors import ConfigurationError, ConventionError, RasterError, UnsupportedError, VendorError
+from nirdeploy.evaluation.crew import Reply, Task
 from nirdeploy.evaluation.datasets import Samples, open_samples
 from nirdeploy.evaluation.file import Identity, Store, read_table
-from nirdeploy.evaluation.job import Failure, Job, Runner
+from nirdeploy.evaluation.job import SOFTWARE, Failure, Job, Runner
 from nirdeploy.evaluation.result import Evaluation, load_evaluation, result_of
-from nirdeploy.evaluation.workers import Reply, Task, by_dask, by_processes, in_process
+from nirdeploy.evaluation.workers import by_processes, in_process
 from nirdeploy.pipeline import Deployment
 from nirdeploy.reference.convention import Convention
-from nirdeploy.version import __version__
+from nirdeploy.worker import seconds
 
 __all__ = ["evaluate"]
 
@@ -36,6 +39,7 @@ def evaluate(
     *,
     workers: int | None = None,
     scheduler: str | None = None,
+    patience: float = 60.0,
     output: str | Path | None = None,
     resume: bool = False,
     on: str = "emulator",
@@ -56,8 +60,10 @@ def evaluate(
             gives (raster or Events, label) by number, e.g. a torch Dataset; see `open_samples`. Samples may differ
             in length.
         workers: processes to compute with, this one among them; None: this one alone. The results do not depend on
-            their number.
-        scheduler: address of a dask scheduler, e.g. 'tcp://host:8786', whose workers compute instead.
+            their number. The others stay for a minute, for further calls; they end with this process.
+        scheduler: address of a dask scheduler, e.g. 'tcp://host:8786', whose workers compute instead; 'local' starts
+            one on this machine with as many workers as `workers` says (None: a processor each).
+        patience: seconds to wait for a first or another worker of `scheduler` while it has none.
         output: an HDF5 file that every finished chunk is added to at once, by this process alone.
         resume: go on where `output` ends, should it be there; it must be of the same network, convention, settings
             and data set.
@@ -77,8 +83,13 @@ def evaluate(
 
     A chunk is run whole, on one thread, with samples of the same length side by side, so that its floats are added
     in the same order by whoever runs it. The first sample that cannot be run stops the evaluation: chunks that others
-    have begun are finished, everything finished is kept in `output`, and the error names the sample. A process that
-    is killed is replaced, and its chunk computed again; if this process is killed, `resume` loses no finished chunk.
+    have begun are finished, everything finished is kept in `output`, and the error names the sample.
+
+    A worker process that is killed, answers nonsense, gives no sign of life for 60 s, or takes longer than ten minutes
+    and 20 times the slowest chunk before, is replaced, and its chunk computed again, five times at the most; this
+    process itself has no such limit. If this process is killed, `resume` loses no finished chunk. A dask worker that
+    gives no sign of life is given up by its scheduler, after `distributed.scheduler.worker-ttl` (five minutes; 60 s
+    with 'local'). Workers on other machines compute the same integers; their floats are the same where torch is.
 
     Raises:
         FileError: a data set that cannot be read; an `output` that is there without `resume`, or that is of another
@@ -86,9 +97,10 @@ def evaluate(
         RasterError: no samples, labels for some only, labels beyond the classes, samples of another shape.
         ComparisonError: `against` is of another network or data set.
         UnavailableError: `scheduler` without dask's distributed, or nobody answers there.
-        VendorError: workers that end again and again.
+        VendorError: workers that end again and again, a scheduler that is lost, or that has no workers for `patience`.
     """
     _check_arguments(workers, scheduler, output, resume, batch)
+    patience = seconds("patience", patience)
     if on == "chip" and (workers or 1) > 1:
         raise ConfigurationError(f"workers is {workers} with on='chip'", remedy="One process holds a chip: leave it.")
     path = None if output is None else Path(output)
@@ -100,13 +112,13 @@ def evaluate(
             graph_sha256,
             deployment_sha256,
             json.dumps(used.to_dict(), sort_keys=True),
-            json.dumps({k: v for k, v in job.settings.items() if k != "version"}, sort_keys=True),
+            json.dumps({k: v for k, v in job.settings.items() if k != "software"}, sort_keys=True),
             samples.fingerprint,
             samples.count,
             _batch(batch, path, resume),
         )
         with Store(identity, path, resume=resume) as store:
-            _fill(store, samples, job, runner, workers or 1, scheduler, progress)
+            _fill(store, samples, progress, partial(_replies, job, runner, workers, scheduler, patience))
             assert store.table is not None  # noqa: S101 - there is at least one sample
             found = result_of(store.table, path)
     return found if other is None else found.against(other)
@@ -116,7 +128,7 @@ def _check_arguments(workers: Any, scheduler: Any, output: Any, resume: bool, ba
     for name, value in (("workers", workers), ("batch", batch)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ConfigurationError(f"{name} is {value!r}, expected a whole number from 1 on")
-    if workers is not None and scheduler is not None:
+    if workers is not None and scheduler not in (None, "local"):
         raise ConfigurationError("workers and scheduler are both given", remedy="Leave one: dask has its own workers.")
     if resume and output is None:
         raise ConfigurationError("resume needs output, the file to go on with")
@@ -132,7 +144,7 @@ def _job(
     step_us: int | None,
 ) -> tuple[Job, str, str, Convention]:
     """The job, what identifies the network, and the convention."""
-    settings: dict[str, Any] = {"version": __version__, "step_us": step_us}
+    settings: dict[str, Any] = {"software": SOFTWARE, "step_us": step_us}
     with tempfile.TemporaryDirectory(prefix="nirdeploy-") as folder:
         if isinstance(network, Deployment):
             if convention is not None:
@@ -140,8 +152,10 @@ def _job(
             if method != "dense":
                 raise UnsupportedError("method= is the reference's", remedy="Leave it for deployments.")
             plain = _plain(options)
-            network.save(folder)
+            from nirdeploy.storage import write_main_file
+
             stored = Path(folder, "deployment.h5")
+            write_main_file(network, stored)
             with h5py.File(stored, "r") as file:
                 digest = f"{network.target.name} {files.attribute(file, 'layers_sha256', str)}"
             settings |= {"kind": "deployment", "on": on, "mode": mode, "options": plain, "method": method}
@@ -184,11 +198,8 @@ def _batch(given: int | None, path: Path | None, resume: bool) -> int:
 def _fill(
     store: Store,
     samples: Samples,
-    job: Job,
-    runner: Runner,
-    workers: int,
-    scheduler: str | None,
     progress: Callable[[int, int], None] | None,
+    compute: Callable[[Iterator[Task]], Generator[Reply, None, None]],
 ) -> None:
     """Compute every chunk that is not whole yet; stop reading at the first sample that fails."""
     labels: dict[int, list[int | None]] = {}
@@ -215,7 +226,7 @@ def _fill(
             labels[first] = [label for _, label in found]
             yield first, [sample for sample, _ in found]
 
-    with closing(_replies(job, runner, tasks(), workers, scheduler)) as replies:
+    with closing(compute(tasks())) as replies, _naming_what_is_kept(store):
         for first, reply in replies:
             if isinstance(reply, Failure):
                 failures.append((first, reply))
@@ -233,11 +244,22 @@ def _fill(
 
 
 def _replies(
-    job: Job, runner: Runner, tasks: Iterator[Task], workers: int, scheduler: str | None
+    job: Job, runner: Runner, workers: int | None, scheduler: str | None, patience: float, tasks: Iterator[Task]
 ) -> Generator[Reply, None, None]:
     if scheduler is not None:
-        return by_dask(job, tasks, scheduler)
-    return in_process(runner, tasks) if workers == 1 else by_processes(job, tasks, workers, runner)
+        from nirdeploy.evaluation.daskwise import by_dask
+
+        return by_dask(job, tasks, scheduler, workers or os.cpu_count() or 1, patience)
+    count = workers or 1
+    return in_process(runner, tasks) if count == 1 else by_processes(job, tasks, count, runner)
+
+
+@contextmanager
+def _naming_what_is_kept(store: Store) -> Iterator[None]:
+    try:
+        yield
+    except VendorError as error:
+        raise VendorError(str(error), remedy=_kept(store), log=error.log) from error
 
 
 def _kept(store: Store) -> str:

@@ -8,8 +8,10 @@ done.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,8 +194,8 @@ class Store:
                 if columns[name].size:
                     self._file[name][part] = columns[name][part]
             self._file.flush()
-        except (OSError, RuntimeError) as error:
-            raise FileError(f"cannot write {str(self.path)!r}: {error}") from error
+        except (OSError, RuntimeError, ValueError) as error:
+            raise _unwritable(self.path, error) from error
 
 
 def _opened(path: Path) -> h5py.File:
@@ -217,8 +219,16 @@ def _create(path: Path, table: Table) -> None:
             own.unlink(missing_ok=True)
     except FileExistsError as error:
         raise FileError(f"{str(path)!r} has been made by another process meanwhile") from error
-    except (OSError, RuntimeError) as error:
-        raise FileError(f"cannot write {str(path)!r}: {error}") from error
+    except (OSError, RuntimeError, ValueError) as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path | None, error: Exception) -> FileError:
+    """What h5py raises where it cannot write; of a full disk it says so in the middle of a page."""
+    found = re.search(r"error message = '([^']*)'", str(error))
+    reason = found[1] if found else getattr(error, "strerror", None) or str(error)
+    full = "Free space, or choose another disk." if reason == os.strerror(errno.ENOSPC) else None
+    return FileError(f"cannot write {str(path)!r}: {reason}", remedy=full)
 
 
 def _link(own: Path, path: Path) -> None:

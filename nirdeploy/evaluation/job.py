@@ -6,8 +6,7 @@ Everything crosses as plain arrays and JSON, so that a worker runs nothing that 
 from __future__ import annotations
 
 import hashlib
-import io
-import json
+import sys
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from nirdeploy import errors
 from nirdeploy import graph as graphs
 from nirdeploy.errors import NirdeployError, RasterError, UnsupportedError
+from nirdeploy.evaluation.messages import packed, unpacked
 from nirdeploy.events import Events, events_to_raster, whole_microseconds
 from nirdeploy.reference.threads import one_thread
 from nirdeploy.version import __version__
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from nirdeploy.trajectory import Trajectory
 
 __all__ = [
+    "SOFTWARE",
     "Failure",
     "Job",
     "Rows",
@@ -44,6 +45,8 @@ __all__ = [
     "encode_samples",
 ]
 
+SOFTWARE = {"nirdeploy": __version__, "Python": f"{sys.version_info.major}.{sys.version_info.minor}"}
+
 
 @dataclass(frozen=True)
 class Job:
@@ -52,7 +55,7 @@ class Job:
     Attributes:
         network: bytes of a `.nir` file, or of a `deployment.h5`.
         settings: plain JSON data: 'kind' ('graph' or 'deployment'), 'on', 'mode', 'options', 'method', 'step_us',
-            'version' of the client.
+            'software' of the client.
     """
 
     network: bytes
@@ -60,12 +63,12 @@ class Job:
 
     def encode(self) -> bytes:
         """One message."""
-        return _packed({"network": np.frombuffer(self.network, np.uint8)}, self.settings)
+        return packed({"network": np.frombuffer(self.network, np.uint8)}, self.settings)
 
     @staticmethod
     def decode(message: bytes) -> Job:
         """The job of a message."""
-        arrays, settings = _unpacked(message)
+        arrays, settings = unpacked(message)
         return Job(arrays["network"].tobytes(), settings)
 
 
@@ -114,36 +117,31 @@ class Rows:
     def encode(self) -> bytes:
         """One message."""
         arrays = {"outputs": self.outputs, "spikes": self.spikes, "steps": self.steps}
-        return _packed(arrays, {"populations": self.populations, "executor": self.executor, "target": self.target})
+        return packed(arrays, {"populations": self.populations, "executor": self.executor, "target": self.target})
 
 
 def encode_reply(reply: Rows | Failure) -> bytes:
     """One message."""
-    return reply.encode() if isinstance(reply, Rows) else _packed({}, {"failure": vars(reply)})
+    return reply.encode() if isinstance(reply, Rows) else packed({}, {"failure": vars(reply)})
 
 
 def decode_reply(message: bytes) -> Rows | Failure:
-    """What a worker answered."""
-    arrays, said = _unpacked(message)
+    """What a worker answered.
+
+    Raises:
+        VendorError: it is damaged.
+    """
+    arrays, said = unpacked(message)
     if "failure" in said:
         return Failure(**said["failure"])
-    populations = tuple(said["populations"])
-    return Rows(arrays["outputs"], arrays["spikes"], arrays["steps"], populations, said["executor"], said["target"])
-
-
-# ---------------------------------------------------------------- messages
-
-
-def _packed(arrays: dict[str, NDArray[Any]], said: dict[str, Any]) -> bytes:
-    stream = io.BytesIO()
-    np.savez(stream, allow_pickle=False, **arrays, said=np.frombuffer(json.dumps(said).encode(), np.uint8))
-    return stream.getvalue()
-
-
-def _unpacked(message: bytes) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    with np.load(io.BytesIO(message), allow_pickle=False) as stored:
-        arrays = {name: stored[name] for name in stored.files}
-    return arrays, json.loads(arrays.pop("said").tobytes())
+    outputs, spikes, steps = (arrays.get(name, np.zeros(0)) for name in ("outputs", "spikes", "steps"))
+    populations = tuple(said.get("populations", ()))
+    if (len(outputs), *spikes.shape) != (len(steps), len(steps), len(populations)) or outputs.ndim != 2:
+        raise errors.VendorError(
+            f"a reply has outputs {outputs.shape}, spikes {spikes.shape} and steps {steps.shape} "
+            f"of {len(populations)} populations"
+        )
+    return Rows(outputs, spikes, steps, populations, said["executor"], said["target"])
 
 
 def encode_samples(samples: Sequence[Any]) -> bytes:
@@ -160,12 +158,12 @@ def encode_samples(samples: Sequence[Any]) -> bytes:
         arrays[f"{k}"] = sample.time_us
         arrays |= {f"{k}.{axis}": index for axis, index in enumerate(sample.index)}
         said.append({"axes": len(sample.index), "shape": sample.shape, "stop_us": sample.stop_us})
-    return _packed(arrays, {"samples": said})
+    return packed(arrays, {"samples": said})
 
 
 def decode_samples(message: bytes) -> list[Any]:
     """The samples of a message."""
-    arrays, said = _unpacked(message)
+    arrays, said = unpacked(message)
     found: list[Any] = []
     for k, row in enumerate(said["samples"]):
         if not row:
@@ -201,10 +199,11 @@ class Runner:
     shape: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        if (theirs := self.job.settings["version"]) != __version__:
-            raise UnsupportedError(
-                f"this worker has nirdeploy {__version__}, the client {theirs}", remedy="Install the same everywhere."
-            )
+        for name, theirs in self.job.settings["software"].items():
+            if theirs != (own := SOFTWARE.get(name)):
+                raise UnsupportedError(
+                    f"this worker has {name} {own}, the client {theirs}", remedy="Install the same everywhere."
+                )
         self.network = _loaded(self.job) if self.given is None else self.given
         graph: nir.NIRGraph = self.network
         if self.job.settings["kind"] == "deployment":
@@ -333,10 +332,16 @@ _LOCK = threading.Lock()
 
 
 def answer(job: bytes, samples: bytes) -> bytes:
-    """One chunk on a worker of another machine, one at a time; the last network is kept."""
+    """One chunk on a worker of another machine, one at a time; the last network is kept.
+
+    Where the network cannot be run here at all, the reply is a Failure of sample -1.
+    """
     with _LOCK:
         key = hashlib.sha256(job).hexdigest()
-        if key not in _RUNNERS:
-            _RUNNERS.clear()
-            _RUNNERS[key] = Runner(Job.decode(job))
+        try:
+            if key not in _RUNNERS:
+                _RUNNERS.clear()
+                _RUNNERS[key] = Runner(Job.decode(job))
+        except NirdeployError as error:
+            return encode_reply(Failure(-1, type(error).__name__, str(error)))
         return encode_reply(_RUNNERS[key].run(decode_samples(samples)))

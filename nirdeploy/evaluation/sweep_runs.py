@@ -25,26 +25,31 @@ from nirdeploy.errors import (
 )
 from nirdeploy.evaluation.datasets import Sample, Samples
 from nirdeploy.evaluation.engine import evaluate
-from nirdeploy.evaluation.job import Job, Runner
+from nirdeploy.evaluation.job import SOFTWARE, Job, Runner
 from nirdeploy.evaluation.points import Point
 from nirdeploy.evaluation.result import Evaluation
 from nirdeploy.evaluation.sweep_table import SweepRow
 from nirdeploy.pipeline import Deployment, deploy
 from nirdeploy.reference.convention import Convention
 from nirdeploy.rules import Finding
-from nirdeploy.version import __version__
 
-__all__ = ["Run", "Shared", "Stage", "rows"]
+__all__ = ["Run", "Shared", "Stage", "Who", "rows"]
 
 _PRICED = 16  # samples that the energy is estimated of
 _REFUSALS = (CheckError, QuantizationError, PlacementError, UnsupportedError, UnavailableError, RasterError)
 
 
-class Shared(TypedDict):
-    """Arguments of every `evaluate`."""
+class Who(TypedDict):
+    """Who computes."""
 
     workers: int | None
     scheduler: str | None
+
+
+class Shared(Who):
+    """Arguments of every `evaluate`."""
+
+    patience: float
     resume: bool
     step_us: int | None
     batch: int | None
@@ -218,7 +223,7 @@ def _joules(deployment: Deployment, samples: Samples, run: Run) -> float | None:
     from nirdeploy.energy import estimate
 
     options = dict(run.chip["options"] or {})
-    settings = {"version": __version__, "kind": "deployment", "method": "dense", "step_us": run.shared["step_us"]}
+    settings = {"software": SOFTWARE, "kind": "deployment", "method": "dense", "step_us": run.shared["step_us"]}
     runner = Runner(Job(b"", {**settings, **run.chip, "options": options}), deployment)
     n = samples.count
     chosen = sorted({n * k // _PRICED for k in range(_PRICED)})

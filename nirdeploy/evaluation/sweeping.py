@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from nirdeploy import graph as graphs
 from nirdeploy.errors import ConfigurationError, FileError, UnsupportedError
 from nirdeploy.evaluation.datasets import open_samples
 from nirdeploy.evaluation.points import Axes, axes_of
-from nirdeploy.evaluation.sweep_runs import Run, Shared, Stage, rows
+from nirdeploy.evaluation.sweep_runs import Run, Shared, Stage, Who, rows
 from nirdeploy.evaluation.sweep_table import Sweep
 from nirdeploy.evaluation.timesteps import at_dt, calibration_at
 from nirdeploy.reference.convention import Convention
@@ -37,6 +39,7 @@ def sweep(
     resume: bool = False,
     workers: int | None = None,
     scheduler: str | None = None,
+    patience: float = 60.0,
     mode: str | None = None,
     on: str = "emulator",
     options: Mapping[str, Any] | None = None,
@@ -61,7 +64,8 @@ def sweep(
         resume: go on in `output`: what is finished there is not computed again. More values may be on the axes than
             before.
         workers: processes, as of `evaluate`.
-        scheduler: dask's, as of `evaluate`.
+        scheduler: dask's, as of `evaluate`; 'local' starts one for all points.
+        patience: as of `evaluate`.
         mode: of the chips' runs, e.g. 'event' on Speck.
         on: 'emulator', 'simulator' or 'chip'.
         options: of the chips' runs.
@@ -111,14 +115,27 @@ def sweep(
             if point.is_reference
         }
         folder = _folder(output, resume=resume)
-        shared = Shared(workers=workers, scheduler=scheduler, resume=resume, step_us=step_us, batch=batch)
-        run = Run(network, folder, shared, {"on": on, "mode": mode, "options": options})
-        done = tuple(rows(run, points, stages, progress))
+        with _computing(workers, scheduler) as who:
+            shared = Shared(**who, patience=patience, resume=resume, step_us=step_us, batch=batch)
+            run = Run(network, folder, shared, {"on": on, "mode": mode, "options": options})
+            done = tuple(rows(run, points, stages, progress))
         ran = on if axes.chips else "reference"
         found = Sweep(done, samples.count, graphs.sha256(network), samples.fingerprint, ran, folder)
     if folder is not None:
         found.save(folder)
     return found
+
+
+@contextmanager
+def _computing(workers: int | None, scheduler: str | None) -> Iterator[Who]:
+    """Who computes every point; a cluster of this machine is started once."""
+    if scheduler != "local":
+        yield {"workers": workers, "scheduler": scheduler}
+        return
+    from nirdeploy.evaluation.daskwise import cluster_of_this_machine
+
+    with cluster_of_this_machine(workers or os.cpu_count() or 1) as address:
+        yield {"workers": None, "scheduler": address}
 
 
 def _check_arguments(axes: Axes, on: str, step_us: int | None, output: Any, resume: bool) -> None:

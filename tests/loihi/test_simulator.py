@@ -5,6 +5,7 @@ import dataclasses
 import json
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -232,6 +233,18 @@ def test_integers_that_lava_would_change_are_refused_before_it_starts(monkeypatc
 def test_a_worker_that_fails_is_told_with_its_last_lines(monkeypatch, tmp_path, body, words):
     monkeypatch.setenv("NIRDEPLOY_PYTHON_LOIHI", str(stand_in(tmp_path, body)))
     with pytest.raises(VendorError, match=words):
+        simulate([everything("dense", PROGRAMS["dense"])])
+
+
+def test_a_worker_that_hangs_is_stopped(monkeypatch, tmp_path):
+    monkeypatch.setenv("NIRDEPLOY_PYTHON_LOIHI", str(stand_in(tmp_path, "echo begun; sleep 60")))
+    with pytest.raises(VendorError, match="the Lava worker was stopped after 1.5 s; it said last:\nbegun"):
+        simulate([everything("dense", PROGRAMS["dense"])], timeout=1.5)
+
+
+def test_an_interpreter_without_lava_says_so(monkeypatch):
+    monkeypatch.setenv("NIRDEPLOY_PYTHON_LOIHI", sys.executable)
+    with pytest.raises(VendorError, match="the Lava worker failed with exit code 1; (.|\n)*No module named 'lava'"):
         simulate([everything("dense", PROGRAMS["dense"])])
 
 

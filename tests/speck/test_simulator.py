@@ -1,8 +1,10 @@
 """sinabs run live: our integers through its layers, its own quantisation of the same networks; what can go wrong."""
 
 import dataclasses
+import importlib.util
 import json
 import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -235,12 +237,20 @@ def test_without_its_environment_the_simulator_names_what_builds_it(small, monke
         ("exit 0", "left no result that can be read: .*trajectory.h5"),
         ('echo nonsense > "$3/trajectory.h5"', "left no result that can be read: .*not an HDF5 file"),
         ("sleep 60", "the sinabs worker was stopped after 1.5 s"),
+        (r"printf '\377\000garbage'; kill -9 $$", "the sinabs worker was ended by signal 9; it said last:\n.*garbage"),
     ],
 )
 def test_a_worker_that_fails_is_told_with_its_last_lines(small, monkeypatch, tmp_path, body, words):
     monkeypatch.setenv("NIRDEPLOY_PYTHON_SPECK", str(stand_in(tmp_path, body)))
     with pytest.raises(VendorError, match=words):
         small.run(raster((1, 6, 6)), on="simulator", timeout=1.5)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("sinabs") is not None, reason="this interpreter has sinabs")
+def test_an_interpreter_without_sinabs_says_so(small, monkeypatch):
+    monkeypatch.setenv("NIRDEPLOY_PYTHON_SPECK", sys.executable)
+    with pytest.raises(VendorError, match="the sinabs worker failed with exit code 1; (.|\n)*No module named 'sinabs'"):
+        small.run(raster((1, 6, 6)), on="simulator")
 
 
 def other(out, change, variable="spikes"):

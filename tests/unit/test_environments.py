@@ -70,6 +70,27 @@ def test_a_program_that_hangs_is_killed_with_its_children(tmp_path):
     assert gone(int(pid.read_text()))
 
 
+def test_a_program_that_prints_garbage_without_end_takes_little_memory():
+    resource = pytest.importorskip("resource")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    code = "import os; [os.write(1, os.urandom(1000).replace(b'\\n', b'') * 1000) for _ in range(100)]; os._exit(3)"
+    with pytest.raises(VendorError, match="the program failed with exit code 3; it said last:") as caught:
+        python(code)
+    assert len(caught.value.log) <= 2000 * 4097
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 200
+
+
+def test_what_is_no_program_is_unavailable(tmp_path):
+    for text, mode, words in (("#!/bin/sh", 0o644, "Permission denied"), ("\x7fELF", 0o755, "Exec format error")):
+        path = tmp_path / "python"
+        path.write_text(text)
+        path.chmod(mode)
+        with pytest.raises(UnavailableError, match=f"the worker cannot be started: .*python': {words}"):
+            call([path], what="the worker", timeout=1)
+    with pytest.raises(UnavailableError, match="Permission denied"):
+        call([tmp_path], what="the worker", timeout=1)
+
+
 def test_a_child_left_behind_is_killed_and_not_waited_for():
     child = "import time; time.sleep(60)"
     code = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {child!r}]).pid)"

@@ -1,7 +1,6 @@
 """evaluate: the same rows whoever computes them, nothing finished ever lost, and what is no data set refused."""
 
 import contextlib
-import importlib.util
 import json
 import os
 import signal
@@ -24,11 +23,9 @@ from nirdeploy.errors import (
     ConventionError,
     FileError,
     RasterError,
-    UnavailableError,
     UnsupportedError,
-    VendorError,
 )
-from nirdeploy.evaluation import engine
+from nirdeploy.evaluation import crew, engine
 from nirdeploy.evaluation import workers as engines
 from nirdeploy.evaluation.file import read_table
 
@@ -61,6 +58,12 @@ def same(a, b):
     assert list(a.spikes) == list(b.spikes)
     for ours, theirs in zip(rows(a), rows(b), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.fixture(autouse=True)
+def _one_crew(monkeypatch):
+    """Tests share their worker processes, which belong to an environment."""
+    monkeypatch.delenv("PYTEST_CURRENT_TEST")
 
 
 @pytest.fixture
@@ -159,7 +162,8 @@ def test_this_process_computes_while_others_start(deployment, data, monkeypatch)
     def asleep(arguments, **keywords):
         return popen([sys.executable, "-c", "import time; time.sleep(60)"], **keywords)
 
-    monkeypatch.setattr(engines.subprocess, "Popen", asleep)
+    crew.dismiss()
+    monkeypatch.setattr(crew.subprocess, "Popen", asleep)
     started = time.monotonic()
     same(nd.evaluate(deployment, data, batch=2, workers=2), nd.evaluate(deployment, data, batch=2))
     assert time.monotonic() - started < 30
@@ -169,12 +173,13 @@ def test_killed_workers_lose_nothing_and_change_nothing(deployment, data, elsewh
     expected = nd.evaluate(deployment, data, batch=2, mode="event")
     started, killed = [], []
     popen = subprocess.Popen
+    crew.dismiss()
 
     def remembered(*arguments, **keywords):
         started.append(popen(*arguments, **keywords))
         return started[-1]
 
-    monkeypatch.setattr(engines.subprocess, "Popen", remembered)
+    monkeypatch.setattr(crew.subprocess, "Popen", remembered)
 
     def progress(done, total):
         if len(killed) < 3:  # one after each of the first chunks
@@ -185,36 +190,8 @@ def test_killed_workers_lose_nothing_and_change_nothing(deployment, data, elsewh
     same(found, expected)
     assert len(killed) == 3
     assert len(started) > 2, "no worker was replaced"
+    crew.dismiss()
     assert all(process.poll() is not None for process in started), "a worker was left behind"
-
-
-def test_workers_that_always_die_are_given_up(deployment, data, elsewhere, monkeypatch):
-    popen = subprocess.Popen
-
-    def doomed(arguments, **keywords):
-        return popen([sys.executable, "-c", "raise SystemExit(7)"], **keywords)
-
-    monkeypatch.setattr(engines.subprocess, "Popen", doomed)
-    with pytest.raises(VendorError, match="5 workers in a row ended with exit code"):
-        nd.evaluate(deployment, data, workers=2)
-
-
-def test_dask_gives_the_same_rows(deployment, data):
-    distributed = pytest.importorskip("distributed", reason="dask's distributed is not installed")
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=None, worker_dashboard_address=None
-    ) as cluster:
-        found = nd.evaluate(deployment, data, batch=4, scheduler=cluster.scheduler_address)
-    same(found, nd.evaluate(deployment, data, batch=4))
-
-
-def test_without_dask_a_scheduler_is_unavailable(deployment, data):
-    if importlib.util.find_spec("distributed"):
-        with pytest.raises(UnavailableError, match="no dask scheduler"):
-            nd.evaluate(deployment, data, scheduler="nonsense://")
-        return
-    with pytest.raises(UnavailableError, match=r"pip install 'nirdeploy\[distributed\]'"):
-        nd.evaluate(deployment, data, scheduler="tcp://127.0.0.1:1")
 
 
 # ---------------------------------------------------------------- going on

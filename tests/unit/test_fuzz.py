@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import h5py
 import numpy as np
 import pytest
 from fuzzing import KINDS
@@ -14,7 +15,7 @@ from nirdeploy.graph import make_graph
 from nirdeploy.raster import save_raster
 
 LOIHI = nd.Convention(dt=1e-3, if_gain="r", reset="zero")
-SHORT, LONG = 40, 770  # inputs of each kind: 520, and 10,010
+SHORT, LONG = 40, 770  # inputs of each kind: 600, and 11,550
 REFUSED = 0.1  # of damaged files at the least: a mutation that nothing notices tests nothing
 
 
@@ -81,6 +82,19 @@ def make_raster(folder):
     save_raster(folder / "r.npz", raster((1, 6, 6)).astype(np.uint8), np.zeros(3, int))
 
 
+def make_evaluation(folder):
+    make_raster(folder)
+    path = folder / "v.h5"
+    nd.evaluate(nd.read(folder / "whole.nir"), folder / "r.npz", batch=1, output=path)
+
+
+def make_unfinished(folder):
+    make_evaluation(folder)
+    (folder / "expected.h5").write_bytes((folder / "v.h5").read_bytes())
+    with h5py.File(folder / "v.h5", "r+") as file:
+        file["done"][1] = 0
+
+
 MAKERS = {
     "nir": lambda folder: nd.write(folder / "n.nir", conv_net(), convention=LOIHI),
     "nested": make_nested,
@@ -91,6 +105,8 @@ MAKERS = {
     "mapping": make_mapping,
     "configuration": make_configuration,
     **dict.fromkeys(("npz", "nmnist", "dat", "raw"), make_events),
+    "evaluation": make_evaluation,
+    "resumed": make_unfinished,
     "raster": make_raster,
 }
 

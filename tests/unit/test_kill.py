@@ -12,6 +12,7 @@ from nets import chain, if_node, linear_node, raster
 
 import nirdeploy as nd
 from nirdeploy import files
+from nirdeploy.evaluation.file import read_table
 from nirdeploy.graph import sha256
 
 PRELUDE = """
@@ -64,8 +65,19 @@ for k in range(10**9):
     write_report(out / "f.html", sections, title=f"title {k % 2 + 1}")
     k or ready()
 """,
+    "evaluation": """
+sys.path.insert(0, sys.argv[2])
+from nets import chain, if_node, linear_node
+graph = chain((3,), fc=linear_node(np.eye(3)), n=if_node((3,)))
+data = np.load(out / "data.npy"), np.arange(60) % 3
+for k in range(10**9):
+    (out / "f.h5").unlink(missing_ok=True)
+    k == 1 and ready()
+    nd.evaluate(graph, data, convention=nd.Convention(if_gain="r"), batch=1, output=out / "f.h5")
+""",
     "text": """
 from nirdeploy import files
+from nirdeploy.evaluation.file import read_table
 for k in range(10**9):
     files.write_text(out / "f.txt", str(k % 2 + 1) * 1_000_000)
     k or ready()
@@ -111,6 +123,19 @@ def check_report(folder):
     assert text.rstrip().endswith("</html>")
 
 
+def check_evaluation(folder):
+    """What is done is right, and the rest can be computed; where there is no file, none was begun."""
+    graph = chain((3,), fc=linear_node(np.eye(3)), n=if_node((3,)))
+    data, path = (np.load(folder / "data.npy"), np.arange(60) % 3), folder / "f.h5"
+    expected = nd.evaluate(graph, data, convention=nd.Convention(if_gain="r"), batch=1)
+    done = read_table(path).done if path.exists() else np.zeros(60, bool)
+    assert done.all() or not done[np.argmin(done) :].any()
+    if path.exists():
+        np.testing.assert_array_equal(read_table(path).columns["outputs"][done], expected.outputs[done])
+    found = nd.evaluate(graph, data, convention=nd.Convention(if_gain="r"), batch=1, output=path, resume=True)
+    np.testing.assert_array_equal(found.outputs, expected.outputs)
+
+
 def check_text(folder):
     assert (folder / "f.txt").read_text() in ("1" * 1_000_000, "2" * 1_000_000)
 
@@ -121,6 +146,7 @@ CHECKS = {
     "writer": check_trajectory,
     "deployment": check_deployment,
     "report": check_report,
+    "evaluation": check_evaluation,
     "text": check_text,
 }
 
@@ -143,6 +169,7 @@ def hammer(kind, folder, kills):
     if kind == "deployment":
         for name, weight in (("one", 0.7), ("two", 0.3)):
             deployed(weight).save(folder / name)
+    np.save(folder / "data.npy", raster((3,), steps=8, batch=60))
     rng = np.random.default_rng(0)
     for _ in range(kills):
         kill_one(kind, folder, float(rng.uniform(0, 0.2)))

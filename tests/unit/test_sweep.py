@@ -29,7 +29,7 @@ from nirdeploy.errors import (
     UnsupportedError,
     VendorError,
 )
-from nirdeploy.evaluation import sweep_runs
+from nirdeploy.evaluation import daskwise, sweep_runs
 from nirdeploy.evaluation.file import read_table
 from nirdeploy.evaluation.points import Point
 from nirdeploy.evaluation.sweep_table import SweepRow
@@ -157,6 +157,15 @@ def test_results_depend_neither_on_workers_nor_on_files(found, graph, data, cali
     assert {row.file for row in again.rows} == {None}
 
 
+def test_a_dask_cluster_of_this_machine_is_started_once_for_all_points(found, graph, data, calibration, monkeypatch):
+    started = []
+    real = daskwise.cluster_of_this_machine
+    monkeypatch.setattr(daskwise, "cluster_of_this_machine", lambda workers: started.append(workers) or real(workers))
+    two = speck(graph, data, calibration, quantizers="calibrated", scheduler="local", workers=1, batch=4)
+    assert two.rows == (found.rows[0], found.rows[2])
+    assert started == [1]
+
+
 def test_without_labels_the_best_is_that_of_highest_agreement(graph, data, calibration):
     found = speck(graph, (data[0], None), calibration, quantizers=("max", "calibrated"))
     assert {row.accuracy for row in found.rows} == {None}
@@ -222,7 +231,9 @@ def test_bits_and_quantizers_that_a_target_lacks_are_rows(graph, data, calibrati
     assert "quantizer 'exact': as integers" in exact.problem
     assert exact.remedy.startswith("Use quantizer='calibrated'")
     assert exact.remedy not in exact.problem
-    assert "unknown quantizer 'exact'" in reasons["loihi2, exact, dt 0.001 s"].problem
+    refused = reasons["loihi2, exact, dt 0.001 s"]
+    assert (refused.code, refused.node) == ("quantization", "conv1")
+    assert "quantizer 'exact': as integers" in refused.problem
 
 
 def test_a_network_too_large_for_a_chip_is_a_row(data):

@@ -1,5 +1,3 @@
-import ctypes
-import errno
 import json
 import os
 import resource
@@ -506,21 +504,6 @@ def test_a_file_that_may_not_grow_is_kept_up_to_the_last_step(tmp_path, limit):
     found = fill(tmp_path / "t.h5", 1000, limit=limit)
     check_filled(tmp_path / "t.h5", found, "File too large", found["done"])
     assert (tmp_path / "t.h5").stat().st_size <= limit
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 6 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if sys.platform != "linux":
-        pytest.skip("mounts a tmpfs")
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mount(b"tmpfs", str(folder).encode(), b"tmpfs", 0, b"size=6m"):
-        code = errno.errorcode[ctypes.get_errno()]
-        pytest.skip(f"mounting is not permitted ({code})")
-    yield folder
-    libc.umount2(str(folder).encode(), 2)
 
 
 def test_a_full_disk_keeps_the_steps_up_to_then(small_disk):
