@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import sys
 import threading
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 from nirdeploy.evaluation.crew import Reply, Seat, Shift, Task, borrow, give_back, retire
@@ -16,6 +17,10 @@ __all__ = ["by_processes", "in_process"]
 
 _AHEAD = 2  # chunks a worker that are read before they are needed
 _LOOK_SECONDS = 0.1  # between two looks at who works
+_SWITCH_SECONDS = 0.0002
+
+_LOCK = threading.Lock()
+_SWITCHING: list[float] = []  # of every call that computes here, what the interval was before all of them
 
 
 def in_process(runner: Runner, tasks: Iterable[Task]) -> Generator[Reply, None, None]:
@@ -45,6 +50,24 @@ class _Here(threading.Thread):
             self.shift.done.put((-1, error))
 
 
+@contextlib.contextmanager
+def _switching() -> Iterator[None]:
+    """Let the threads that serve workers have the interpreter at once: a worker waits 5 ms a chunk otherwise.
+
+    The chunk that is computed here keeps the interpreter busy, and Python asks it for a turn once in an interval.
+    """
+    with _LOCK:
+        _SWITCHING.append(_SWITCHING[0] if _SWITCHING else sys.getswitchinterval())
+        sys.setswitchinterval(min(_SWITCH_SECONDS, _SWITCHING[0]))
+    try:
+        yield
+    finally:
+        with _LOCK:
+            before = _SWITCHING.pop()
+            if not _SWITCHING:
+                sys.setswitchinterval(before)
+
+
 def by_processes(
     job: Job, tasks: Iterable[Task], workers: int, runner: Runner | None = None
 ) -> Generator[Reply, None, None]:
@@ -61,7 +84,9 @@ def by_processes(
     seats = borrow(workers - (runner is not None))
     here = None if runner is None else _Here(runner, shift)
     source, waiting, twice, whole = iter(tasks), dict[int, list[Any]](), set[int](), False
+    turns = contextlib.ExitStack()
     try:
+        turns.enter_context(_switching())
         for seat in seats:
             seat.work(shift)
         if here is not None:
@@ -79,6 +104,7 @@ def by_processes(
             if waiting.pop(number, None) is not None:
                 yield number, reply
     finally:
+        turns.close()
         shift.end(len(seats) + (here is not None))
         if whole:
             give_back(seats)

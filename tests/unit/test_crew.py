@@ -315,6 +315,21 @@ def test_calls_in_two_threads_have_processes_of_their_own(graph, data, expected,
     assert len(started) == 4
 
 
+def test_threads_take_turns_as_before_once_all_calls_have_ended(graph, data, stand_in):
+    stand_in("")
+    before, seen = sys.getswitchinterval(), []
+
+    def progress(done, total):
+        seen.append(sys.getswitchinterval())
+        if len(seen) == 1:
+            evaluate(graph, data, workers=2)  # a call within a call
+            seen.append(sys.getswitchinterval())
+
+    evaluate(graph, data, workers=2, progress=progress)
+    assert seen == [pytest.approx(0.0002)] * len(seen)
+    assert sys.getswitchinterval() == before
+
+
 @pytest.mark.parametrize("problem", [KeyboardInterrupt, RuntimeError])
 def test_a_call_that_is_left_in_the_middle_ends_its_processes(graph, data, stand_in, started, problem):
     stand_in("")
