@@ -1,5 +1,6 @@
 """Two processes that write to one place: what is there in the end is one's or the other's, whole; or one refuses."""
 
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import nirdeploy as nd
 from nirdeploy.errors import FileError
 from nirdeploy.evaluation.file import Identity, Store, read_table
 from nirdeploy.evaluation.job import Rows
+from nirdeploy.graph import sha256 as graph_sha256
 
 CONVENTION = nd.Convention(if_gain="r")
 # both begin when both have imported what they need, and write for a while
@@ -169,3 +171,31 @@ def test_results_that_were_begun_have_their_place_on_a_disk_that_fills_up(small_
     again = nd.evaluate(graph, data, convention=CONVENTION, output=path, resume=True)
     np.testing.assert_array_equal(again.outputs, found.outputs)
     assert read_table(path).done.all()
+
+
+@pytest.mark.long
+def test_two_demos_in_one_folder_leave_it_as_one_would(tmp_path):
+    command = [sys.executable, "-m", "nirdeploy", "demo", "--epochs", "1", "--json", "--output"]
+    pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+    two = [subprocess.Popen([*command, tmp_path / "demo"], text=True, env=ENVIRONMENT, **pipes) for _ in range(2)]
+    said = [one.communicate(timeout=280) for one in two]
+    assert [one.returncode for one in two] == [0, 0], said
+    alone = subprocess.run([*command, tmp_path / "alone"], check=True, text=True, env=ENVIRONMENT, timeout=280, **pipes)
+    names = sorted(path.relative_to(tmp_path / "alone") for path in (tmp_path / "alone").rglob("*"))
+    assert sorted(path.relative_to(tmp_path / "demo") for path in (tmp_path / "demo").rglob("*")) == names
+    for name in names:
+        if name.suffix == ".nir":
+            graph, other = (nd.read(tmp_path / folder / name) for folder in ("demo", "alone"))
+            assert graph_sha256(graph) == graph_sha256(other)
+        if name.name == "deployment.h5":
+            first, second = (nd.load_deployment((tmp_path / folder / name).parent) for folder in ("demo", "alone"))
+            assert first.placement.to_dict() == second.placement.to_dict()
+    found, wanted = (json.loads((tmp_path / folder / "summary.json").read_text()) for folder in ("demo", "alone"))
+    assert without_seconds(found) == without_seconds(wanted) == without_seconds(json.loads(alone.stdout))
+
+
+def without_seconds(said):
+    """A summary but for what differs between runs."""
+    if isinstance(said, dict):
+        return {k: without_seconds(v) for k, v in said.items() if "second" not in k}
+    return [without_seconds(v) for v in said] if isinstance(said, list) else said
