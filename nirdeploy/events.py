@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from nirdeploy.errors import RasterError
 from nirdeploy.files import MAX_BYTES
-from nirdeploy.raster import _array, _plain, _refuse
+from nirdeploy.raster import _plain, _refuse, as_array
 
 __all__ = [
     "Binned",
@@ -271,7 +271,7 @@ def raster_to_events(
             memory should hold.
     """
     step = _whole(step_us, "step_us", 1)
-    array = _plain(_array(raster))
+    array = _plain(as_array(raster))
     if array.ndim < 1:
         raise RasterError("the raster is a single number, expected [step, *shape]")
     if order not in ("row_major", "sinabs"):

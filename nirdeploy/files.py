@@ -29,6 +29,7 @@ __all__ = [
     "integers",
     "locked",
     "member",
+    "new_hdf5",
     "numbers",
     "open_hdf5",
     "put_text",
@@ -84,6 +85,20 @@ def atomic(path: str | Path) -> Iterator[Path]:
     finally:
         temporary.unlink(missing_ok=True)
         UNFINISHED.discard(temporary)
+
+
+@contextmanager
+def new_hdf5(path: str | Path) -> Iterator[h5py.File]:
+    """Give an empty HDF5 file in memory; on success it is written to `path` at once.
+
+    HDF5 that fails to write, as on a full disk, keeps what it could not write, and ends the process when it is cleaned
+    up. Here it never writes.
+    """
+    with h5py.File(path, "w", driver="core", backing_store=False) as file:
+        yield file
+        file.flush()
+        image = file.id.get_file_image()
+    Path(path).write_bytes(image)
 
 
 def _remove_leftovers(target: Path) -> None:

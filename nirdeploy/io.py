@@ -133,7 +133,7 @@ def write(
 
         graph = framework(for_library).adapt(graph, stored_convention(graph))
         validate_graph(graph)
-    with files.atomic(path) as temporary, h5py.File(temporary, "w") as file:
+    with files.atomic(path) as temporary, files.new_hdf5(temporary) as file:
         file.create_dataset("version", data=nir.version, dtype=h5py.string_dtype())
         store_graph(file.create_group("node"), graph)
 

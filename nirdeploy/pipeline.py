@@ -16,7 +16,6 @@ from nirdeploy.backend import backend_of, find_target, known_options
 from nirdeploy.errors import (
     CheckError,
     ConfigurationError,
-    ConventionError,
     NirdeployError,
     QuantizationWarning,
     RasterError,
@@ -27,7 +26,7 @@ from nirdeploy.outline import Outline
 from nirdeploy.placement import Placement
 from nirdeploy.quantization import QUANTIZERS, Quantized, require_calibration
 from nirdeploy.raster import check_raster
-from nirdeploy.reference.convention import Convention
+from nirdeploy.reference.convention import Convention, require_convention
 from nirdeploy.rules import Finding, Report
 from nirdeploy.target import Target
 from nirdeploy.trajectory import Record, Trajectory
@@ -52,7 +51,7 @@ def check(graph: nir.NIRGraph, target: str | Target, *, convention: Convention |
         ConventionError: `convention` is no Convention.
     """
     chip = find_target(target)
-    _require_convention(convention)
+    require_convention(convention)
     graphs.validate(graph)
     graph = graphs.dissolved(graph)
     found: list[Finding] = list(repaired(graph))
@@ -90,15 +89,6 @@ def unused_fields(graph: nir.NIRGraph, convention: Convention) -> Iterator[Findi
             convention.feedback_edges[0][1],
             f"feedback_edges names {listed}, but the graph has no cycle: the chip delays no such edge",
             "Use feedback_edges=None.",
-        )
-
-
-def _require_convention(convention: Any) -> None:
-    if convention is not None and not isinstance(convention, Convention):
-        name = convention if isinstance(convention, str) else "nir"
-        raise ConventionError(
-            f"convention is {convention!r}, expected a Convention",
-            remedy=f"Pass nd.convention({name!r}, dt=...).",
         )
 
 
@@ -148,7 +138,7 @@ def quantize(
         RasterError: calibration data of the wrong shape.
     """
     chip = find_target(target)
-    _require_convention(convention)
+    require_convention(convention)
     return _quantized(graph, chip, None, convention, calibration, quantizer, weight_bits)
 
 

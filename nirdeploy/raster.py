@@ -22,7 +22,7 @@ from nirdeploy.names import suggest
 if TYPE_CHECKING:
     from nirdeploy.events import Origin
 
-__all__ = ["DAMAGE", "check_raster", "load_array", "load_raster", "save_raster"]
+__all__ = ["DAMAGE", "as_array", "check_raster", "load_array", "load_raster", "save_raster"]
 
 DAMAGE = (
     EOFError,
@@ -170,7 +170,7 @@ def check_raster(
     Raises:
         RasterError: wrong rank or shape, no steps, negative, NaN, infinite, fractional or too large counts.
     """
-    array = _plain(_array(raster))
+    array = _plain(as_array(raster))
     wanted = f"[step{_text(shape)}] or [step, batch{_text(shape)}]"
     rank = len(shape)
     batched = array.ndim == rank + 2
@@ -193,8 +193,12 @@ def check_raster(
     return (array if batched else array[:, None]), batched
 
 
-def _array(raster: Any) -> NDArray[Any]:
-    """A numpy array of what may be a tensor, a list or an array."""
+def as_array(raster: Any) -> NDArray[Any]:
+    """A numpy array of what may be a tensor, a list or an array.
+
+    Raises:
+        RasterError: it is none of them, or has masked values.
+    """
     if isinstance(raster, np.ma.MaskedArray) and np.ma.is_masked(raster):
         raise RasterError("the raster has masked values", remedy="Fill them: raster.filled(0).")
     try:

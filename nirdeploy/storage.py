@@ -56,7 +56,7 @@ def save_deployment(deployment: Deployment, folder: str | Path) -> None:
     main, derived = target / "deployment.h5", target / "chip.json"
     with files.locked(target):
         with files.atomic(main) as temporary:
-            with h5py.File(temporary, "w") as file:
+            with files.new_hdf5(temporary) as file:
                 _store(file, deployment)
             digest = files.sha256(temporary)
             # a stale one would be refused: from here on deployment.h5 alone loads, wherever this process ends

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -113,6 +113,16 @@ class Target:
     def __deepcopy__(self, memo: Any) -> Target:
         """Itself: it never changes, and what holds it, such as a network in training, may be copied."""
         return self
+
+    def __reduce__(self) -> Any:
+        """Read-only mappings are pickled as what they hold."""
+        values = {part.name: getattr(self, part.name) for part in fields(self)}
+        return _target, ({**values, "verified": dict(self.verified), "table": dict(self.table)},)
+
+
+def _target(values: Mapping[str, Any]) -> Target:
+    frozen = {name: MappingProxyType(values[name]) for name in ("verified", "table")}
+    return Target(**{**values, **frozen})
 
 
 def load_table(path: Path, backend: str) -> Target:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import nir
@@ -68,6 +69,32 @@ def _integers(value: Tensor, grid: Grid) -> Tensor:
     return found
 
 
+def _require_precise(parameter: Tensor, node: str, field: str) -> None:
+    """Refuse floats in which integers times a step, and their sums, are not exact."""
+    if parameter.dtype not in (torch.float32, torch.float64):
+        kind = str(parameter.dtype).removeprefix("torch.")
+        raise QuantizationError(
+            f"{field} is {kind}, in which sums of the chip's integers are not exact",
+            node=node,
+            remedy="Make the network anew, and leave it in float32 or float64.",
+        )
+
+
+@contextmanager
+def _exact_sums(devices: Iterable[str]) -> Iterator[None]:
+    """Without autocast and TF32, which round products of integers and a step."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    with ExitStack() as stack:
+        for device in devices:
+            stack.enter_context(torch.autocast(device, enabled=False))
+        try:
+            cudnn.allow_tf32 = matmul.allow_tf32 = False
+            yield
+        finally:
+            cudnn.allow_tf32, matmul.allow_tf32 = before
+
+
 class _Call(nn.Module):
     """A graph's methods behind one forward, which is what torch can call with other parameters."""
 
@@ -83,7 +110,8 @@ class QuantizationAware(nn.Module):
     """A network whose weights are rounded to a chip's integers in every forward pass; `quantization_aware` makes it.
 
     Its parameters are the floats behind the integers, in the units of the network that was given. Those that do not
-    train (thresholds, time constants, resistances, biases of layers that had none) take no gradient.
+    train (thresholds, time constants, resistances, biases of layers that had none) take no gradient. All weights do,
+    whatever `requires_grad` they came with. A forward pass is in float32 or float64, without autocast and TF32.
 
     Attributes:
         target: the chip.
@@ -128,12 +156,13 @@ class QuantizationAware(nn.Module):
 
     def _rounded(self, called: str, /, *args: Any, **kwargs: Any) -> Any:
         names = {id(parameter): name for name, parameter in self._call.named_parameters()}
-        values = {
-            names[id(parameter)]: _Rounded.apply(parameter, grid)  # type: ignore[no-untyped-call]
-            for node, field, grid in self._trained()
-            for parameter in (self._parameter(node, field),)
-        }
-        return torch.func.functional_call(self._call, values, (called, *args), kwargs)
+        values = {}
+        for node, field, grid in self._trained():
+            parameter = self._parameter(node, field)
+            _require_precise(parameter, node, field)
+            values[names[id(parameter)]] = _Rounded.apply(parameter, grid)  # type: ignore[no-untyped-call]
+        with _exact_sums({value.device.type for value in values.values()}):
+            return torch.func.functional_call(self._call, values, (called, *args), kwargs)
 
     def _trained(self) -> list[tuple[str, str, Grid]]:
         return [(node, field, grid) for node, own in self.grid.trained.items() for field, grid in own.items()]
@@ -146,20 +175,33 @@ class QuantizationAware(nn.Module):
         """The integers that a forward pass takes now: weight node -> 'weight' or 'bias' -> array.
 
         Those of a bias are of 2**exponent weights' integers, the exponent being its grid's.
+
+        Raises:
+            QuantizationError: a parameter is NaN somewhere.
         """
         found: dict[str, dict[str, NDArray[np.int64]]] = {}
         for node, field, grid in self._trained():
-            array = _integers(self._parameter(node, field), grid).cpu().numpy().astype(np.int64)
-            found.setdefault(node, {})[field] = array
+            array = _integers(self._parameter(node, field), grid).cpu().numpy()
+            if unknown := int(np.isnan(array).sum()):
+                raise QuantizationError(
+                    f"{field} holds {unknown} of {array.size} values that are NaN, for which there is no integer",
+                    node=node,
+                    remedy="Go back to a copy from before, and train with a smaller lr.",
+                )
+            found.setdefault(node, {})[field] = array.astype(np.int64)
         return found
 
     def graph(self) -> nir.NIRGraph:
         """The network as it is simulated; `nd.deploy(graph, target, quantizer='exact')` gives it to the chip.
 
         Raises:
-            QuantizationError: what `deploy` makes of it is not what was simulated, or fits no register.
+            QuantizationError: what `deploy` makes of it is not what was simulated, or fits no register; a parameter is
+                NaN, or one that does not train is not what the chip has.
         """
+        for node, field, _ in self._trained():
+            _require_precise(self._parameter(node, field), node, field)
         graph = torch_to_nir(self.network)
+        self._require_fixed(graph)
         for node, own in self.integers().items():
             for field, integers in own.items():
                 values = integers * _unit(self.grid.trained[node][field])
@@ -168,6 +210,23 @@ class QuantizationAware(nn.Module):
         graph = graphs.with_metadata(graph, convention=self.convention.to_dict())
         self._require_same(pipeline.quantize(graph, self.target, quantizer="exact", weight_bits=self.weight_bits))
         return graph
+
+    def _require_fixed(self, graph: nir.NIRGraph) -> None:
+        """Refuse thresholds and the like that something else than training has moved."""
+        for node, own in self.grid.fixed.items():
+            for field, value in own.items():
+                # the network was made in 32 bits, whatever it is in now
+                held = np.asarray(getattr(graph.nodes[node], field), dtype=np.float32)
+                wanted = _filled(held, value)
+                if not np.array_equal(held, wanted):
+                    first = np.unravel_index(int((held != wanted).argmax()), held.shape)
+                    raise QuantizationError(
+                        f"{field} is {held[first]:.6g}, while {self.target.name} has {wanted[first]:.6g}: it does not "
+                        "train",
+                        node=node,
+                        remedy="Leave its requires_grad, and load only states of the same network, bits and "
+                        "calibration.",
+                    )
 
     def _require_same(self, quantized: Quantized) -> None:
         node = differing(quantized, self.grid, self.integers())

@@ -57,8 +57,9 @@ def axes_of(items: list[str]) -> dict[str, Any]:
         name, separator, text = item.partition("=")
         if not separator or name not in _AXES:
             wrong = f"has no axis {name!r}" if separator else "has no '='"
+            hint = f"{suggest(name, _AXES)} " if separator else ""
             raise ConfigurationError(
-                f"--sweep {item!r} {wrong}", remedy=f"{suggest(name, _AXES)} Axes: {', '.join(_AXES)}, as NAME=V1,V2."
+                f"--sweep {item!r} {wrong}", remedy=f"{hint}Axes: {', '.join(_AXES)}, as NAME=V1,V2."
             )
         argument, read, expected = _AXES[name]
         for value in text.split(","):

@@ -18,7 +18,7 @@ from nirdeploy import files
 from nirdeploy.errors import FileError, NirdeployError, RasterError
 from nirdeploy.event_files import is_event_file, load_events
 from nirdeploy.events import Events
-from nirdeploy.raster import load_raster
+from nirdeploy.raster import as_array, load_raster
 
 __all__ = ["Sample", "Samples", "open_samples"]
 
@@ -78,10 +78,10 @@ def open_samples(dataset: Any) -> Iterator[Samples]:
         else:
             found = _of_arrays(*load_raster(path), name=str(path))
     elif isinstance(dataset, tuple) and len(dataset) == 2 and not isinstance(dataset[0], tuple | Events):
-        raster, labels = (None if part is None else np.asarray(part) for part in dataset)
+        raster, labels = dataset
         if raster is None:
             raise RasterError("the data set has no raster")
-        found = _of_arrays(raster, labels, name="the arrays given")
+        found = _of_arrays(as_array(raster), _labels(labels), name="the arrays given")
     elif hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__") and not hasattr(dataset, "dtype"):
         found = _of_object(dataset)
     else:
@@ -99,6 +99,13 @@ def _filled(samples: Samples) -> Samples:
 
 
 # ---------------------------------------------------------------- arrays
+
+
+def _labels(labels: Any) -> NDArray[Any] | None:
+    try:
+        return None if labels is None else as_array(labels)
+    except RasterError as error:
+        raise RasterError("labels are no array of whole numbers, one a sample") from error
 
 
 def _of_arrays(raster: NDArray[Any], labels: NDArray[Any] | None, *, name: str) -> Samples:
@@ -195,7 +202,10 @@ def _item(dataset: Any, index: int) -> Sample:
         raise RasterError(f"sample {index} of the data set is a {type(found).__name__}, expected (raster, label)")
     counts, label = found
     if not isinstance(counts, Events):
-        counts = counts.detach().cpu().numpy() if hasattr(counts, "detach") else np.asarray(counts)
+        try:
+            counts = as_array(counts)
+        except RasterError as error:
+            raise RasterError(f"sample {index}: {error}") from error
     return counts, _label(label, index)
 
 

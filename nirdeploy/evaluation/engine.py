@@ -27,7 +27,7 @@ from nirdeploy.pipeline import Deployment
 from nirdeploy.reference.convention import Convention
 from nirdeploy.worker import seconds
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "require_whole"]
 
 BATCH = 16
 _METHODS = ("dense", "event", "loop")
@@ -72,7 +72,7 @@ def evaluate(
         options: of a deployment's run.
         convention: of a graph; None: the one it carries.
         method: of a graph, as of `run`.
-        step_us: microseconds of a step for recorded events; None: the convention's dt.
+        step_us: microseconds of a step for recorded events, where the convention has no dt; None: the convention's dt.
         batch: samples that are run together, and between two writes; None: 16, or what `output` was begun with.
         against: results of another run of this network over this data set, to count which samples it predicts
             alike; an Evaluation or its file.
@@ -99,7 +99,7 @@ def evaluate(
         UnavailableError: `scheduler` without dask's distributed, or nobody answers there.
         VendorError: workers that end again and again, a scheduler that is lost, or that has no workers for `patience`.
     """
-    _check_arguments(workers, scheduler, output, resume, batch)
+    _check_arguments(workers, scheduler, output, resume, batch, step_us)
     patience = seconds("patience", patience)
     if on == "chip" and (workers or 1) > 1:
         raise ConfigurationError(f"workers is {workers} with on='chip'", remedy="One process holds a chip: leave it.")
@@ -124,10 +124,19 @@ def evaluate(
     return found if other is None else found.against(other)
 
 
-def _check_arguments(workers: Any, scheduler: Any, output: Any, resume: bool, batch: Any) -> None:
-    for name, value in (("workers", workers), ("batch", batch)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ConfigurationError(f"{name} is {value!r}, expected a whole number from 1 on")
+def require_whole(name: str, value: Any) -> None:
+    """Refuse a number of things that is none; None is none given.
+
+    Raises:
+        ConfigurationError: naming it.
+    """
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ConfigurationError(f"{name} is {value!r}, expected a whole number from 1 on")
+
+
+def _check_arguments(workers: Any, scheduler: Any, output: Any, resume: bool, batch: Any, step_us: Any) -> None:
+    for name, value in (("workers", workers), ("batch", batch), ("step_us", step_us)):
+        require_whole(name, value)
     if workers is not None and scheduler not in (None, "local"):
         raise ConfigurationError("workers and scheduler are both given", remedy="Leave one: dask has its own workers.")
     if resume and output is None:

@@ -211,7 +211,7 @@ def _create(path: Path, table: Table) -> None:
     """Make the file with nothing done, under another name, and link it into place where nothing is yet."""
     own = path.with_name(f".{path.name[:80]}.{os.getpid()}.part")
     try:
-        with files.atomic(own) as temporary, h5py.File(temporary, "w") as file:
+        with files.atomic(own) as temporary, files.new_hdf5(temporary) as file:
             _fill(file, table)
         try:
             _link(own, path)
@@ -219,8 +219,9 @@ def _create(path: Path, table: Table) -> None:
             own.unlink(missing_ok=True)
     except FileExistsError as error:
         raise FileError(f"{str(path)!r} has been made by another process meanwhile") from error
-    except (OSError, RuntimeError, ValueError) as error:
-        raise _unwritable(path, error) from error
+    except (OSError, RuntimeError, ValueError, FileError) as error:
+        cause = error.__cause__ if isinstance(error, FileError) and isinstance(error.__cause__, Exception) else error
+        raise _unwritable(path, cause) from error
 
 
 def _unwritable(path: Path | None, error: Exception) -> FileError:

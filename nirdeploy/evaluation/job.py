@@ -263,10 +263,20 @@ class Runner:
         if isinstance(sample, Events):
             if settings["mode"] == "event":
                 return sample
-            step_us = settings["step_us"] or whole_microseconds(self.convention.dt if self.convention else None)
+            dt = self.convention.dt if self.convention else None
+            step_us = settings["step_us"] or whole_microseconds(dt)
+            if dt is not None and step_us is not None and step_us != whole_microseconds(dt):
+                raise RasterError(
+                    f"step_us={step_us} with a convention whose dt is {dt} s",
+                    remedy="Leave step_us, or make them equal.",
+                )
             if step_us is None:
                 raise RasterError("events have no steps", remedy="Pass step_us=, the length of a step.")
             return events_to_raster(sample, self.shape, step_us=step_us)
+        if settings["step_us"] is not None:
+            raise RasterError(
+                f"step_us={settings['step_us']} with a raster, which has its steps already", remedy="Leave step_us out."
+            )
         if sample.ndim != len(self.shape) + 1 or sample.shape[1:] != self.shape:
             wanted = "".join(f", {n}" for n in self.shape)
             raise RasterError(f"the raster has shape {sample.shape}, expected [step{wanted}]")

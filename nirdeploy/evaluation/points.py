@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -117,14 +117,21 @@ def axis(values: Any, name: str) -> tuple[Any, ...]:
     Raises:
         ConfigurationError: none, or one twice.
     """
-    several = isinstance(values, Iterable) and not isinstance(values, str | bytes)
-    found: Sequence[Any] = tuple(values) if several else (values,)
+    one = isinstance(values, str | bytes) or not isinstance(values, Iterable) or getattr(values, "ndim", None) == 0
+    found: Sequence[Any] = [_plain(value) for value in ((values,) if one else values)]
     if not found:
         raise ConfigurationError(f"{name} has no value", remedy="Give one at least.")
-    for k, value in enumerate(found):
-        if value in found[:k]:
+    seen: set[str] = set()
+    for value in found:
+        if repr(value) in seen:
             raise ConfigurationError(f"{name} has {value!r} twice", remedy="Give each value once.")
+        seen.add(repr(value))
     return tuple(found)
+
+
+def _plain(value: Any) -> Any:
+    """Python's own number for a scalar of numpy or torch."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
 def _require_target(name: Any) -> None:
@@ -138,4 +145,4 @@ def _quantizers(target: str) -> tuple[str, ...]:
 
 
 def _positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,9 +15,10 @@ import nir
 from nirdeploy import graph as graphs
 from nirdeploy.errors import ConfigurationError, FileError, UnsupportedError
 from nirdeploy.evaluation.datasets import open_samples
+from nirdeploy.evaluation.engine import require_whole
 from nirdeploy.evaluation.points import Axes, axes_of
 from nirdeploy.evaluation.sweep_runs import Run, Shared, Stage, Who, rows
-from nirdeploy.evaluation.sweep_table import Sweep
+from nirdeploy.evaluation.sweep_table import FORMAT, Sweep
 from nirdeploy.evaluation.timesteps import at_dt, calibration_at
 from nirdeploy.reference.convention import Convention
 
@@ -98,6 +100,8 @@ def sweep(
     if not isinstance(network, nir.NIRGraph):
         raise UnsupportedError(f"a sweep of a {type(network).__name__}", remedy="Give a NIRGraph, as to deploy.")
     axes = axes_of(targets, quantizers, bits, dt, calibration)
+    for name, value in (("workers", workers), ("batch", batch), ("step_us", step_us)):
+        require_whole(name, value)
     _check_arguments(axes, on, step_us, output, resume)
     from nirdeploy.reference.executor import resolve_convention
 
@@ -115,6 +119,8 @@ def sweep(
             if point.is_reference
         }
         folder = _folder(output, resume=resume)
+        if folder is not None:
+            _require_same(folder, graphs.sha256(network), samples.fingerprint)
         with _computing(workers, scheduler) as who:
             shared = Shared(**who, patience=patience, resume=resume, step_us=step_us, batch=batch)
             run = Run(network, folder, shared, {"on": on, "mode": mode, "options": options})
@@ -146,6 +152,22 @@ def _check_arguments(axes: Axes, on: str, step_us: int | None, output: Any, resu
         raise ConfigurationError("resume needs output, the folder to go on with")
     if step_us is not None and any(dt is not None for dt in axes.dt):
         raise ConfigurationError("step_us and dt are both given", remedy="Leave step_us: dt is the length of a step.")
+
+
+def _require_same(folder: Path, graph_sha256: str, data: str) -> None:
+    """Refuse a folder whose table is of another sweep, although no file of a point may tell."""
+    path = folder / "sweep.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):  # none, or damaged: it is made anew from the points
+        return
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise FileError(f"{str(path)!r} is no table of a sweep, and would be replaced", remedy="Use another output.")
+    for name, mine, what in (("graph_sha256", graph_sha256, "network"), ("data", data, "data set")):
+        if found.get(name) != mine:
+            raise FileError(
+                f"{str(path)!r} is of a sweep of another {what}, and would be replaced", remedy="Use another output."
+            )
 
 
 def _folder(output: str | Path | None, *, resume: bool) -> Path | None:

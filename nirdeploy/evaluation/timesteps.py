@@ -18,6 +18,7 @@ from nirdeploy.raster import check_raster
 
 __all__ = ["added_up", "at_dt", "calibration_at", "factor_of"]
 
+_MOST = np.iinfo(np.int64).max
 _ROUNDING = 1e-6  # of a step, as of `whole_microseconds`
 
 
@@ -83,11 +84,23 @@ def added_up(raster: Any, factor: int, name: str) -> NDArray[Any]:
     array = np.asarray(raster)
     if not array.ndim or array.dtype.kind not in "biuf":
         raise RasterError(f"{name} is {array.dtype} of shape {array.shape}, expected counts [step, ...]")
+    if len(array) < factor:
+        raise RasterError(
+            f"{name} has {several(len(array), 'step')}, fewer than the {factor:.15g} that are added up to one",
+            remedy="Use a shorter dt.",
+        )
     if left := len(array) % factor:
         raise RasterError(
             f"{name} has {several(len(array), 'step')}; adding up {factor} of them to one leaves {left} over",
             remedy=f"Append {several(factor - left, 'step')} of silence.",
         )
+    if (
+        array.size
+        and array.dtype.kind in "iu"
+        and not -_MOST <= factor * int(array.min()) <= factor * int(array.max()) <= _MOST
+    ):
+        largest = max(int(array.max()), int(array.min()), key=abs)
+        raise RasterError(f"{name} holds {largest}: {factor} of them are more than 64 bits with a sign can count")
     kind = np.float64 if array.dtype.kind == "f" else None  # numpy's own choice has 64 bits
     return np.asarray(array.reshape(-1, factor, *array.shape[1:]).sum(axis=1, dtype=kind))
 
@@ -116,9 +129,16 @@ def calibration_at(
             raise RasterError(
                 f"the calibration data are recorded events, and dt={dt} s is no whole number of microseconds"
             )
-        return check_raster(stack_events(events, shape, step_us=step), shape, integer=True)[0]
-    found, _ = check_raster(calibration, shape, integer=True)
+        return _checked(stack_events(events, shape, step_us=step), shape)
+    found = _checked(calibration, shape)
     if dt == own:
         return found
     name = "the calibration data"
     return added_up(found, factor_of(own, dt, name), name)
+
+
+def _checked(calibration: Any, shape: tuple[int, ...]) -> NDArray[Any]:
+    try:
+        return check_raster(calibration, shape, integer=True)[0]
+    except RasterError as error:
+        raise RasterError(f"the calibration data: {error}") from error

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from nirdeploy.errors import ConventionError
 from nirdeploy.names import suggest
 
-__all__ = ["PER_NODE", "Convention"]
+__all__ = ["PER_NODE", "Convention", "require_convention"]
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "integrator": ("euler", "exponential", "exact"),
@@ -201,3 +201,17 @@ def _check_choice(name: str, value: Any) -> None:
 def _check_v_min(value: Any) -> None:
     if value is not None and value != "-threshold" and not (_is_number(value) and math.isfinite(value)):
         raise ConventionError(f"v_min is {value!r}, expected a voltage, '-threshold' or None")
+
+
+def require_convention(convention: Any) -> None:
+    """Refuse what is no Convention.
+
+    Raises:
+        ConventionError: it is neither None nor one.
+    """
+    if convention is not None and not isinstance(convention, Convention):
+        name = convention if isinstance(convention, str) else "nir"
+        raise ConventionError(
+            f"convention is {convention!r}, expected a Convention",
+            remedy=f"Pass nd.convention({name!r}, dt=...).",
+        )

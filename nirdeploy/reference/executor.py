@@ -21,7 +21,7 @@ from nirdeploy.errors import ConventionError, ConversionError, GraphError, Raste
 from nirdeploy.events import Events
 from nirdeploy.names import suggest
 from nirdeploy.outline import Outline
-from nirdeploy.reference.convention import Convention
+from nirdeploy.reference.convention import Convention, require_convention
 from nirdeploy.reference.engine import Engine
 from nirdeploy.reference.input import Source, sources_of
 from nirdeploy.reference.neurons import Delay, Membrane
@@ -271,9 +271,10 @@ def resolve_convention(graph: nir.NIRGraph, convention: Convention | None) -> Co
     """The convention given, else the one stored in the graph.
 
     Raises:
-        ConventionError: neither is there although the graph has neurons.
+        ConventionError: neither is there although the graph has neurons, or what is given is none.
     """
     if convention is not None:
+        require_convention(convention)
         return convention
     stored = stored_convention(graph)
     if stored is not None:

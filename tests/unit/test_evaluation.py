@@ -428,6 +428,10 @@ def test_labels_for_some_only_are_refused(deployment, data):
         (3, "a int is no data set"),
         ([np.zeros((5, 1, 6, 6))], r"sample 0 of the data set is a ndarray, expected \(raster, label\)"),
         ([(np.zeros((5, 1, 6, 6)), 0.5)], "sample 0: the label is 0.5"),
+        (([[[1]], [[1], [2]]], None), "the raster is no array of counts"),
+        ((np.zeros((5, 2, 1, 6, 6), int), [[1], [1, 2]]), "labels are no array of whole numbers, one a sample"),
+        ((np.ma.masked_equal(np.zeros((5, 3, 1, 6, 6), int), 0), None), "the raster has masked values"),
+        ([(np.ma.masked_equal(np.zeros((5, 1, 6, 6), int), 0), 0)], "sample 0: the raster has masked values"),
     ],
 )
 def test_what_is_no_data_set_is_refused(deployment, dataset, words):
@@ -528,6 +532,25 @@ def test_published_recordings_score_as_one_run_of_all(data):
     assert found.accuracy == 1.0
 
 
+@pytest.mark.parametrize("kind", ["graph", "deployment"])
+def test_steps_of_another_length_than_the_convention_has_are_refused(small, recordings, data, kind):
+    network, given = small, {"convention": CONVENTION}
+    if kind == "deployment":
+        network, given = nd.deploy(small, "speck2f", convention=CONVENTION, quantizer="max"), {}
+    with pytest.raises(RasterError, match=r"sample 0: step_us=5000 with a convention whose dt is 0\.001 s"):
+        nd.evaluate(network, recordings, step_us=5000, **given)
+    same = nd.evaluate(network, recordings, step_us=1000, **given)
+    assert np.array_equal(same.outputs, nd.evaluate(network, recordings, **given).outputs)
+    counts = np.zeros((5, 2, 2, 34, 34), int)
+    with pytest.raises(RasterError, match="sample 0: step_us=1000 with a raster, which has its steps already"):
+        nd.evaluate(network, (counts, None), step_us=1000, **given)
+
+
+def test_a_tensor_with_a_gradient_is_counts_like_any_other(deployment, data):
+    given = torch.tensor(data[0], dtype=torch.float32, requires_grad=True), torch.tensor(data[1])
+    assert np.array_equal(nd.evaluate(deployment, given).outputs, nd.evaluate(deployment, data).outputs)
+
+
 # ---------------------------------------------------------------- arguments
 
 
@@ -535,6 +558,7 @@ def test_arguments_that_have_no_meaning_are_refused(graph, deployment, data):
     cases = [
         (ConfigurationError, "workers is 0", {"workers": 0}),
         (ConfigurationError, "batch is 2.5", {"batch": 2.5}),
+        (ConfigurationError, "step_us is 0", {"step_us": 0}),
         (ConfigurationError, "workers and scheduler", {"workers": 2, "scheduler": "tcp://x:1"}),
         (ConfigurationError, "resume needs output", {"resume": True}),
         (ConfigurationError, "workers is 2 with on='chip'", {"on": "chip", "workers": 2}),

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import h5py
 import nir
@@ -375,3 +376,51 @@ def test_public_names_are_all_there():
     assert set(nd.__all__) <= set(dir(nd))
     with pytest.raises(AttributeError, match="has no attribute 'chek'"):
         nd.chek  # noqa: B018 (the access is the test)
+
+
+# ---------------------------------------------------------------- full disks
+
+FULL = """
+import resource, signal, sys, warnings
+from pathlib import Path
+
+import numpy as np
+import nirdeploy as nd
+from nirdeploy.errors import FileError
+from nirdeploy.evaluation.file import Identity, Store
+from nirdeploy.evaluation.job import Rows
+
+warnings.simplefilter("ignore")
+folder, limit = Path(sys.argv[2]), int(sys.argv[3])
+graph = nd.read(sys.argv[1])
+deployment = nd.deploy(graph, "speck2f", quantizer="max")
+rows = Rows(np.zeros((1, 10)), np.zeros((1, 2), int), np.ones(1, int), ("a", "b"), "emulator", "speck2f")
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+for write in (
+    lambda: nd.write(folder / "net.nir", graph),
+    lambda: deployment.save(folder / "build"),
+    lambda: Store(Identity("g", "d", "{}", "{}", "x", 1000, 1), folder / "out.h5", resume=False).add(0, [0], rows),
+):
+    try:
+        write()
+    except FileError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize("limit", [100, 20_000])
+def test_files_begun_on_a_full_disk_are_an_error_and_the_process_goes_on(tmp_path, limit):
+    pytest.importorskip("resource")
+    network = Path(__file__).resolve().parents[2] / "configs" / "digits.nir"
+    found = subprocess.run(
+        [sys.executable, "-c", FULL, str(network), str(tmp_path), str(limit)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, "HDF5 may crash while the interpreter leaves"
+    assert found.stderr == ""
+    names = ("net.nir", "build/deployment.h5", "out.h5")
+    assert found.stdout.splitlines() == [f"cannot write {str(tmp_path / name)!r}: File too large" for name in names]
+    assert [path.name for path in tmp_path.rglob("*")] == ["build"]

@@ -2,11 +2,12 @@
 
 import copy
 import dataclasses
+import pickle
 
 import numpy as np
 import pytest
 import torch
-from nets import chain, conv_net, if_node, linear_node
+from nets import chain, conv_net, if_node, linear_node, raster
 
 import nirdeploy as nd
 from nirdeploy import backend as backends
@@ -120,6 +121,77 @@ def test_the_best_so_far_can_be_kept_as_a_copy_or_a_state_dict():
     assert torch.equal(aware.sequence(x)[0], before)
     for node, own in kept.integers().items():
         assert np.array_equal(own["weight"], aware.integers()[node]["weight"])
+
+
+@pytest.mark.parametrize("target", ["speck2f", "loihi2"])
+def test_a_network_in_training_can_be_pickled(target):
+    aware = nd.quantization_aware(conv_net(0), target, bits=4, convention=ZERO)
+    again = pickle.loads(pickle.dumps(aware))  # noqa: S301 - our own
+    assert again.target == aware.target
+    for node, own in aware.integers().items():
+        assert np.array_equal(again.integers()[node]["weight"], own["weight"])
+    assert again.graph().nodes["if1"].v_threshold.tolist() == aware.graph().nodes["if1"].v_threshold.tolist()
+
+
+def test_a_pickled_target_stays_read_only():
+    again = pickle.loads(pickle.dumps(nd.targets()["loihi2"]))  # noqa: S301 - our own
+    assert again == nd.targets()["loihi2"]
+    with pytest.raises(TypeError, match="does not support item assignment"):
+        again.table["cores"] = {}
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_floats_too_short_for_exact_sums_are_refused(kind):
+    aware = nd.quantization_aware(conv_net(0), "loihi2", bits=8, convention=ZERO).to(kind)
+    words = f"'conv1': weight is {str(kind)[6:]}, in which sums of the chip's integers are not exact"
+    with pytest.raises(QuantizationError, match=words):
+        aware.sequence(torch.ones(3, 2, 1, 6, 6, dtype=kind))
+    with pytest.raises(QuantizationError, match=words):
+        aware.graph()
+
+
+@pytest.mark.parametrize("target", ["speck2f", "loihi2"])
+def test_autocast_and_tf32_do_not_reach_a_forward_pass(target, monkeypatch):
+    aware = nd.quantization_aware(conv_net(0), target, bits=8, convention=ZERO)
+    x = torch.tensor(raster((1, 6, 6), steps=30, batch=4, rate=0.5), dtype=torch.float32)
+    wanted, during, sums = aware.sequence(x)[0], [], torch.nn.functional.conv2d
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+
+    def watched(*arguments, **keywords):
+        during.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+        return sums(*arguments, **keywords)
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", watched)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(aware.sequence(x)[0], wanted)
+        aware(x[0])
+    assert during
+    assert set(during) == {(False, False)}
+    assert torch.backends.cudnn.allow_tf32
+
+
+def test_a_nan_among_the_weights_is_named_and_never_an_integer():
+    aware = nd.quantization_aware(conv_net(0), "speck2f", bits=4, convention=CONVENTION)
+    with torch.no_grad():
+        aware.network.get(("conv2",)).weight[0, 0, 0, 0] = torch.nan
+    words = r"'conv2': weight holds 1 of \d+ values that are NaN"
+    with pytest.raises(QuantizationError, match=words):
+        aware.integers()
+    with pytest.raises(QuantizationError, match=words):
+        aware.graph()
+
+
+@pytest.mark.parametrize("target", ["speck2f", "loihi2"])
+def test_thresholds_that_something_else_has_moved_are_named(target):
+    aware = nd.quantization_aware(conv_net(0), target, bits=4, convention=ZERO)
+    state = {name: value.clone() for name, value in aware.double().state_dict().items()}
+    aware.graph()  # 64 bits hold what 32 did
+    with torch.no_grad():
+        aware.network.get(("if1",)).v_threshold.mul_(2)
+    with pytest.raises(QuantizationError, match=r"'if1': v_threshold is .*, while .* has .*: it does not train"):
+        aware.graph()
+    aware.load_state_dict(state)
+    aware.graph()
 
 
 @pytest.mark.long

@@ -231,9 +231,10 @@ def test_bits_and_quantizers_that_a_target_lacks_are_rows(graph, data, calibrati
     assert "quantizer 'exact': as integers" in exact.problem
     assert exact.remedy.startswith("Use quantizer='calibrated'")
     assert exact.remedy not in exact.problem
-    refused = reasons["loihi2, exact, dt 0.001 s"]
-    assert (refused.code, refused.node) == ("quantization", "conv1")
-    assert "quantizer 'exact': as integers" in refused.problem
+    exact = reasons["loihi2, exact, dt 0.001 s"]
+    assert (exact.code, exact.node) == ("quantization", "conv1")
+    assert "quantizer 'exact': as integers" in exact.problem
+    assert "8 bits hold -128 to 127" in exact.problem
 
 
 def test_a_network_too_large_for_a_chip_is_a_row(data):
@@ -309,13 +310,20 @@ def test_a_vendor_that_fails_ends_the_sweep_and_keeps_what_is_there(graph, data,
         (ConfigurationError, "bits has True", {"bits": (True,)}),
         (ConfigurationError, "dt has -1, expected seconds above 0", {"dt": -1}),
         (ConfigurationError, "dt has nan", {"dt": float("nan")}),
+        (ConfigurationError, "dt has 1000.*, expected seconds", {"dt": 10**400}),
+        (ConfigurationError, "dt has 0.002 twice", {"dt": (torch.tensor(2e-3, dtype=torch.float64), 2e-3)}),
+        (ConfigurationError, r"bits has array\(\[1, 2\]\)", {"bits": [np.array([1, 2]), np.array([1, 3])]}),
+        (ConfigurationError, "bits has True", {"bits": (1, np.True_)}),
+        (ConfigurationError, "step_us is 0", {"step_us": 0}),
+        (ConfigurationError, "step_us is 1.5", {"step_us": 1.5}),
+        (ConventionError, "convention is 'nir', expected a Convention", {"convention": "nir"}),
         (QuantizationError, "unknown quantizer 'foo', expected one of", {"quantizers": ("max", "foo")}),
         (QuantizationError, "'calibrated' needs calibration data", {"quantizers": "calibrated", "calibration": None}),
         (ConfigurationError, "resume needs output", {"resume": True}),
         (ConfigurationError, "step_us and dt are both given", {"step_us": 1000, "dt": 2e-3}),
         (UnsupportedError, "on='nowhere' is unknown", {"on": "nowhere"}),
         (ConfigurationError, "workers is 0", {"workers": 0}),
-        (RasterError, "the raster has shape", {"calibration": np.zeros((5, 2, 3))}),
+        (RasterError, "the calibration data: the raster has shape", {"calibration": np.zeros((5, 2, 3))}),
     ],
 )  # fmt: skip
 def test_arguments_without_meaning_are_refused_before_anything_runs(
@@ -390,6 +398,13 @@ def test_a_dt_that_the_data_cannot_have_is_refused_by_name(graph, data, calibrat
         (data, calibration, 5e-4, r"dt=0\.0005 s with the arrays given, a raster of steps of 0\.001 s: finer.*events"),
         (data, calibration, 1.5e-3, "no whole multiple of them"),
         (data, calibration, 5e-3, r"sample 0 has 24 steps; adding up 5 of them to one leaves 4 over. Append 1 step of"),
+        (
+            data,
+            calibration,
+            1e300,
+            r"sample 0 has 24 steps, fewer than the 1e\+303 that are added up",
+        ),
+        ((data[0].astype(np.int64) << 61, None), calibration, 4e-3, r"holds 2305843009213693952: 4 of them are more"),
         (data, calibration[:23], 2e-3, "the calibration data has 23 steps"),
         (recorded, recorded, 1.5e-6, "no whole number of microseconds"),
         (recorded, calibration, 5e-4, "with the calibration data, a raster of steps of 0.001 s: finer"),
@@ -451,6 +466,20 @@ def test_a_folder_in_use_is_refused_without_resume(graph, data, calibration, tmp
 
 def test_resume_of_another_sweep_is_refused_and_of_more_points_goes_on(graph, data, calibration, tmp_path):
     first = speck(graph, data, calibration, output=tmp_path / "out")
+    table = tmp_path / "out" / "sweep.json"
+    before = table.read_text()
+    for other, given, what in (
+        (conv_net(seed=1), data, "network"),
+        (graph, (data[0], data[1][::-1].copy()), "data set"),
+    ):
+        with pytest.raises(FileError, match=rf"sweep.json' is of a sweep of another {what}, and would be replaced"):
+            # no file of a point is of this dt, so that none of them could tell
+            speck(other, given, calibration, dt=2e-3, output=tmp_path / "out", resume=True)
+    assert table.read_text() == before
+    table.write_text('{"rows": []}')
+    with pytest.raises(FileError, match=r"sweep.json' is no table of a sweep, and would be replaced"):
+        speck(graph, data, calibration, output=tmp_path / "out", resume=True)
+    table.write_text(before[:100])  # half written; made anew below
     with pytest.raises(FileError, match="reference_dt0.001.h5' holds another network"):
         speck(conv_net(seed=1), data, calibration, output=tmp_path / "out", resume=True)
     seen = []
