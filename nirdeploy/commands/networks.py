@@ -20,6 +20,7 @@ from nirdeploy.commands.shared import (
     app,
     are_events,
     asked_convention,
+    complain,
     counts_of,
     is_deployment,
     options_of,
@@ -31,7 +32,7 @@ from nirdeploy.commands.shared import (
     refuse_convention,
     say,
 )
-from nirdeploy.errors import ConfigurationError, RasterError
+from nirdeploy.errors import CheckError, ConfigurationError, RasterError
 
 if TYPE_CHECKING:
     from nirdeploy.pipeline import Deployment
@@ -103,15 +104,21 @@ def deploy(
     chosen = quantizer or (given.quantization.quantizer if given else "calibrated")
     bits = weight_bits if weight_bits is not None else (given.quantization.weight_bits if given else None)
     data = calibration or (given.quantization.calibration if given else None)
-    deployment = pipeline.deploy(
-        network,
-        find_target(chip),
-        convention=convention,
-        calibration=raster_of(data),
-        quantizer=chosen,
-        weight_bits=bits,
-        **(given.placement if given else {}),
-    )
+    try:
+        deployment = pipeline.deploy(
+            network,
+            find_target(chip),
+            convention=convention,
+            calibration=raster_of(data),
+            quantizer=chosen,
+            weight_bits=bits,
+            **(given.placement if given else {}),
+        )
+    except CheckError as error:
+        if not as_json:
+            raise
+        print_json({"target": error.report.target, "output": None, "report": error.report.to_dict()})
+        raise typer.Exit(complain(f"{error.report.target} cannot hold this graph", 1)) from None
     deployment.save(folder)
     _print_deployment(deployment, folder, as_json=as_json)
 

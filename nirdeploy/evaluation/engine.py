@@ -19,7 +19,7 @@ from nirdeploy import graph as graphs
 from nirdeploy.errors import ConfigurationError, ConventionError, RasterError, UnsupportedError, VendorError
 from nirdeploy.evaluation.crew import Reply, Task
 from nirdeploy.evaluation.datasets import Samples, open_samples
-from nirdeploy.evaluation.file import Identity, Store, read_table
+from nirdeploy.evaluation.file import Identity, Store, begun
 from nirdeploy.evaluation.job import SOFTWARE, Failure, Job, Runner
 from nirdeploy.evaluation.result import Evaluation, load_evaluation, result_of
 from nirdeploy.evaluation.workers import by_processes, in_process
@@ -197,7 +197,7 @@ def _plain(options: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def _batch(given: int | None, path: Path | None, resume: bool) -> int:
     if given is None and resume and path is not None and path.is_file():
-        return read_table(path).identity.batch
+        return begun(path).identity.batch
     return BATCH if given is None else given
 
 

@@ -27,7 +27,7 @@ from nirdeploy.errors import FileError
 from nirdeploy.evaluation.job import Rows
 from nirdeploy.version import __version__
 
-__all__ = ["FORMAT", "FORMAT_VERSION", "UNLABELLED", "Identity", "Store", "Table", "read_table"]
+__all__ = ["FORMAT", "FORMAT_VERSION", "UNLABELLED", "Identity", "Store", "Table", "begun", "read_table"]
 
 FORMAT = "nirdeploy-evaluation"
 FORMAT_VERSION = 1
@@ -139,7 +139,7 @@ class Store:
             raise FileError(
                 f"{str(path)!r} is there already", remedy="Pass resume=True to go on with it, or another output."
             )
-        found = read_table(path)
+        found = begun(path)
         if differences := identity.differences(found.identity):
             raise FileError(
                 f"{str(path)!r} holds {'; '.join(differences)}", remedy="Resume with what it was begun with."
@@ -266,6 +266,20 @@ def _fill(file: h5py.File, table: Table) -> None:
         space = h5py.h5s.create_simple(column.shape)
         kind = h5py.h5t.py_create(column.dtype)
         h5py.h5d.create(file.id, name.encode(), kind, space, plan)
+
+
+def begun(path: Path) -> Table:
+    """The table of a file to go on with.
+
+    Raises:
+        FileError: not such a file, or damaged.
+    """
+    try:
+        return read_table(path)
+    except FileError as error:
+        if error.remedy:
+            raise
+        raise FileError(f"{error}", remedy="Remove it: what it should hold is then computed again.") from error
 
 
 def read_table(path: str | Path) -> Table:

@@ -132,6 +132,10 @@ def test_findings_exit_with_one(call):
     code, out, err = call("deploy", "wide.nir", "-t", "speck2f", "-o", "b", "--quantizer", "max")
     assert code == 1
     assert "speck2f cannot hold this graph" in err
+    code, out, err = call("deploy", "wide.nir", "-t", "speck2f", "-o", "b", "--quantizer", "max", "--json")
+    assert code == 1
+    assert json.loads(out)["report"]["findings"][0]["code"] == "kernel_size"
+    assert err == "nirdeploy: speck2f cannot hold this graph\n"
 
 
 def test_convention_by_options(call):

@@ -483,6 +483,12 @@ def test_resume_of_another_sweep_is_refused_and_of_more_points_goes_on(graph, da
     with pytest.raises(FileError, match="reference_dt0.001.h5' holds another network"):
         speck(conv_net(seed=1), data, calibration, output=tmp_path / "out", resume=True)
     seen = []
+    point = tmp_path / "out" / first.chips[0].file.name
+    whole = point.read_bytes()
+    point.write_bytes(whole[:3000])
+    with pytest.raises(FileError, match="is truncated.*Remove it: what it should hold is then computed again"):
+        speck(graph, data, calibration, output=tmp_path / "out", resume=True)
+    point.write_bytes(whole)
     more = speck(graph, data, calibration, bits=(None, 4), output=tmp_path / "out", resume=True,
                  progress=lambda done, _: seen.append(done))  # fmt: skip
     assert more.rows[:2] == first.rows
