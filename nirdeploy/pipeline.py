@@ -24,7 +24,7 @@ from nirdeploy.errors import (
 from nirdeploy.names import suggest
 from nirdeploy.outline import Outline
 from nirdeploy.placement import Placement
-from nirdeploy.quantization import QUANTIZERS, Quantized, require_calibration
+from nirdeploy.quantization import QUANTIZERS, Quantized, own_integer, require_calibration
 from nirdeploy.raster import check_raster
 from nirdeploy.reference.convention import Convention, require_convention
 from nirdeploy.rules import Finding, Report
@@ -156,7 +156,7 @@ def _quantized(
 
     backend = backend_of(chip.backend)
     require_calibration(quantizer, calibration, getattr(backend, "quantizers", QUANTIZERS))
-    options = {} if weight_bits is None else {"weight_bits": weight_bits}
+    options = {} if weight_bits is None else {"weight_bits": own_integer(weight_bits)}
     _refuse_unknown(options, backend.quantize, f"quantisation for {chip.name}")
     report = check(graph, chip, convention=convention) if report is None else report
     if not report.ok:

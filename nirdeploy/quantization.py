@@ -26,6 +26,7 @@ __all__ = [
     "QuantizedWeight",
     "TrainingGrid",
     "best",
+    "own_integer",
     "require_bits",
     "require_calibration",
 ]
@@ -202,6 +203,11 @@ def require_calibration(quantizer: str, calibration: Any, known: Sequence[str] =
             "quantizer 'calibrated' needs calibration data",
             remedy="Pass calibration=raster, or quantizer='max' to scale by the largest weight alone.",
         )
+
+
+def own_integer(value: Any) -> Any:
+    """Python's own number for an integer of numpy; all else as it is."""
+    return int(value) if isinstance(value, np.integer) else value
 
 
 def require_bits(weight_bits: Any) -> None:

@@ -18,7 +18,7 @@ from nirdeploy.backend import differing, find_target, training_grid
 from nirdeploy.convert.build import GraphModule, nir_to_torch
 from nirdeploy.convert.trace import torch_to_nir
 from nirdeploy.errors import CheckError, QuantizationError, UnsupportedError
-from nirdeploy.quantization import Grid, Quantized, TrainingGrid
+from nirdeploy.quantization import Grid, Quantized, TrainingGrid, own_integer
 from nirdeploy.raster import check_raster
 from nirdeploy.reference.convention import Convention
 from nirdeploy.reference.executor import resolve_convention
@@ -281,13 +281,13 @@ def quantization_aware(
     own = graphs.copy_graph(graphs.dissolved(graph))
     if calibration is not None:
         calibration, _ = check_raster(calibration, graphs.shapes(own)[graphs.input_names(own)[0]].input, integer=True)
-    grid = training_grid(chip, own, used, weight_bits=bits, calibration=calibration)
+    grid = training_grid(chip, own, used, weight_bits=own_integer(bits), calibration=calibration)
     for node, fields in grid.fixed.items():
         for field, value in fields.items():
             setattr(own.nodes[node], field, _filled(np.asarray(getattr(own.nodes[node], field)), value))
     network = nir_to_torch(graphs.with_metadata(own, convention=grid.convention.to_dict()), convention=grid.convention)
     _set_surrogates(network, module, surrogate)
-    return QuantizationAware(network, chip, bits, grid)
+    return QuantizationAware(network, chip, own_integer(bits), grid)
 
 
 def _filled(before: NDArray[Any], value: Any) -> NDArray[Any]:

@@ -359,6 +359,9 @@ def test_fewer_bits_a_weight_are_kept_to(bits, quantizer):
         nd.quantize(conv_net(0), "speck2f", **given),
     )
     assert all(np.array_equal(full[node].weight, plain[node].weight) for node in ("conv1", "conv2", "fc"))
+    few, same = (nd.quantize(conv_net(0), "speck2f", weight_bits=bits, **given) for bits in (4, np.int64(4)))
+    assert all(np.array_equal(few[node].weight, same[node].weight) for node in ("conv1", "conv2", "fc"))
+    assert nd.quantization_aware(conv_net(0), "speck2f", bits=np.int8(4), convention=PLAIN).weight_bits == 4
 
 
 @pytest.mark.parametrize("bits", [0, 1, 9, 4.0, True, "4"])
