@@ -293,8 +293,7 @@ def resolve_convention(graph: nir.NIRGraph, convention: Convention | None) -> Co
 
 def _chunks(program: Program, n_steps: int, batch: int, dtype: torch.dtype, method: str) -> Iterator[tuple[int, int]]:
     """Steps that are run together: few enough to stay in cache, many enough to fill a GEMM."""
-    item = torch.empty(0, dtype=dtype).element_size()
-    step = max(1, program.step_size * batch * item)
+    step = max(1, program.step_size * batch * dtype.itemsize)
     if method == "event" or program.whole:
         length = _EVENT_BYTES // step
     else:

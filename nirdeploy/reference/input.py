@@ -61,7 +61,8 @@ class Source:
             self.steps, self.batch = given[0], given[1] if self.batched else 1
             return
         if isinstance(raster, torch.Tensor) and _is_readable(raster):
-            raster = raster.detach().cpu() if raster.is_floating_point() or raster.is_cuda else raster
+            raster = raster.detach() if raster.requires_grad else raster
+            raster = raster.cpu() if raster.is_cuda else raster
             raster = raster.numpy() if raster.dtype not in (torch.bfloat16,) and not raster.is_quantized else raster
         found = self._quick(raster)
         if found is None:
@@ -75,9 +76,11 @@ class Source:
     def check(self) -> float | None:
         """Check the numbers, if they are not yet; their density where it was counted."""
         if self.pending:
-            with self._named():
-                self._density = self._counted(self._data)
-            self.pending = False
+            sound, filled = survey(self._data, self._exact)
+            if not sound:
+                with self._named():
+                    self._slow(self._data if self.batched else self._data[:, 0])
+            self._density, self.pending = filled / self._data.size if sound else None, False
         return self._density
 
     def _quick(self, raster: Any) -> tuple[np.ndarray, bool] | None:

@@ -73,8 +73,10 @@ class Selection:
         Raises:
             RasterError: a variable, node, neuron or step that is not there.
         """
-        names = {dotted(path): path for path in module.plan.order}
         chosen = None
+        if nodes is None and neurons is None:  # nothing to look up, and a short run takes some 60 us
+            return cls(check_record(record), steps=_range(steps, n_steps), packed=bool(packed))
+        names = {dotted(path): path for path in module.plan.order}
         if nodes is not None:
             if not isinstance(nodes, Iterable):
                 raise RasterError(f"nodes is {nodes!r}, expected names of nodes")
@@ -177,8 +179,9 @@ class Recorder(Sink):
         self.kept = n_steps if selection.steps is None else len(selection.steps)
         self.float = NUMPY[dtype]
         self.wanted = (selection.variables, selection.nodes)
-        slow = {step.path for step in module._steps if step.stateful}
-        self.lags = lateness(module.plan, slow) if module.convention.population_delay else {}
+        self.lags: Mapping[NodePath, int] = {}
+        if module.convention.population_delay:
+            self.lags = lateness(module.plan, {step.path for step in module._steps if step.stateful})
         self._chunk = 0
         self.entries: dict[tuple[NodePath, str], _Entry] = {}
         for path, template in self._templates(made):
