@@ -35,6 +35,7 @@ from nirdeploy.demonstration import digits
 from nirdeploy.evaluation import crew
 from nirdeploy.evaluation.engine import BATCH
 from nirdeploy.raster import load_raster
+from nirdeploy.reference.threads import one_thread
 
 ROOT = Path(__file__).resolve().parents[1]
 SINABS = nd.convention("sinabs", dt=1e-3, v_min="-threshold")
@@ -148,16 +149,19 @@ def settle() -> None:
 
 
 def overhead(console: Console) -> None:
-    """Chunks of about a second each, through evaluate with a file, and as plain runs."""
-    dep, data = repeated(6)
+    """Chunks of about a second each, through evaluate with a file, and as plain runs, both on one thread a chunk."""
+    dep, data = repeated(24)
     raster = data[0]
-    dep.run(raster[:, :2], mode="event", record=("spikes",))
-    alone, _ = timed(lambda: dep.run(raster[:, :360], mode="event", record=("spikes",)))
-    batch = max(1, round(360 / alone))
+    run = partial(dep.run, mode="event", record=("spikes",))
+    with one_thread():
+        run(raster[:, :2])
+        alone, _ = timed(lambda: run(raster[:, :720]))
+    batch = max(1, round(720 / alone))
     chunks = [raster[:, k : k + batch] for k in range(0, raster.shape[1], batch)]
     plain = whole = float("inf")
     for _ in range(3):
-        took, _ = timed(lambda: [dep.run(chunk, mode="event", record=("spikes",)) for chunk in chunks])
+        with one_thread():
+            took, _ = timed(lambda: [run(chunk) for chunk in chunks])
         plain = min(plain, took)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "out.h5")
