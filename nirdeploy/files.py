@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import h5py
 import numpy as np
@@ -88,13 +88,13 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def new_hdf5(path: str | Path) -> Iterator[h5py.File]:
-    """Give an empty HDF5 file in memory; on success it is written to `path` at once.
+def new_hdf5(path: str | Path, mode: Literal["w", "r+"] = "w") -> Iterator[h5py.File]:
+    """Give an empty HDF5 file in memory, or with 'r+' the one at `path`; on success it is written there at once.
 
     HDF5 that fails to write, as on a full disk, keeps what it could not write, and ends the process when it is cleaned
     up. Here it never writes.
     """
-    with h5py.File(path, "w", driver="core", backing_store=False) as file:
+    with h5py.File(path, mode, driver="core", backing_store=False) as file:
         yield file
         file.flush()
         image = file.id.get_file_image()

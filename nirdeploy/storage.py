@@ -76,7 +76,7 @@ def write_main_file(deployment: Deployment, path: str | Path) -> None:
         GraphError: a node name that no file can hold.
     """
     _check_names(deployment)
-    with files.atomic(path) as temporary, h5py.File(temporary, "w") as file:
+    with files.atomic(path) as temporary, files.new_hdf5(temporary) as file:
         _store(file, deployment)
 
 
@@ -91,7 +91,7 @@ def _derive(path: Path, write: Callable[[Path], None], digest: str) -> None:
     try:
         with files.atomic(path) as temporary:
             write(temporary)
-            with h5py.File(temporary, "r+") as file:
+            with files.new_hdf5(temporary, mode="r+") as file:
                 files.set_attribute(file, "deployment_sha256", digest)
     except (UnsupportedError, QuantizationError):
         return

@@ -43,7 +43,7 @@ def write_program(program: Program, path: str | Path) -> None:
 
 def store(layers: list[Fields], path: Path) -> None:
     """Put layers into a new file."""
-    with h5py.File(path, "w") as file:
+    with files.new_hdf5(path) as file:
         files.set_attribute(file, "producer", f"nirdeploy {__version__}")
         root = file.create_group("layer")
         for number, layer in enumerate(layers):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nets import chain, conv_net, if_node, raster
+from nets import chain, conv_net, if_node, linear_node, raster
 
 import nirdeploy as nd
 from nirdeploy import files
@@ -389,17 +389,21 @@ import nirdeploy as nd
 from nirdeploy.errors import FileError
 from nirdeploy.evaluation.file import Identity, Store
 from nirdeploy.evaluation.job import Rows
+from nirdeploy_loihi.lower_program import program_of
+from nirdeploy_loihi.netx_write import write_program
 
 warnings.simplefilter("ignore")
 folder, limit = Path(sys.argv[2]), int(sys.argv[3])
 graph = nd.read(sys.argv[1])
 deployment = nd.deploy(graph, "speck2f", quantizer="max")
+program = program_of(nd.deploy(nd.read(sys.argv[4]), "loihi2", quantizer="max").quantized)
 rows = Rows(np.zeros((1, 10)), np.zeros((1, 2), int), np.ones(1, int), ("a", "b"), "emulator", "speck2f")
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 for write in (
     lambda: nd.write(folder / "net.nir", graph),
     lambda: deployment.save(folder / "build"),
+    lambda: write_program(program, folder / "net.net"),
     lambda: Store(Identity("g", "d", "{}", "{}", "x", 1000, 1), folder / "out.h5", resume=False).add(0, [0], rows),
 ):
     try:
@@ -412,15 +416,17 @@ for write in (
 @pytest.mark.parametrize("limit", [100, 20_000])
 def test_files_begun_on_a_full_disk_are_an_error_and_the_process_goes_on(tmp_path, limit):
     pytest.importorskip("resource")
-    network = Path(__file__).resolve().parents[2] / "configs" / "digits.nir"
+    network, dense = Path(__file__).resolve().parents[2] / "configs" / "digits.nir", tmp_path / "dense.nir"
+    matrix = np.random.default_rng(0).normal(size=(80, 80))
+    nd.write(dense, chain((80,), fc=linear_node(matrix), n=if_node((80,))), convention=nd.convention("nir", dt=1e-3))
     found = subprocess.run(
-        [sys.executable, "-c", FULL, str(network), str(tmp_path), str(limit)],
+        [sys.executable, "-c", FULL, str(network), str(tmp_path), str(limit), str(dense)],
         capture_output=True,
         text=True,
         check=False,
     )
     assert found.returncode == 0, "HDF5 may crash while the interpreter leaves"
     assert found.stderr == ""
-    names = ("net.nir", "build/deployment.h5", "out.h5")
+    names = ("net.nir", "build/deployment.h5", "net.net", "out.h5")
     assert found.stdout.splitlines() == [f"cannot write {str(tmp_path / name)!r}: File too large" for name in names]
-    assert [path.name for path in tmp_path.rglob("*")] == ["build"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["build", "dense.nir"]
