@@ -67,7 +67,7 @@ def started(monkeypatch):
         return found[-1]
 
     monkeypatch.setattr(crew.subprocess, "Popen", remembered)
-    yield found
+    yield found  # a process may start after the call that wanted it has ended: wait for how many there are
     crew.dismiss()
     assert all(one.returncode is not None for one in found), "a process was left behind, or not waited for"
 
@@ -145,7 +145,7 @@ def test_a_worker_that_answers_nonsense_is_replaced_and_its_chunk_computed_again
 ):
     stand_in(GARBAGE.format(once=" and once('told')", body=NONSENSE[what][0]))
     same(evaluate(graph, data, workers=2), expected)
-    assert len(started) == 3
+    until(lambda: len(started) == 3)
 
 
 @pytest.mark.parametrize("what", NONSENSE)
@@ -160,7 +160,7 @@ def test_a_worker_that_is_stopped_is_replaced(graph, data, expected, stand_in, s
     monkeypatch.setattr(crew, "SILENT_SECONDS", 4.0)
     stand_in("import signal" + GARBAGE.format(once=" and once('told')", body="os.kill(os.getpid(), signal.SIGSTOP)"))
     same(evaluate(graph, data, workers=2), expected)
-    assert len(started) == 3
+    until(lambda: len(started) == 3)
 
 
 def test_workers_that_never_give_a_sign_of_life_are_given_up_by_name(graph, data, stand_in, monkeypatch, tmp_path):
@@ -185,7 +185,7 @@ def test_a_chunk_that_never_ends_is_computed_by_another(graph, data, expected, s
     monkeypatch.setattr(crew, "LONGEST_SECONDS", 3.0)  # signs of life come, though
     stand_in(ENDLESS.format(once=" and once('told')"))
     same(evaluate(graph, data, workers=2), expected)
-    assert len(started) == 3
+    until(lambda: len(started) == 3)
 
 
 def test_a_chunk_that_never_ends_anywhere_is_named_and_the_rest_is_kept(graph, data, stand_in, monkeypatch, tmp_path):
@@ -209,7 +209,7 @@ def test_what_a_worker_prints_is_no_reply(graph, data, expected, stand_in, start
     )
     stand_in(noise)
     same(evaluate(graph, data, workers=2), expected)
-    assert len(started) == 2
+    until(lambda: len(started) == 2)
 
 
 def test_workers_that_always_die_are_given_up_with_what_they_said(graph, data, stand_in):
@@ -250,11 +250,11 @@ def test_a_second_call_has_the_processes_of_the_first_with_another_network(graph
     other = conv_net(seed=1)
     same(evaluate(other, data, workers=2), evaluate(other, data))
     same(evaluate(graph, data, workers=2), expected)
-    assert len(started) == 2
+    until(lambda: len(started) == 2)
     started[0].kill()  # one dies while nobody wants it
     started[0].wait()
     same(evaluate(graph, data, workers=2), expected)
-    assert len(started) == 3
+    until(lambda: len(started) == 3)
 
 
 def test_another_environment_or_folder_has_processes_of_its_own(
@@ -263,10 +263,10 @@ def test_another_environment_or_folder_has_processes_of_its_own(
     stand_in("")
     for n, change in enumerate((lambda: monkeypatch.setenv("OTHER", "1"), lambda: monkeypatch.chdir(tmp_path)), 1):
         same(evaluate(graph, data, workers=2), expected)
-        assert len(started) == 2 * n
+        until(lambda n=n: len(started) == 2 * n)
         change()
     same(evaluate(graph, data, workers=2), expected)
-    assert len(started) == 6
+    until(lambda: len(started) == 6)
     until(lambda: all(one.returncode is not None for one in started[:4]))
     assert [one.poll() for one in started[4:]] == [None, None]
 
@@ -289,7 +289,7 @@ def test_one_that_hangs_when_nobody_wants_it_any_more_ends_too(graph, data, expe
     code = "import time; time.sleep(60)"
     monkeypatch.setattr(crew.subprocess, "Popen", lambda command, **rest: popen([command[0], "-c", code], **rest))
     same(evaluate(graph, data, workers=2), expected)  # computed here
-    until(lambda: started[0].returncode is not None)
+    until(lambda: started and started[0].returncode is not None)
     assert not crew._IDLE
 
 
@@ -312,7 +312,7 @@ def test_calls_in_two_threads_have_processes_of_their_own(graph, data, expected,
     same(found[1], expected)
     assert max(in_use) == 4
     evaluate(graph, data, workers=4)
-    assert len(started) == 4
+    until(lambda: len(started) == 4)
 
 
 def test_threads_take_turns_as_before_once_all_calls_have_ended(graph, data, stand_in):
@@ -339,7 +339,7 @@ def test_a_call_that_is_left_in_the_middle_ends_its_processes(graph, data, stand
 
     with pytest.raises(problem):
         evaluate(graph, data, workers=2, progress=progress)
-    assert [one.returncode for one in started] == [-signal.SIGKILL] * 2
+    assert {one.returncode for one in started} == {-signal.SIGKILL}  # one, or two if both had begun
     assert not crew._IDLE
 
 
