@@ -1,6 +1,6 @@
 """How well does `evaluate` scale over processes, what does it cost, and what do killed workers change?
 
-    .venv/bin/python benchmarks/evaluate.py            # all of it, three minutes
+    .venv/bin/python benchmarks/evaluate.py            # all of it, five minutes
     .venv/bin/python benchmarks/evaluate.py scaling    # or overhead, memory, kills
 
 The digits network of the demo on a Speck 2f in event mode over the 360 test digits, and the CNN of the NIR paper over
@@ -201,7 +201,7 @@ def memory(console: Console) -> None:
 def kills(console: Console, seconds: float = 60, every: float = 5) -> None:
     """A worker is killed every 5 s for a minute."""
     dep, (raster, labels) = on_digits()
-    copies = 100
+    copies = 280
     data = (np.tile(raster, (1, copies, 1, 1, 1)), np.tile(labels, copies))
     dead, over = [], threading.Event()
 
