@@ -154,9 +154,14 @@ class Store:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is None:
+            return
+        try:
+            file.close()
+        except (OSError, RuntimeError) as problem:  # a damaged file, or a full disk
+            if error is None:
+                raise _unwritable(self.path, problem) from problem
 
     @property
     def done(self) -> NDArray[np.bool_]:
