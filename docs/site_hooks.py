@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, cast
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -21,7 +21,7 @@ PUBLIC = frozenset(nd.__all__)
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Navigation of the generated reference; a guide that mkdocs.yml does not place stands at the end of Guides."""
-    nav: list[dict[str, Any]] = config.nav  # type: ignore[assignment]
+    nav: list[dict[str, Any]] = cast("list[dict[str, Any]]", config.nav)
     sections = {title: value for item in nav for title, value in item.items()}
     named = str(nav)
     sections["Guides"] += [p.name for p in sorted((ROOT / "docs").glob("*.md")) if p.name not in named]

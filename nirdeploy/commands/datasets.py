@@ -21,10 +21,10 @@ from nirdeploy.commands.shared import (
     is_deployment,
     missed,
     options_of,
-    print_json,
+    print_results,
     progress_bar,
     refuse_convention,
-    say,
+    say_missed,
 )
 from nirdeploy.commands.sweeps import Sweeps, axes_of, finish_sweep, refuse_single, run_sweep
 from nirdeploy.errors import ConfigurationError
@@ -123,15 +123,9 @@ def evaluate(
             progress=progress,
             **shared,
         )
-    if as_json:
-        print_json(found.to_dict())
-    else:
-        say(found.summary())
-        if output is not None:
-            say(f"written to {output}")
+    print_results(found, output, as_json=as_json)
     if failures := _failures(found, min_accuracy, min_agreement):
-        if not as_json:
-            say(f"beyond the limits: {'; '.join(failures)}")
+        say_missed(failures, as_json=as_json)
         raise typer.Exit(1)
 
 

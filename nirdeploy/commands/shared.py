@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,12 +42,14 @@ __all__ = [
     "options_of",
     "print_json",
     "print_report",
+    "print_results",
     "print_table",
     "progress_bar",
     "progress_lines",
     "raster_of",
     "refuse_convention",
     "say",
+    "say_missed",
 ]
 
 app = typer.Typer(
@@ -210,6 +213,22 @@ def refuse_convention(preset: str | None, dt: float | None, fields: list[str] | 
     """
     if preset is not None or dt is not None or fields:
         raise ConfigurationError("a deployment has its convention already", remedy="Leave --preset, --dt, --set.")
+
+
+def print_results(found: Any, output: Path | None, *, as_json: bool) -> None:
+    """What an evaluation or sweep gave, and where it is."""
+    if as_json:
+        print_json(found.to_dict())
+        return
+    say(found.summary())
+    if output is not None:
+        say(f"written to {output}")
+
+
+def say_missed(failures: Sequence[str], *, as_json: bool) -> None:
+    """The limits that were missed, if any; JSON has the numbers."""
+    if failures and not as_json:
+        say(f"beyond the limits: {'; '.join(failures)}")
 
 
 def missed(name: str, value: float | None, least: float | None) -> str:

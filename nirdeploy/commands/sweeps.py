@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nirdeploy.commands.shared import are_events, is_deployment, missed, print_json, progress_bar, raster_of, say
+from nirdeploy.commands.shared import (
+    are_events,
+    is_deployment,
+    missed,
+    print_results,
+    progress_bar,
+    raster_of,
+    say_missed,
+)
 from nirdeploy.errors import ConfigurationError
 from nirdeploy.names import suggest
 
@@ -129,17 +137,11 @@ def finish_sweep(
     """
     if min_agreement is not None and not found.chips:
         raise ConfigurationError("--min-agreement needs a chip among the targets")
-    if as_json:
-        print_json(found.to_dict())
-    else:
-        say(found.summary())
-        if output is not None:
-            say(f"written to {output}")
+    print_results(found, output, as_json=as_json)
     failures = []
     for row in found.chips or found.rows:
         limits = (("accuracy", row.accuracy, min_accuracy), ("agreement", row.agreement, min_agreement))
         failures += [f"{row}: {text}" for limit in limits if (text := missed(*limit))]
-    if failures and not as_json:
-        say(f"beyond the limits: {'; '.join(failures)}")
+    say_missed(failures, as_json=as_json)
     if failures or (found.chips and all(row.refusals for row in found.chips)):
         raise typer.Exit(1)

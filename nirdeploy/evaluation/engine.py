@@ -20,7 +20,7 @@ from nirdeploy.errors import ConfigurationError, ConventionError, RasterError, U
 from nirdeploy.evaluation.crew import Reply, Task
 from nirdeploy.evaluation.datasets import Samples, open_samples
 from nirdeploy.evaluation.file import Identity, Store, begun
-from nirdeploy.evaluation.job import SOFTWARE, Failure, Job, Runner
+from nirdeploy.evaluation.job import Failure, Job, Runner, settings_of
 from nirdeploy.evaluation.result import Evaluation, load_evaluation, result_of
 from nirdeploy.evaluation.workers import by_processes, in_process
 from nirdeploy.pipeline import Deployment
@@ -153,7 +153,6 @@ def _job(
     step_us: int | None,
 ) -> tuple[Job, str, str, Convention]:
     """The job, what identifies the network, and the convention."""
-    settings: dict[str, Any] = {"software": SOFTWARE, "step_us": step_us}
     with tempfile.TemporaryDirectory(prefix="nirdeploy-") as folder:
         if isinstance(network, Deployment):
             if convention is not None:
@@ -167,7 +166,7 @@ def _job(
             write_main_file(network, stored)
             with h5py.File(stored, "r") as file:
                 digest = f"{network.target.name} {files.attribute(file, 'layers_sha256', str)}"
-            settings |= {"kind": "deployment", "on": on, "mode": mode, "options": plain, "method": method}
+            settings = settings_of("deployment", on=on, mode=mode, options=plain, step_us=step_us)
             return Job(stored.read_bytes(), settings), graphs.sha256(network.graph), digest, network.convention
         if not isinstance(network, nir.NIRGraph):
             raise UnsupportedError(
@@ -183,7 +182,7 @@ def _job(
 
         used = resolve_convention(network, convention)
         write(Path(folder, "net.nir"), network, convention=used)
-        settings |= {"kind": "graph", "on": "reference", "mode": None, "options": {}, "method": method}
+        settings = settings_of("graph", on="reference", method=method, step_us=step_us)
         return Job(Path(folder, "net.nir").read_bytes(), settings), graphs.sha256(network), "", used
 
 

@@ -9,7 +9,7 @@ import hashlib
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -43,9 +43,31 @@ __all__ = [
     "decode_samples",
     "encode_reply",
     "encode_samples",
+    "settings_of",
 ]
 
 SOFTWARE = {"nirdeploy": __version__, "Python": f"{sys.version_info.major}.{sys.version_info.minor}"}
+
+
+def settings_of(
+    kind: str,
+    *,
+    on: str,
+    mode: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    method: str = "dense",
+    step_us: int | None = None,
+) -> dict[str, Any]:
+    """Settings of a job of this software; the arguments are those of `evaluate`."""
+    return {
+        "software": SOFTWARE,
+        "kind": kind,
+        "on": on,
+        "mode": mode,
+        "options": dict(options or {}),
+        "method": method,
+        "step_us": step_us,
+    }
 
 
 @dataclass(frozen=True)

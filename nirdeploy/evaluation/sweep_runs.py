@@ -25,7 +25,7 @@ from nirdeploy.errors import (
 )
 from nirdeploy.evaluation.datasets import Sample, Samples
 from nirdeploy.evaluation.engine import evaluate
-from nirdeploy.evaluation.job import SOFTWARE, Job, Runner
+from nirdeploy.evaluation.job import Job, Runner, settings_of
 from nirdeploy.evaluation.points import Point
 from nirdeploy.evaluation.result import Evaluation
 from nirdeploy.evaluation.sweep_table import SweepRow
@@ -222,9 +222,8 @@ def _joules(deployment: Deployment, samples: Samples, run: Run) -> float | None:
         return None
     from nirdeploy.energy import estimate
 
-    options = dict(run.chip["options"] or {})
-    settings = {"software": SOFTWARE, "kind": "deployment", "method": "dense", "step_us": run.shared["step_us"]}
-    runner = Runner(Job(b"", {**settings, **run.chip, "options": options}), deployment)
+    settings = settings_of("deployment", **run.chip, step_us=run.shared["step_us"])
+    runner = Runner(Job(b"", settings), deployment)
     n = samples.count
     chosen = sorted({n * k // _PRICED for k in range(_PRICED)})
     found = []

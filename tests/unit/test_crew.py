@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from evaluations import same
 from nets import ROOT, conv_net, raster
 from processes import ENVIRONMENT, gone, until
 
@@ -39,13 +40,6 @@ def expected(graph, data):
 
 def evaluate(graph, data, **rest):
     return nd.evaluate(graph, data, convention=CONVENTION, batch=BATCH, **rest)
-
-
-def same(a, b):
-    for name in ("labels", "predictions", "outputs", "steps"):
-        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
-    for name in a.spikes:
-        np.testing.assert_array_equal(a.spikes[name], b.spikes[name])
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import time
 import h5py
 import numpy as np
 import pytest
+from evaluations import same
 from nets import conv_net, raster
 from processes import ENVIRONMENT, Dask, gone, listening, session, until
 
@@ -48,14 +49,6 @@ def dask(tmp_path_factory):
 
 def evaluate(deployment, data, **rest):
     return nd.evaluate(deployment, data, batch=BATCH, mode="event", **rest)
-
-
-def same(a, b):
-    for name in ("labels", "predictions", "outputs", "steps"):
-        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
-    assert list(a.spikes) == list(b.spikes)
-    for name in a.spikes:
-        np.testing.assert_array_equal(a.spikes[name], b.spikes[name])
 
 
 class At:

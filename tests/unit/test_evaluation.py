@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from evaluations import SLOW, same
 from nets import chain, conv_net, if_node, linear_node, raster, shared
 
 import nirdeploy as nd
@@ -31,7 +32,6 @@ from nirdeploy.evaluation.file import read_table
 
 ROOT = Path(__file__).resolve().parents[2]
 CONVENTION = nd.convention("sinabs", dt=1e-3, v_min="-threshold")
-ARRAYS = ("labels", "predictions", "outputs", "steps")
 
 
 @pytest.fixture(scope="module")
@@ -48,16 +48,6 @@ def data():
 @pytest.fixture(scope="module")
 def deployment(graph, data):
     return nd.deploy(graph, "speck2f", convention=CONVENTION, calibration=data[0])
-
-
-def rows(evaluation):
-    return [getattr(evaluation, name) for name in ARRAYS] + list(evaluation.spikes.values())
-
-
-def same(a, b):
-    assert list(a.spikes) == list(b.spikes)
-    for ours, theirs in zip(rows(a), rows(b), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.fixture(autouse=True)
@@ -196,25 +186,11 @@ def test_killed_workers_lose_nothing_and_change_nothing(deployment, data, elsewh
 
 # ---------------------------------------------------------------- going on
 
-KILLED = """
-import sys, time
-import numpy as np
-import nirdeploy as nd
-
-class Slow:
-    def __init__(self, path):
-        stored = np.load(path)
-        self.raster, self.labels = stored["raster"], stored["labels"]
-    def __len__(self):
-        return len(self.labels)
-    def __getitem__(self, i):
-        time.sleep(0.02)
-        return self.raster[:, i], int(self.labels[i])
-
+KILLED = f"""{SLOW}
 if __name__ == "__main__":
     build, data, output, workers = sys.argv[1:]
     dep = nd.load_deployment(build)
-    nd.evaluate(dep, Slow(data), output=output, resume=True, workers=int(workers), batch=2, mode="event",
+    nd.evaluate(dep, Slow(data, 0.02), output=output, resume=True, workers=int(workers), batch=2, mode="event",
                 progress=lambda done, total: print(done, flush=True))
 """
 

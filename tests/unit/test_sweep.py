@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from evaluations import SLOW
 from nets import chain, conv_net, if_node, lif_node, linear_node, raster
 
 import nirdeploy as nd
@@ -495,24 +496,10 @@ def test_resume_of_another_sweep_is_refused_and_of_more_points_goes_on(graph, da
     assert seen == [21, 42, 58, 63, 63], "only the new point went through its samples"
 
 
-KILLED = """
-import sys, time
-import numpy as np
-import nirdeploy as nd
-
-class Slow:
-    def __init__(self, path):
-        stored = np.load(path)
-        self.raster, self.labels = stored["raster"], stored["labels"]
-    def __len__(self):
-        return len(self.labels)
-    def __getitem__(self, i):
-        time.sleep(0.005)
-        return self.raster[:, i], int(self.labels[i])
-
+KILLED = f"""{SLOW}
 if __name__ == "__main__":
     net, data, output = sys.argv[1:]
-    found = nd.sweep(nd.read(net), Slow(data), targets="speck2f", quantizers="max", bits=(None, 4, 2), batch=4,
+    found = nd.sweep(nd.read(net), Slow(data, 0.005), targets="speck2f", quantizers="max", bits=(None, 4, 2), batch=4,
                      output=output, resume=True, progress=lambda done, total: print(done, flush=True))
 """
 
