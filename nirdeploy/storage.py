@@ -31,7 +31,7 @@ from nirdeploy.reference.convention import Convention
 from nirdeploy.rules import Finding, Report
 from nirdeploy.version import __version__
 
-__all__ = ["load_deployment", "save_deployment", "write_main_file"]
+__all__ = ["layers_sha256", "load_deployment", "save_deployment", "write_main_file"]
 
 FORMAT = "nirdeploy-deployment"
 FORMAT_VERSION = 1
@@ -125,14 +125,8 @@ def _store(file: h5py.File, deployment: Deployment) -> None:
         "quantizer": quantized.quantizer,
         "graph_sha256": graphs.sha256(quantized.graph),
     }
-    # datasets, not attributes: those stop at 64 KiB
-    texts = {
-        "convention": quantized.convention.to_json(),
-        "report": deployment.report.to_json(),
-        "placement": json.dumps(deployment.placement.to_dict()),
-        "notes": json.dumps(list(quantized.notes)),
-    }
-    for name, text in texts.items():
+    texts = _texts(deployment)
+    for name, text in texts.items():  # datasets, not attributes: those stop at 64 KiB
         files.put_text(file, name, text)
     store_graph(file.create_group("graph"), quantized.graph, fixed=True)
     layers = file.create_group("layers")
@@ -153,10 +147,24 @@ def _store(file: h5py.File, deployment: Deployment) -> None:
         files.set_attribute(file, name, value)
 
 
+def layers_sha256(deployment: Deployment) -> str:
+    """What its file is known by: a hash of all integers and of what is said and was measured about them."""
+    return _digest(deployment.quantized.layers, _texts(deployment), deployment.quantized.activity)
+
+
+def _texts(deployment: Deployment) -> dict[str, str]:
+    quantized = deployment.quantized
+    return {
+        "convention": quantized.convention.to_json(),
+        "report": deployment.report.to_json(),
+        "placement": json.dumps(deployment.placement.to_dict()),
+        "notes": json.dumps(list(quantized.notes)),
+    }
+
+
 def _digest(
     layers: Mapping[str, QuantizedWeight | QuantizedNeuron], texts: Mapping[str, str], activity: Mapping[str, Any]
 ) -> str:
-    """Hash of all integers and of what is said and was measured about them."""
     digest = hashlib.sha256(json.dumps(dict(texts), sort_keys=True).encode())
     for name in sorted(layers):
         digest.update(f"\n{name!r} {type(layers[name]).__name__}".encode())

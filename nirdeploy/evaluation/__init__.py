@@ -3,7 +3,7 @@
 - datasets.py: what counts as a data set
 - job.py: a network as bytes, and the rows of a chunk
 - workers.py: this process, and processes beside it
-- crew.py, process.py: those processes, which stay between calls
+- crew.py, handle.py, process.py: those processes, which stay between calls
 - daskwise.py, cluster.py: the workers of a dask scheduler
 - messages.py: arrays and JSON as bytes
 - file.py: the table of results and its HDF5 file

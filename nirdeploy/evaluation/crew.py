@@ -12,22 +12,17 @@ import atexit
 import contextlib
 import os
 import queue
-import subprocess
-import sys
-import tempfile
 import threading
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nirdeploy.errors import UnavailableError, VendorError
-from nirdeploy.evaluation import process as processes
-from nirdeploy.evaluation.job import Failure, Rows, decode_reply, encode_samples
-from nirdeploy.evaluation.process import DamageError, receive, send
+from nirdeploy.errors import VendorError
+from nirdeploy.evaluation.handle import Handle, Surroundings
+from nirdeploy.evaluation.job import Failure, Job, Rows, decode_reply, encode_samples
+from nirdeploy.evaluation.process import DamageError
 
 __all__ = [
     "MOST_DEATHS",
@@ -59,14 +54,16 @@ class Shift:
     """What one call has for its workers.
 
     Attributes:
-        job: message that tells a process what to run.
+        job: what a process is to run.
+        workers: that take chunks, this process among them where it does.
         todo: chunks to take; None: there are no more.
         done: replies by chunk, or an exception.
         slowest: seconds of the slowest chunk so far; None before the first.
         example: a chunk's samples, for a process to try; none before the first chunk.
     """
 
-    job: bytes
+    job: Job
+    workers: int
     todo: queue.SimpleQueue[Task | None] = field(default_factory=queue.SimpleQueue)
     done: queue.SimpleQueue[tuple[int, Any]] = field(default_factory=queue.SimpleQueue)
     slowest: float | None = None
@@ -76,30 +73,25 @@ class Shift:
         """Count a finished chunk."""
         self.slowest = seconds if self.slowest is None else max(self.slowest, seconds)
 
-    def end(self, workers: int) -> None:
+    def spare(self) -> Task | None:
+        """A chunk for one that has one, so that it need not wait for its next; None where others would go without."""
+        if self.todo.qsize() <= self.workers:
+            return None
+        try:
+            task = self.todo.get_nowait()
+        except queue.Empty:
+            return None
+        if task is None:
+            self.todo.put(None)  # for whom it was meant
+        return task
+
+    def end(self) -> None:
         """Take back what nobody has begun, and send the workers home."""
         with contextlib.suppress(queue.Empty):
             while True:
                 self.todo.get_nowait()
-        for _ in range(workers):
+        for _ in range(self.workers):
             self.todo.put(None)
-
-
-@dataclass(frozen=True)
-class _Surroundings:
-    """What a process inherits: one with another interpreter, folder or environment is not used."""
-
-    python: str
-    folder: str | None
-    variables: tuple[tuple[str, str], ...]
-
-    @classmethod
-    def now(cls) -> _Surroundings:
-        try:
-            folder: str | None = os.getcwd()
-        except OSError:  # it has been removed
-            folder = None
-        return cls(sys.executable or "", folder, tuple(sorted(os.environ.items())))
 
 
 class _RetiredError(Exception):
@@ -110,22 +102,18 @@ class Seat:
     """One worker: a thread, and a process that is replaced when it ends.
 
     Attributes:
-        surroundings: of its processes.
-        hand: the chunk it computes; None: none.
-        warm: whether its process has answered before, so that it has imported and compiled what it needs.
+        process: its process.
+        key: of the job that the process is ready for; empty: it is ready for none.
+        warm: whether the process has answered before, so that it has imported and compiled what it needs.
     """
 
-    def __init__(self, surroundings: _Surroundings) -> None:
-        self.surroundings = surroundings
-        self.hand: int | None = None
+    def __init__(self, surroundings: Surroundings) -> None:
+        self.process = Handle(surroundings)
+        self.key = ""
         self.warm = False
-        self._owing: float | None = None  # since when the process owes a reply
-        self._heard = 0.0  # when it gave a sign of life
-        self._hung = ""  # why it was killed
+        self._hand: list[Task] = []  # what it has taken, and not answered
+        self._told = 0  # how many of them the process knows
         self._retired = False
-        self._process: subprocess.Popen[bytes] | None = None
-        self._shift: Shift | None = None  # whose job the process is ready for
-        self._log = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed with the seat
         self._shifts: queue.SimpleQueue[Shift | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._live, name="nirdeploy-worker", daemon=True)
         _SEATS.add(self)
@@ -136,44 +124,31 @@ class Seat:
         self._shifts.put(shift)
 
     @property
-    def busy(self) -> bool:
-        """Whether its process owes a reply."""
-        return self._owing is not None
-
-    @property
-    def pid(self) -> int | None:
-        """Its process, if it has one."""
-        return None if self._process is None else self._process.pid
+    def hand(self) -> list[int]:
+        """The chunks it has taken, by number, the one it computes first."""
+        return [number for number, _ in self._hand.copy()]
 
     def watch(self, shift: Shift) -> None:
         """Kill the process where it hangs; what it has in hand is computed again."""
-        since, now = self._owing, time.monotonic()
-        if since is None:
+        if (waited := self.process.waited()) is None:
             return
-        if now - max(since, self._heard) > SILENT_SECONDS:
-            self._kill(f"gave no sign of life for {SILENT_SECONDS:g} s")
-        elif self.hand is not None and shift.slowest is not None:
+        working, silent = waited
+        if silent > SILENT_SECONDS:
+            self.process.kill(f"gave no sign of life for {SILENT_SECONDS:g} s")
+        elif self._told and shift.slowest is not None:
             longest = max(LONGEST_SECONDS, LONGEST_FACTOR * shift.slowest)
-            if now - since > longest:
-                self._kill(f"took longer than {longest:.0f} s, the slowest chunk before {shift.slowest:.2g} s")
+            if working > longest:
+                self.process.kill(f"took longer than {longest:.0f} s, the slowest chunk before {shift.slowest:.2g} s")
 
     def retire(self) -> None:
         """Kill the process; the thread that waits for it sees the end of the pipe, and ends."""
         self._retired = True
-        self._kill("")
+        self.process.kill()
         self._shifts.put(None)
 
     def join(self, seconds: float | None = None) -> None:
         """Wait until a retired seat is closed."""
         self._thread.join(seconds)
-
-    def forget(self, nothing: int) -> None:
-        """In a fork of this process: put a null device in the place of the pipes, whose end the worker has to see."""
-        if (process := self._process) is not None:
-            process.returncode = 0  # it is another's child
-            for pipe in (process.stdin, process.stdout):
-                if pipe is not None and not pipe.closed:
-                    os.dup2(nothing, pipe.fileno(), inheritable=False)
 
     # ------------------------------------------------------------ in the thread
 
@@ -188,69 +163,90 @@ class Seat:
             if shift is None:
                 break
             self._work(shift)
-        self._ended()
-        self._log.close()
+        self.process.close()
         _SEATS.discard(self)
 
     def _work(self, shift: Shift) -> None:
-        os.lseek(self._log.fileno(), 0, os.SEEK_SET)  # the process writes where this points
-        self._log.truncate(0)
+        self.process.unsay()
         try:
-            self._persist(shift, None)  # before it takes a chunk, which others could compute meanwhile
-            while (task := shift.todo.get()) is not None:
-                self.hand, began = task[0], time.monotonic()
-                shift.done.put((task[0], self._persist(shift, task)))
-                self.hand, self.warm = None, True
-                shift.took(time.monotonic() - began)
+            self._persist(shift)  # before it takes a chunk, which others could compute meanwhile
+            while self._take(shift):
+                reply = self._persist(shift)
+                shift.done.put((self._hand.pop(0)[0], reply))
+                self._told -= 1
+                self.warm = True
+                shift.took(self.process.took)
             if not self.warm and shift.example and (shift.slowest or np.inf) < _TRIED_SECONDS:
                 # it came too late for this call, and is to be ready for the next
-                self._persist(shift, (-1, shift.example))
+                self._hand = [(-1, shift.example)]
+                self._persist(shift)
                 self.warm = True
         except _RetiredError:
             pass
         except Exception as error:  # handed to the thread that can raise it
+            self._ended()  # it may owe replies that are nobody's
             shift.done.put((-1, error))
-        self.hand = self._shift = None
+        self._hand, self._told = [], 0
 
-    def _persist(self, shift: Shift, task: Task | None) -> Rows | Failure | None:
-        """The reply to a chunk, from as many processes as it takes; without one: have a process ready."""
-        message = b"" if task is None else b"S" + encode_samples(task[1])
+    def _take(self, shift: Shift) -> bool:
+        """Have a chunk in hand, and where others keep enough one more; False: there are no more."""
+        if not self._hand:
+            if (task := shift.todo.get()) is None:
+                return False
+            self._hand.append(task)
+        if self.warm and len(self._hand) == 1 and (task := shift.spare()) is not None:
+            self._hand.append(task)
+        return True
+
+    def _persist(self, shift: Shift) -> Rows | Failure | None:
+        """The reply to the first chunk in hand, from as many processes as it takes; no chunk: a process made ready."""
         why = ""
         for _ in range(MOST_DEATHS):
             try:
                 self._get_ready(shift)
-                return None if task is None else self._reply(message, len(task[1]))
+                for _, samples in self._hand[self._told :]:
+                    self._told += 1
+                    self.process.tell(b"S" + encode_samples(samples))
+                return self._reply(len(self._hand[0][1])) if self._hand else None
             except OSError:  # the pipe of a process that has ended
                 why = ""
             except DamageError as error:
                 why = f"answered something else than agreed: {error}"
             code = self._ended()
+            for task in self._hand[1:]:
+                shift.todo.put(task)
+            del self._hand[1:]
             if self._retired:
                 raise _RetiredError
-            why, self._hung = self._hung or why or f"ended with exit code {code}", ""
-        where = "" if task is None else f", the last in hand being the samples from {task[0]} on"
-        raise VendorError(f"{MOST_DEATHS} workers in a row {why}{where}", log=self._said())
+            why, self.process.reason = self.process.reason or why or f"ended with exit code {code}", ""
+        where = f", the last in hand being the samples from {self._hand[0][0]} on" if self._hand else ""
+        raise VendorError(f"{MOST_DEATHS} workers in a row {why}{where}", log=self.process.said())
 
     def _get_ready(self, shift: Shift) -> None:
-        if self._process is not None and self._process.poll() is not None:
-            self._ended()  # while nobody wanted it
-        if self._process is None:
+        if not self.process.runs:
+            self._ended()  # perhaps while nobody wanted it
             if self._retired:
                 raise _RetiredError
-            self._start()
-        if self._shift is shift:
+            self.process.start()
+            if self._retired:  # while it was started: `retire` did not see it
+                self.process.kill()
+        if self.key == shift.job.key:
             return
-        said = self._exchange(shift.job)
+        self.key = ""
+        self.process.tell(b"J" + shift.job.message)
+        said = self.process.hear()
         if said[:1] == b"!":
-            raise VendorError(f"a worker cannot run the network: {said[1:].decode(errors='replace')}", log=self._said())
+            raise VendorError(
+                f"a worker cannot run the network: {said[1:].decode(errors='replace')}", log=self.process.said()
+            )
         if said != b"R":
             raise DamageError(f"{said[:40]!r} to a job")
-        self._shift = shift
+        self.key = shift.job.key
 
-    def _reply(self, message: bytes, samples: int) -> Rows | Failure:
-        said = self._exchange(message)
+    def _reply(self, samples: int) -> Rows | Failure:
+        said = self.process.hear()
         if said[:1] == b"!":
-            raise VendorError(f"a worker cannot go on: {said[1:].decode(errors='replace')}", log=self._said())
+            raise VendorError(f"a worker cannot go on: {said[1:].decode(errors='replace')}", log=self.process.said())
         try:
             if said[:1] != b"+":
                 raise DamageError(f"{said[:40]!r} to samples")
@@ -261,68 +257,9 @@ class Seat:
             raise DamageError(f"{len(reply.steps)} rows of {samples} samples")
         return reply
 
-    def _exchange(self, message: bytes) -> bytes:
-        """What the process answers, after its signs of life."""
-        process = self._process
-        assert process is not None  # noqa: S101 - narrows the type
-        assert process.stdin is not None  # noqa: S101 - likewise
-        assert process.stdout is not None  # noqa: S101 - likewise
-        self._heard = self._owing = time.monotonic()
-        try:
-            send(process.stdin, message)
-            while (said := receive(process.stdout, processes.MOST_BYTES)) is not None:
-                self._heard = time.monotonic()
-                if said:
-                    return said
-        finally:
-            self._owing = None
-        raise BrokenPipeError
-
-    def _start(self) -> None:
-        where = self.surroundings
-        single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        try:
-            self._process = subprocess.Popen(  # noqa: S603 - a list, and no shell
-                [where.python, "-P", str(Path(processes.__file__))],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._log,
-                bufsize=0,
-                cwd=where.folder,
-                env={**dict(where.variables), **single},
-                start_new_session=True,  # Ctrl-C is the client's to handle
-            )
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise UnavailableError(
-                f"a worker process cannot be started: {where.python!r}: {reason}", remedy="Leave workers=."
-            ) from error
-        if self._retired:  # while it was started: `retire` did not see it
-            self._process.kill()
-
-    def _kill(self, why: str) -> None:
-        self._hung = why
-        if (process := self._process) is not None:
-            process.kill()
-
     def _ended(self) -> int | None:
-        self.warm, self._shift = False, None
-        if self._process is None:
-            return None
-        process, self._process = self._process, None
-        process.kill()
-        code = process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
-        return code
-
-    def _said(self) -> str:
-        with contextlib.suppress(OSError, ValueError):
-            self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - 4000))
-            return self._log.read().decode(errors="replace")
-        return ""
+        self.key, self.warm, self._told = "", False, 0
+        return self.process.end()
 
 
 # ---------------------------------------------------------------- those that nobody works with
@@ -334,10 +271,10 @@ _SEATS: set[Seat] = set()
 
 def borrow(count: int) -> list[Seat]:
     """As many seats: those of calls before that were started as one would be now, and new ones."""
-    wanted = _Surroundings.now()
+    wanted = Surroundings.now()
     with _LOCK:
-        others = [seat for seat in _IDLE if seat.surroundings != wanted]
-        own = [seat for seat in _IDLE if seat.surroundings == wanted]
+        others = [seat for seat in _IDLE if seat.process.surroundings != wanted]
+        own = [seat for seat in _IDLE if seat.process.surroundings == wanted]
         first = max(0, len(own) - count)
         _IDLE[:] = own[:first]
     retire(others, wait=False)
@@ -349,7 +286,7 @@ def give_back(seats: Iterable[Seat]) -> None:
     for seat in seats:
         with _LOCK:
             _IDLE.append(seat)
-        if seat.busy:  # its thread waits for the process, and may do so for ever
+        if seat.process.owing:  # its thread waits for the process, and may do so for ever
             timer = threading.Timer(IDLE_SECONDS, _expire, [seat])
             timer.daemon = True
             timer.start()
@@ -374,12 +311,12 @@ def dismiss() -> None:
 
 def busy() -> bool:
     """Whether a process still starts, or computes what nobody needs any more."""
-    return any(seat.busy for seat in list(_SEATS))
+    return any(seat.process.owing for seat in list(_SEATS))
 
 
 def pids() -> list[int]:
     """Processes that are there, borrowed or not."""
-    return [seat.pid for seat in list(_SEATS) if seat.pid is not None]
+    return [pid for seat in list(_SEATS) if (pid := seat.process.pid) is not None]
 
 
 def _taken_out(seat: Seat) -> bool:
@@ -391,7 +328,7 @@ def _taken_out(seat: Seat) -> bool:
 
 
 def _expire(seat: Seat) -> None:
-    if seat.busy and _taken_out(seat):
+    if seat.process.owing and _taken_out(seat):
         seat.retire()
 
 
@@ -412,7 +349,7 @@ def _after_fork() -> None:
     if seats:
         nothing = os.open(os.devnull, os.O_RDWR)
         for seat in seats:
-            seat.forget(nothing)
+            seat.process.disown(nothing)
         os.close(nothing)
 
 

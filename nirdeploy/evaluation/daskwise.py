@@ -80,7 +80,7 @@ class _Dask:
         self.ahead = 1
         self.met = time.monotonic()  # when a worker was there last
         # a task, not scattered data: the scheduler can make it again where the worker that holds it is killed
-        self.message = self._submitted(bytes, job.encode())
+        self.message = self._submitted(bytes, job.message)
 
     def replies(self, tasks: Iterator[Task]) -> Generator[Reply, None, None]:
         """The reply of every chunk, as they come."""

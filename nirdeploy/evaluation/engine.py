@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -11,10 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import h5py
 import nir
 
-from nirdeploy import files
 from nirdeploy import graph as graphs
 from nirdeploy.errors import ConfigurationError, ConventionError, RasterError, UnsupportedError, VendorError
 from nirdeploy.evaluation.crew import Reply, Task
@@ -153,37 +152,48 @@ def _job(
     step_us: int | None,
 ) -> tuple[Job, str, str, Convention]:
     """The job, what identifies the network, and the convention."""
+    if isinstance(network, Deployment):
+        if convention is not None:
+            raise ConventionError("a deployment has its convention already", remedy="Leave convention=.")
+        if method != "dense":
+            raise UnsupportedError("method= is the reference's", remedy="Leave it for deployments.")
+        from nirdeploy.storage import layers_sha256, write_main_file
+
+        settings = settings_of("deployment", on=on, mode=mode, options=_plain(options), step_us=step_us)
+        digest = f"{network.target.name} {layers_sha256(network)}"
+        graph_sha256, used = graphs.sha256(network.graph), network.convention
+        key = _key(settings, graph_sha256, digest, used.to_dict())
+        # only workers need the file, which takes ten milliseconds
+        job = Job(settings, partial(_bytes, partial(write_main_file, network)), key)
+        return job, graph_sha256, digest, used
+    if not isinstance(network, nir.NIRGraph):
+        raise UnsupportedError(
+            f"an evaluation of a {type(network).__name__}",
+            remedy="Give a NIRGraph (torch_to_nir makes one of a module) or a Deployment.",
+        )
+    if mode is not None or options:
+        raise UnsupportedError("mode= and options= are those of deployments", remedy="Leave them for a graph.")
+    if method not in _METHODS:
+        raise UnsupportedError(f"method {method!r} is not known", remedy=f"Use one of {', '.join(_METHODS)}.")
+    from nirdeploy.io import write
+    from nirdeploy.reference.executor import resolve_convention
+
+    used = resolve_convention(network, convention)
+    stored = _bytes(lambda path: write(path, network, convention=used))
+    settings = settings_of("graph", on="reference", method=method, step_us=step_us)
+    # the order of nodes and edges, too: floats are added in it
+    key = _key(settings, hashlib.sha256(stored).hexdigest())
+    return Job(settings, lambda: stored, key), graphs.sha256(network), "", used
+
+
+def _key(*parts: Any) -> str:
+    return json.dumps(parts, sort_keys=True)
+
+
+def _bytes(write: Callable[[Path], Any]) -> bytes:
     with tempfile.TemporaryDirectory(prefix="nirdeploy-") as folder:
-        if isinstance(network, Deployment):
-            if convention is not None:
-                raise ConventionError("a deployment has its convention already", remedy="Leave convention=.")
-            if method != "dense":
-                raise UnsupportedError("method= is the reference's", remedy="Leave it for deployments.")
-            plain = _plain(options)
-            from nirdeploy.storage import write_main_file
-
-            stored = Path(folder, "deployment.h5")
-            write_main_file(network, stored)
-            with h5py.File(stored, "r") as file:
-                digest = f"{network.target.name} {files.attribute(file, 'layers_sha256', str)}"
-            settings = settings_of("deployment", on=on, mode=mode, options=plain, step_us=step_us)
-            return Job(stored.read_bytes(), settings), graphs.sha256(network.graph), digest, network.convention
-        if not isinstance(network, nir.NIRGraph):
-            raise UnsupportedError(
-                f"an evaluation of a {type(network).__name__}",
-                remedy="Give a NIRGraph (torch_to_nir makes one of a module) or a Deployment.",
-            )
-        if mode is not None or options:
-            raise UnsupportedError("mode= and options= are those of deployments", remedy="Leave them for a graph.")
-        if method not in _METHODS:
-            raise UnsupportedError(f"method {method!r} is not known", remedy=f"Use one of {', '.join(_METHODS)}.")
-        from nirdeploy.io import write
-        from nirdeploy.reference.executor import resolve_convention
-
-        used = resolve_convention(network, convention)
-        write(Path(folder, "net.nir"), network, convention=used)
-        settings = settings_of("graph", on="reference", method=method, step_us=step_us)
-        return Job(Path(folder, "net.nir").read_bytes(), settings), graphs.sha256(network), "", used
+        write(path := Path(folder, "network"))
+        return path.read_bytes()
 
 
 def _plain(options: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import hashlib
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -70,28 +70,31 @@ def settings_of(
     }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
     """A network and how to run it.
 
     Attributes:
-        network: bytes of a `.nir` file, or of a `deployment.h5`.
         settings: plain JSON data: 'kind' ('graph' or 'deployment'), 'on', 'mode', 'options', 'method', 'step_us',
             'software' of the client.
+        network: gives the bytes of a `.nir` file, or of a `deployment.h5`; asked only where they are needed.
+        key: the same of jobs that are the same, and of no others.
     """
 
-    network: bytes
     settings: dict[str, Any]
+    network: Callable[[], bytes]
+    key: str
 
-    def encode(self) -> bytes:
-        """One message."""
-        return packed({"network": np.frombuffer(self.network, np.uint8)}, self.settings)
+    @cached_property
+    def message(self) -> bytes:
+        """The job as one message."""
+        return packed({"network": np.frombuffer(self.network(), np.uint8)}, self.settings)
 
     @staticmethod
     def decode(message: bytes) -> Job:
         """The job of a message."""
         arrays, settings = unpacked(message)
-        return Job(arrays["network"].tobytes(), settings)
+        return Job(settings, arrays["network"].tobytes, hashlib.sha256(message).hexdigest())
 
 
 @dataclass(frozen=True)
@@ -350,12 +353,12 @@ def _loaded(job: Job) -> Any:
             from nirdeploy.storage import load_deployment
 
             path = Path(folder, "deployment.h5")
-            path.write_bytes(job.network)
+            path.write_bytes(job.network())
             return load_deployment(path)
         from nirdeploy.io import read
 
         path = Path(folder, "net.nir")
-        path.write_bytes(job.network)
+        path.write_bytes(job.network())
         return read(path)
 
 

@@ -223,7 +223,7 @@ def _joules(deployment: Deployment, samples: Samples, run: Run) -> float | None:
     from nirdeploy.energy import estimate
 
     settings = settings_of("deployment", **run.chip, step_us=run.shared["step_us"])
-    runner = Runner(Job(b"", settings), deployment)
+    runner = Runner(Job(settings, bytes, ""), deployment)
     n = samples.count
     chosen = sorted({n * k // _PRICED for k in range(_PRICED)})
     found = []

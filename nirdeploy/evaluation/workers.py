@@ -15,7 +15,7 @@ from nirdeploy.evaluation.job import Job, Runner
 
 __all__ = ["by_processes", "in_process"]
 
-_AHEAD = 2  # chunks a worker that are read before they are needed
+_AHEAD = 3  # chunks a worker that are read before they are needed
 _LOOK_SECONDS = 0.1  # between two looks at who works
 _SWITCH_SECONDS = 0.0002
 
@@ -80,8 +80,9 @@ def by_processes(
         UnavailableError: no process can be started.
         VendorError: five processes in a row end, hang or answer nonsense on one chunk.
     """
-    shift = Shift(b"J" + job.encode())
-    seats = borrow(workers - (runner is not None))
+    shift, seats = Shift(job, workers), borrow(workers - (runner is not None))
+    if any(seat.key != job.key for seat in seats):
+        _ = job.message  # made before anything competes for the interpreter, which takes it seven times longer
     here = None if runner is None else _Here(runner, shift)
     source, waiting, twice, whole = iter(tasks), dict[int, list[Any]](), set[int](), False
     turns = contextlib.ExitStack()
@@ -105,7 +106,7 @@ def by_processes(
                 yield number, reply
     finally:
         turns.close()
-        shift.end(len(seats) + (here is not None))
+        shift.end()
         if whole:
             give_back(seats)
         else:
@@ -123,8 +124,8 @@ def _next(
             seat.watch(shift)
         if here is not None and not here.busy and shift.todo.empty():
             # the last chunks, in the hands of processes that still compile what they need: here it is at hand
-            for number in {seat.hand for seat in seats if not seat.warm} - twice:
-                if number is not None and number in waiting:
+            for number in {number for seat in seats if not seat.warm for number in seat.hand} - twice:
+                if number in waiting:
                     twice.add(number)
                     shift.todo.put((number, waiting[number]))
         with contextlib.suppress(queue.Empty):

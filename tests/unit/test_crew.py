@@ -16,7 +16,7 @@ from processes import ENVIRONMENT, gone, until
 
 import nirdeploy as nd
 from nirdeploy.errors import UnavailableError, UnsupportedError, VendorError
-from nirdeploy.evaluation import crew, engine, process, workers
+from nirdeploy.evaluation import crew, engine, handle, process, workers
 from nirdeploy.evaluation.job import Job, Runner, encode_reply, encode_samples
 
 CONVENTION = nd.convention("sinabs", dt=1e-3, v_min="-threshold")
@@ -60,7 +60,7 @@ def started(monkeypatch):
         found.append(popen(*arguments, **keywords))
         return found[-1]
 
-    monkeypatch.setattr(crew.subprocess, "Popen", remembered)
+    monkeypatch.setattr(handle.subprocess, "Popen", remembered)
     yield found  # a process may start after the call that wanted it has ended: wait for how many there are
     crew.dismiss()
     assert all(one.returncode is not None for one in found), "a process was left behind, or not waited for"
@@ -96,13 +96,13 @@ def stand_in(graph, data, tmp_path, monkeypatch, elsewhere, started):
         replies[encode_samples(samples)] = encode_reply(runner.run(samples))
     stored = tmp_path / "replies"
     stored.write_bytes(pickle.dumps(replies))
-    popen = crew.subprocess.Popen
+    popen = handle.subprocess.Popen
 
     def changed(lines):
         folder = str(Path(process.__file__).parent)
         code = STAND_IN.format(folder=folder, replies=str(stored), flags=str(tmp_path), change=lines)
         monkeypatch.setattr(
-            crew.subprocess, "Popen", lambda command, **rest: popen([command[0], "-P", "-c", code], **rest)
+            handle.subprocess, "Popen", lambda command, **rest: popen([command[0], "-P", "-c", code], **rest)
         )
 
     return changed
@@ -193,6 +193,37 @@ def test_a_chunk_that_never_ends_anywhere_is_named_and_the_rest_is_kept(graph, d
         evaluate(graph, data, workers=2, output=tmp_path / "out.h5")
 
 
+@pytest.mark.parametrize("end", ["os._exit(3)", "os.kill(os.getpid(), 9)", "return b'?'", "return b''"])
+def test_a_worker_that_ends_with_a_second_chunk_in_hand_loses_neither(graph, data, expected, stand_in, started, end):
+    lines = (
+        "real, seen = process._rows, []\n"
+        "def rows(runner, message):\n"
+        "    seen.append(message)\n"
+        "    time.sleep(0.02)\n"
+        f"    if len(seen) == 3 and once('told'): {end}\n"
+        "    return real(runner, message)\n"
+        "process._rows = rows"
+    )
+    stand_in(lines)
+    same(evaluate(graph, data, workers=2), expected)
+    until(lambda: len(started) == 3)
+
+
+def test_a_worker_has_its_next_chunk_before_it_needs_it_while_others_keep_enough(graph, data, stand_in, monkeypatch):
+    told, real = [], crew.Handle.tell
+
+    def tell(self, message):
+        told.append((message[:1], self.owing))
+        real(self, message)
+
+    monkeypatch.setattr(crew.Handle, "tell", tell)
+    stand_in("real = process._rows\ndef rows(*a):\n    time.sleep(0.05)\n    return real(*a)\nprocess._rows = rows")
+    evaluate(graph, data, workers=2)
+    early = [owing for kind, owing in told if kind == b"S"]
+    assert len(early) == 9
+    assert 1 <= sum(early) <= 5  # the first of each worker and the last ones are given when they are asked for
+
+
 def test_what_a_worker_prints_is_no_reply(graph, data, expected, stand_in, started):
     noise = (
         "real = process._rows\n"
@@ -229,7 +260,7 @@ def test_an_interpreter_that_is_not_there_is_unavailable(graph, data, started, e
 def test_a_worker_of_another_version_says_so(graph, started):
     job, *_ = engine._job(graph, CONVENTION, "emulator", None, None, "dense", None)
     for name, words in (("nirdeploy", "nirdeploy .*, the client 9"), ("Python", "Python 3.*, the client 9")):
-        other = Job(job.network, {**job.settings, "software": {**job.settings["software"], name: "9"}})
+        other = Job({**job.settings, "software": {**job.settings["software"], name: "9"}}, job.network, name)
         with pytest.raises(UnsupportedError, match=f"this worker has {words}. Install the same everywhere"):
             Runner(other)
     with pytest.raises(VendorError, match="a worker cannot run the network: UnsupportedError: this worker has Python"):
@@ -279,9 +310,9 @@ def test_what_nobody_wants_ends_after_a_while_and_leaves_nothing(graph, data, st
 
 def test_one_that_hangs_when_nobody_wants_it_any_more_ends_too(graph, data, expected, started, monkeypatch):
     monkeypatch.setattr(crew, "IDLE_SECONDS", 0.5)
-    popen = crew.subprocess.Popen
+    popen = handle.subprocess.Popen
     code = "import time; time.sleep(60)"
-    monkeypatch.setattr(crew.subprocess, "Popen", lambda command, **rest: popen([command[0], "-c", code], **rest))
+    monkeypatch.setattr(handle.subprocess, "Popen", lambda command, **rest: popen([command[0], "-c", code], **rest))
     same(evaluate(graph, data, workers=2), expected)  # computed here
     until(lambda: started and started[0].returncode is not None)
     assert not crew._IDLE

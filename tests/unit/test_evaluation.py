@@ -26,7 +26,7 @@ from nirdeploy.errors import (
     RasterError,
     UnsupportedError,
 )
-from nirdeploy.evaluation import crew, engine
+from nirdeploy.evaluation import crew, engine, handle
 from nirdeploy.evaluation import workers as engines
 from nirdeploy.evaluation.file import read_table
 
@@ -153,7 +153,7 @@ def test_this_process_computes_while_others_start(deployment, data, monkeypatch)
         return popen([sys.executable, "-c", "import time; time.sleep(60)"], **keywords)
 
     crew.dismiss()
-    monkeypatch.setattr(crew.subprocess, "Popen", asleep)
+    monkeypatch.setattr(handle.subprocess, "Popen", asleep)
     started = time.monotonic()
     same(nd.evaluate(deployment, data, batch=2, workers=2), nd.evaluate(deployment, data, batch=2))
     assert time.monotonic() - started < 30
@@ -169,7 +169,7 @@ def test_killed_workers_lose_nothing_and_change_nothing(deployment, data, elsewh
         started.append(popen(*arguments, **keywords))
         return started[-1]
 
-    monkeypatch.setattr(crew.subprocess, "Popen", remembered)
+    monkeypatch.setattr(handle.subprocess, "Popen", remembered)
 
     def progress(done, total):
         if len(killed) < 3:  # one after each of the first chunks
