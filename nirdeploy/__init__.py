@@ -9,6 +9,10 @@ from nirdeploy.version import __version__
 
 if TYPE_CHECKING:
     from nirdeploy.backend import targets as targets
+    from nirdeploy.binning import bin_events as bin_events
+    from nirdeploy.binning import events_to_raster as events_to_raster
+    from nirdeploy.binning import raster_to_events as raster_to_events
+    from nirdeploy.binning import stack_events as stack_events
     from nirdeploy.comparison import Comparison as Comparison
     from nirdeploy.comparison import compare as compare
     from nirdeploy.comparison.ladder import Ladder as Ladder
@@ -27,10 +31,6 @@ if TYPE_CHECKING:
     from nirdeploy.event_files import load_events as load_events
     from nirdeploy.event_files import save_events as save_events
     from nirdeploy.events import Events as Events
-    from nirdeploy.events import bin_events as bin_events
-    from nirdeploy.events import events_to_raster as events_to_raster
-    from nirdeploy.events import raster_to_events as raster_to_events
-    from nirdeploy.events import stack_events as stack_events
     from nirdeploy.graph import feedback_edges as feedback_edges
     from nirdeploy.io import read as read
     from nirdeploy.io import write as write
@@ -75,7 +75,7 @@ _PUBLIC = {
     "Sweep": "nirdeploy.evaluation",
     "Target": "nirdeploy.target",
     "Trajectory": "nirdeploy.trajectory",
-    "bin_events": "nirdeploy.events",
+    "bin_events": "nirdeploy.binning",
     "check": "nirdeploy.pipeline",
     "compare": "nirdeploy.comparison",
     "convention": "nirdeploy.reference.presets",
@@ -83,7 +83,7 @@ _PUBLIC = {
     "deploy": "nirdeploy.pipeline",
     "estimate": "nirdeploy.energy",
     "evaluate": "nirdeploy.evaluation",
-    "events_to_raster": "nirdeploy.events",
+    "events_to_raster": "nirdeploy.binning",
     "feedback_edges": "nirdeploy.graph",
     "ladder": "nirdeploy.comparison.ladder",
     "load_deployment": "nirdeploy.storage",
@@ -94,11 +94,11 @@ _PUBLIC = {
     "place": "nirdeploy.pipeline",
     "quantization_aware": "nirdeploy.training",
     "quantize": "nirdeploy.pipeline",
-    "raster_to_events": "nirdeploy.events",
+    "raster_to_events": "nirdeploy.binning",
     "read": "nirdeploy.io",
     "run": "nirdeploy.reference.executor",
     "save_events": "nirdeploy.event_files",
-    "stack_events": "nirdeploy.events",
+    "stack_events": "nirdeploy.binning",
     "sweep": "nirdeploy.evaluation",
     "targets": "nirdeploy.backend",
     "torch_to_nir": "nirdeploy.convert.trace",

@@ -1,7 +1,4 @@
-"""Recorded spike events of one sample, and their exact conversion to and from rasters of counts.
-
-Times are whole microseconds and steps whole numbers, so no event is lost to rounding.
-"""
+"""Recorded spike events of one sample, at whole microseconds."""
 
 from __future__ import annotations
 
@@ -9,35 +6,18 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike, NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from nirdeploy.errors import RasterError
-from nirdeploy.files import MAX_BYTES
-from nirdeploy.raster import _plain, _refuse, as_array
 
-__all__ = [
-    "Binned",
-    "Binning",
-    "Events",
-    "Order",
-    "Origin",
-    "bin_events",
-    "events_to_raster",
-    "raster_to_events",
-    "stack_events",
-    "whole_microseconds",
-]
+__all__ = ["LAST_INDEX", "LAST_US", "Events", "choice", "row_major", "sample_shape", "whole"]
 
-Origin = Literal["first", "zero"] | int
-Order = Literal["row_major", "sinabs"]
-
-_LAST_US = 1 << 62  # so that a time less an origin fits 64 bits
-_LAST_INDEX = (1 << 31) - 1
+LAST_US = 1 << 62  # so that a time less an origin fits 64 bits
+LAST_INDEX = (1 << 31) - 1
 _EXACT_FLOAT = 1 << 53
-_MAX_EVENTS = 1 << 28
 _NAMES = {0: (), 1: ("channel",), 2: ("channel", "x"), 3: ("channel", "y", "x")}
 
 
@@ -101,8 +81,8 @@ class Events:
             ("time_us", time),
             ("index", axes),
             ("shape", None if shape is None else _shape(shape)),
-            ("stop_us", None if stop_us is None else _whole(stop_us, "stop_us", 0)),
-            ("label", None if label is None else _whole(label, "label", -_LAST_US)),
+            ("stop_us", None if stop_us is None else whole(stop_us, "stop_us", 0)),
+            ("label", None if label is None else whole(label, "label", -LAST_US)),
         ):
             object.__setattr__(self, name, value)
         time.setflags(write=False)
@@ -167,7 +147,7 @@ class Events:
         if shape is None:
             return cls(time_us, address, stop_us=stop_us, label=label)
         wanted = _shape(shape)
-        flat = _integers(address, "address", _LAST_US, np.dtype(np.int64))
+        flat = _integers(address, "address", LAST_US, np.dtype(np.int64))
         beyond = np.flatnonzero(flat >= math.prod(wanted))
         if beyond.size:
             at = int(beyond[0])
@@ -224,7 +204,7 @@ class Events:
             raise RasterError(
                 "flat addresses need the sample's shape", remedy="dataclasses.replace(events, shape=...)."
             )
-        return _address(self.index, (0,) if self.shape is None else self.shape, len(self))
+        return row_major(self.index, (0,) if self.shape is None else self.shape, len(self))
 
     @property
     def duration_us(self) -> int:
@@ -238,275 +218,13 @@ class Events:
             start_us: microseconds; None: from the first event on.
             stop_us: microseconds; None: to the end.
         """
-        start = 0 if start_us is None else _whole(start_us, "start_us", 0)
-        stop = None if stop_us is None else _whole(stop_us, "stop_us", start)
+        start = 0 if start_us is None else whole(start_us, "start_us", 0)
+        stop = None if stop_us is None else whole(stop_us, "stop_us", start)
         first = int(np.searchsorted(self.time_us, start))
         last = len(self) if stop is None else int(np.searchsorted(self.time_us, stop))
         ends = self.stop_us if stop is None or self.stop_us is None else min(stop, self.stop_us)
         index = [axis[first:last] for axis in self.index]
         return Events(self.time_us[first:last], index=index, shape=self.shape, stop_us=ends, label=self.label)
-
-
-# ---------------------------------------------------------------- raster to events
-
-
-def raster_to_events(
-    raster: Any, *, step_us: int = 1000, order: Order = "row_major", label: int | None = None
-) -> Events:
-    """One event a count, at time step * step_us; `events_to_raster` gives the same raster back.
-
-    Args:
-        raster: [step, *shape] whole counts of ONE sample; array or tensor.
-        step_us: microseconds a step takes.
-        order: of the events within a step. `row_major`: by index (channel, y, x), the spikes of one cell together.
-            `sinabs`: as `ChipFactory.raster_to_events` of sinabs 3.1.3 sends them: the cells with the highest count
-            n first, their row-major list n times over, then the next lower count.
-        label: kept in the events.
-
-    Returns:
-        Events in microseconds, as many as there are counts.
-
-    Raises:
-        RasterError: no steps axis; negative, fractional, infinite or NaN counts, named by position; more spikes than
-            memory should hold.
-    """
-    step = _whole(step_us, "step_us", 1)
-    array = _plain(as_array(raster))
-    if array.ndim < 1:
-        raise RasterError("the raster is a single number, expected [step, *shape]")
-    if order not in ("row_major", "sinabs"):
-        raise RasterError(f"order is {order!r}, expected 'row_major' or 'sinabs'")
-    if array.dtype.kind == "f":
-        _refuse(array, ~np.isfinite(array), "expected finite counts")
-        _refuse(array, array != np.rint(array), "expected whole counts")
-    _refuse(array, array < 0, "a negative count")
-    _refuse(array, array > _MAX_EVENTS, f"at most {_MAX_EVENTS} events are made")
-    cells = np.nonzero(array)
-    counts = array[cells].astype(np.int64)
-    if int(counts.sum()) > _MAX_EVENTS:
-        raise RasterError(f"the raster holds {counts.sum()} spikes, at most {_MAX_EVENTS} events are made")
-    stop = len(array) * step
-    if stop > _LAST_US:
-        raise RasterError(f"{len(array)} steps of {step} us take {stop} us, at most {_LAST_US}")
-    picked = np.repeat(np.arange(len(counts)), counts)
-    if order == "sinabs":
-        again = np.arange(len(picked)) - np.repeat(np.cumsum(counts) - counts, counts)
-        picked = picked[np.lexsort((picked, again, -counts[picked], cells[0][picked]))]
-    index = [axis[picked] for axis in cells[1:]]
-    return Events(cells[0][picked] * step, index=index, shape=array.shape[1:], stop_us=stop, label=label)
-
-
-# ---------------------------------------------------------------- events to raster
-
-
-class Binning(TypedDict, total=False):
-    """The keywords of `bin_events`, `events_to_raster` and `stack_events`."""
-
-    step_us: int
-    n_steps: int | None
-    origin: Origin
-    incomplete: Literal["keep", "drop"]
-    outside: Literal["error", "drop"]
-    dtype: DTypeLike | None
-    max_bytes: int
-
-
-@dataclass(frozen=True)
-class Binned:
-    """A raster of counts, and how many events it leaves out.
-
-    Attributes:
-        raster: [step, *shape] counts.
-        before: events earlier than the origin.
-        after: events later than the last of `n_steps`.
-        incomplete: events in the incomplete last step.
-    """
-
-    raster: NDArray[Any]
-    before: int
-    after: int
-    incomplete: int
-
-    @property
-    def dropped(self) -> int:
-        """Events that are not in the raster."""
-        return self.before + self.after + self.incomplete
-
-
-def bin_events(
-    events: Events,
-    shape: Sequence[int] | None = None,
-    *,
-    step_us: int = 1000,
-    n_steps: int | None = None,
-    origin: Origin = "zero",
-    incomplete: Literal["keep", "drop"] = "keep",
-    outside: Literal["error", "drop"] = "error",
-    dtype: DTypeLike | None = None,
-    max_bytes: int = MAX_BYTES,
-) -> Binned:
-    """Count the events of each step, (time_us - origin) // step_us in integers, and what was dropped if asked to.
-
-    As given, nothing is dropped. N-MNIST is usually binned with origin="first", incomplete="drop".
-
-    Args:
-        events: of one sample.
-        shape: of the sample, e.g. (2, 34, 34); left out where the events have it.
-        step_us: microseconds a step takes.
-        n_steps: steps to make; None: up to the end of the recording, or to the last event where the end is unknown.
-        origin: microseconds at which step 0 begins: 0, a number, or the time of the first event.
-        incomplete: what becomes of the last step when the recording ends inside it. Where the end is unknown it is
-            the last event's time, so that event's step is incomplete.
-        outside: whether events before the origin or after `n_steps` are an error or dropped.
-        dtype: integer type of the counts; None: the first of uint8, int32 and int64 that holds them.
-        max_bytes: most bytes the raster may take.
-
-    Returns:
-        The raster [step, *shape] and how many events were dropped, and why.
-
-    Raises:
-        RasterError: unknown shape, indices beyond it, events outside, counts the dtype cannot hold, or a raster
-            too large.
-    """
-    step = _whole(step_us, "step_us", 1)
-    sample = _sample_shape(events, shape)
-    _choice(incomplete, "incomplete", ("keep", "drop"))
-    _choice(outside, "outside", ("error", "drop"))
-    time, start = events.time_us, _start(events, origin)
-    complete, rest = _steps(events, start, step)
-    wanted = complete + (rest and incomplete == "keep") if n_steps is None else _whole(n_steps, "n_steps", 0)
-    counted = min(wanted, complete) if incomplete == "drop" else wanted
-
-    first = int(np.searchsorted(time, start))
-    last = max(first, _position(time, start + counted * step))
-    end = len(time) if n_steps is None else max(first, _position(time, start + wanted * step))
-    before, after = first, len(time) - end
-    if outside == "error" and (before or after):
-        _refuse_outside(before, after, start, wanted, step)
-    bins = (time[first:last] - start) // step
-    raster = _count(bins, tuple(a[first:last] for a in events.index), (wanted, *sample), dtype, max_bytes)
-    return Binned(raster, before, after, end - last)
-
-
-def events_to_raster(events: Events, shape: Sequence[int] | None = None, **options: Unpack[Binning]) -> NDArray[Any]:
-    """[step, *shape] counts; arguments and errors as of `bin_events`, which also tells what was dropped.
-
-    Args:
-        events: of one sample.
-        shape: of the sample; left out where the events have it.
-        **options: as of `bin_events`.
-
-    Returns:
-        Integer counts, [step, *shape].
-    """
-    return bin_events(events, shape, **options).raster
-
-
-def stack_events(
-    samples: Sequence[Events], shape: Sequence[int] | None = None, **options: Unpack[Binning]
-) -> NDArray[Any]:
-    """[step, batch, *shape] counts of several samples; the shorter ones are followed by silence.
-
-    Args:
-        samples: the events of each sample.
-        shape: of a sample; left out where the events have it.
-        **options: as of `bin_events`.
-
-    Returns:
-        Integer counts, [step, batch, *shape].
-
-    Raises:
-        RasterError: no samples, samples of different shapes, or an error of `bin_events`, with the sample's number.
-    """
-    if not len(samples):
-        raise RasterError("there are no samples to stack")
-    limit = options.get("max_bytes", MAX_BYTES)
-    rasters: list[NDArray[Any]] = []
-    for number, events in enumerate(samples):
-        try:
-            rasters.append(bin_events(events, shape, **options).raster)
-        except RasterError as error:
-            raise RasterError(f"sample {number}: {error}") from error
-        if rasters[-1].shape[1:] != rasters[0].shape[1:]:
-            raise RasterError(
-                f"sample {number} has shape {rasters[-1].shape[1:]}, sample 0 {rasters[0].shape[1:]}",
-                remedy="Give the shape of all.",
-            )
-    whole = (max(len(r) for r in rasters), len(rasters), *rasters[0].shape[1:])
-    stacked = _zeros(whole, np.result_type(*rasters), limit)
-    for number, raster in enumerate(rasters):
-        stacked[: len(raster), number] = raster
-    return stacked
-
-
-def _start(events: Events, origin: Origin) -> int:
-    if isinstance(origin, str):
-        _choice(origin, "origin", ("first", "zero"))
-        return int(events.time_us[0]) if origin == "first" and len(events) else 0
-    return _whole(origin, "origin", -_LAST_US)
-
-
-def _steps(events: Events, start: int, step: int) -> tuple[int, bool]:
-    """Complete steps of the recording, and whether an incomplete one follows."""
-    if events.stop_us is not None:
-        complete, rest = divmod(max(events.stop_us - start, 0), step)
-        return complete, rest > 0
-    if not len(events) or int(events.time_us[-1]) < start:
-        return 0, False
-    return (int(events.time_us[-1]) - start) // step, True
-
-
-def _position(time: NDArray[np.int64], when: int) -> int:
-    return len(time) if when > _LAST_US else int(np.searchsorted(time, when))
-
-
-def _refuse_outside(before: int, after: int, start: int, n_steps: int, step: int) -> None:
-    parts = [f"{before} {_events(before)} before the origin ({start} us)"] if before else []
-    parts += [f"{after} {_events(after)} after {n_steps} steps of {step} us"] if after else []
-    raise RasterError(f"{' and '.join(parts)} would be lost", remedy="Pass outside='drop' to drop them.")
-
-
-def _events(number: int) -> str:
-    return "event" if number == 1 else "events"
-
-
-def _count(
-    bins: NDArray[np.int64],
-    index: tuple[NDArray[np.int32], ...],
-    shape: tuple[int, ...],
-    dtype: DTypeLike | None,
-    max_bytes: int,
-) -> NDArray[Any]:
-    """A raster of `shape` with the number of events of each cell."""
-    chosen: np.dtype[Any] | None = None if dtype is None else np.dtype(dtype)
-    if chosen is not None and chosen.kind not in "iu":
-        raise RasterError(f"dtype is {chosen}, expected an integer type")
-    _zeros(shape, chosen or np.dtype(np.uint8), max_bytes, dry=True)
-    cells, counts = np.unique(_address((bins, *index), shape, len(bins)), return_counts=True)
-    most = int(counts.max()) if counts.size else 0
-    if chosen is None:
-        chosen = np.dtype(next(d for d in (np.uint8, np.int32, np.int64) if most <= np.iinfo(d).max))
-    limit = np.iinfo(chosen).max
-    if most > limit:
-        at = int(np.argmax(counts > limit))
-        where = tuple(int(i) for i in np.unravel_index(cells[at], shape))
-        raise RasterError(
-            f"the raster would hold {counts[at]} at {where}; {chosen} holds at most {limit}",
-            remedy="Use a wider dtype or shorter steps.",
-        )
-    raster = _zeros(shape, chosen, max_bytes)
-    raster.reshape(-1)[cells] = counts
-    return raster
-
-
-def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any], max_bytes: int, *, dry: bool = False) -> NDArray[Any]:
-    size = math.prod(shape) * dtype.itemsize
-    if size > max_bytes or max(shape) > _LAST_INDEX:
-        raise RasterError(
-            f"the raster of shape {shape} would take {size} bytes, at most {max_bytes}",
-            remedy="Use longer steps, origin='first' where times do not begin near 0, or a larger max_bytes.",
-        )
-    return np.zeros(0 if dry else shape, dtype)
 
 
 # ---------------------------------------------------------------- checking
@@ -531,8 +249,8 @@ def _columns(
         raise RasterError(
             f"events need channel, y and x, or channel and x, or channel, or index; got {', '.join(named) or 'none'}"
         )
-    time = _integers(time_us, "time_us", _LAST_US, np.dtype(np.int64))
-    columns = tuple(_integers(values, name, _LAST_INDEX, np.dtype(np.int32)) for name, values in axes)
+    time = _integers(time_us, "time_us", LAST_US, np.dtype(np.int64))
+    columns = tuple(_integers(values, name, LAST_INDEX, np.dtype(np.int32)) for name, values in axes)
     for (name, _), column in zip(axes, columns, strict=True):
         if len(column) != len(time):
             raise RasterError(f"{name} has {len(column)} values, time_us has {len(time)}")
@@ -579,7 +297,8 @@ def _fits(events: Events, shape: tuple[int, ...]) -> None:
         _refuse_event(axis, axis >= length, name, f"the shape {shape} has {length} there")
 
 
-def _sample_shape(events: Events, shape: Sequence[int] | None) -> tuple[int, ...]:
+def sample_shape(events: Events, shape: Sequence[int] | None) -> tuple[int, ...]:
+    """The shape given, which the events have to fit; None: the one they carry."""
     if shape is not None:
         wanted = _shape(shape)
         _fits(events, wanted)
@@ -591,38 +310,33 @@ def _sample_shape(events: Events, shape: Sequence[int] | None) -> tuple[int, ...
 
 def _shape(shape: Sequence[int]) -> tuple[int, ...]:
     try:
-        return tuple(_whole(n, "shape", 0) for n in shape)
+        return tuple(whole(n, "shape", 0) for n in shape)
     except TypeError:
         raise RasterError(f"shape is {shape!r}, expected a tuple of lengths") from None
 
 
-def _whole(value: Any, name: str, least: int) -> int:
+def whole(value: Any, name: str, least: int) -> int:
     """A Python integer from `least` to what 62 bits hold."""
     try:
         number = None if isinstance(value, bool | np.bool_) else operator.index(value)
     except TypeError:
         number = None
-    if number is None or not least <= number <= _LAST_US:
-        bound = f" from {least} on" if least > -_LAST_US else ""
+    if number is None or not least <= number <= LAST_US:
+        bound = f" from {least} on" if least > -LAST_US else ""
         raise RasterError(f"{name} is {value!r}, expected a whole number{bound}")
     return number
 
 
-def _choice(value: str, name: str, known: tuple[str, ...]) -> None:
+def choice(value: str, name: str, known: tuple[str, ...]) -> None:
+    """Refuse a word that is not known."""
     if value not in known:
         raise RasterError(f"{name} is {value!r}, expected {' or '.join(map(repr, known))}")
 
 
-def _address(index: tuple[NDArray[Any], ...], shape: tuple[int, ...], length: int) -> NDArray[np.int64]:
+def row_major(index: tuple[NDArray[Any], ...], shape: tuple[int, ...], length: int) -> NDArray[np.int64]:
     """Row-major addresses; the first length of the shape does not matter."""
     address = np.zeros(length, np.int64)
     for axis, size in zip(index, shape, strict=True):
         address *= size
         address += axis
     return address
-
-
-def whole_microseconds(dt: float | None) -> int | None:
-    """A step of dt seconds in microseconds; None where that is no whole number, up to the rounding of dt."""
-    step_us = 0 if dt is None else round(dt * 1e6)
-    return step_us if dt is not None and step_us and abs(step_us - dt * 1e6) <= 1e-6 * step_us else None

@@ -20,7 +20,7 @@ from nirdeploy.files import MAX_BYTES, atomic, unreadable
 from nirdeploy.names import suggest
 
 if TYPE_CHECKING:
-    from nirdeploy.events import Origin
+    from nirdeploy.binning import Origin
 
 __all__ = ["DAMAGE", "as_array", "check_raster", "load_array", "load_raster", "save_raster"]
 
@@ -89,8 +89,8 @@ def _read(source: Path, max_bytes: int) -> tuple[NDArray[Any], NDArray[Any] | No
 def _load_binned(
     source: Path, step_us: int | None, origin: Origin, max_bytes: int
 ) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    from nirdeploy.binning import events_to_raster
     from nirdeploy.event_files import load_events
-    from nirdeploy.events import events_to_raster
 
     if step_us is None:
         raise FileError(f"{str(source)!r} holds events, not a raster", remedy="Pass step_us=, the length of a step.")

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from nirdeploy.binning import raster_to_events, whole_microseconds
 from nirdeploy.errors import RasterError, UnsupportedError
-from nirdeploy.events import Events, raster_to_events, whole_microseconds
+from nirdeploy.events import Events
 from nirdeploy.raster import check_raster
 from nirdeploy.reference.convention import Convention
 from nirdeploy_speck.event import run_events

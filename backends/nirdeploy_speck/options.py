@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from nirdeploy.binning import Order, Origin
 from nirdeploy.errors import UnsupportedError
-from nirdeploy.events import Order, Origin
 from nirdeploy.names import suggest
 
 __all__ = [

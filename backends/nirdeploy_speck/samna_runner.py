@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nirdeploy.binning import raster_to_events, whole_microseconds
 from nirdeploy.errors import RasterError, UnsupportedError, VendorError
-from nirdeploy.events import raster_to_events, whole_microseconds
 from nirdeploy.placement import Placement
 from nirdeploy.quantization import Quantized
 from nirdeploy.raster import check_raster

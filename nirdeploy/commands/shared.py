@@ -276,7 +276,7 @@ def assigned(items: list[str] | None, flag: str, example: str) -> dict[str, Any]
 
 def counts_of(path: Path, step_us: int | None, used: Convention | None) -> tuple[Any, Any]:
     """A raster and its labels; events are counted into steps of the convention's dt, and into no others."""
-    from nirdeploy.events import whole_microseconds
+    from nirdeploy.binning import whole_microseconds
     from nirdeploy.raster import load_raster
 
     dt = None if used is None else used.dt

@@ -12,9 +12,10 @@ import nir
 import numpy as np
 from numpy.typing import NDArray
 
+from nirdeploy.binning import events_to_raster, whole_microseconds
 from nirdeploy.comparison.align import Aligned
 from nirdeploy.errors import GraphError, NirdeployError
-from nirdeploy.events import Events, events_to_raster, whole_microseconds
+from nirdeploy.events import Events
 from nirdeploy.nodes import make_graph, make_node, type_name
 from nirdeploy.reference.convention import Convention
 from nirdeploy.schedule import NodePath, Schedule, dotted, schedule

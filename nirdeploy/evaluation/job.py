@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 
 from nirdeploy import errors
 from nirdeploy import graph as graphs
+from nirdeploy.binning import events_to_raster, whole_microseconds
 from nirdeploy.errors import NirdeployError, RasterError, UnsupportedError
 from nirdeploy.evaluation.messages import packed, unpacked
-from nirdeploy.events import Events, events_to_raster, whole_microseconds
+from nirdeploy.events import Events
 from nirdeploy.reference.threads import one_thread
 from nirdeploy.version import __version__
 

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nirdeploy.binning import stack_events, whole_microseconds
 from nirdeploy.comparison.text import several
 from nirdeploy.errors import RasterError
 from nirdeploy.evaluation.datasets import Sample, Samples
-from nirdeploy.events import Events, stack_events, whole_microseconds
+from nirdeploy.events import Events
 from nirdeploy.raster import check_raster
 
 __all__ = ["added_up", "at_dt", "calibration_at", "factor_of"]

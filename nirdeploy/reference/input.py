@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from nirdeploy.binning import events_to_raster, whole_microseconds
 from nirdeploy.convert.build import GraphModule
 from nirdeploy.errors import RasterError
-from nirdeploy.events import Events, events_to_raster, whole_microseconds
+from nirdeploy.events import Events
 from nirdeploy.raster import check_raster
 from nirdeploy.reference.signals import Signal
 from nirdeploy.reference.sparse import as_bits, survey

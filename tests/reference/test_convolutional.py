@@ -9,8 +9,9 @@ import pytest
 from nets import shared
 
 import nirdeploy as nd
+from nirdeploy.binning import events_to_raster
 from nirdeploy.comparison.metrics import cosine as cosine_of
-from nirdeploy.events import Events, events_to_raster
+from nirdeploy.events import Events
 
 # correct of 47, and the cosine of layer 1's counts over six digits to those of the chip
 CASES = {

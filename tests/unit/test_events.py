@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from nets import shared
 
+from nirdeploy.binning import bin_events, events_to_raster, raster_to_events, stack_events
 from nirdeploy.errors import FileError, RasterError, UnavailableError
 from nirdeploy.event_files import load_events, save_events
-from nirdeploy.events import Events, bin_events, events_to_raster, raster_to_events, stack_events
+from nirdeploy.events import Events
 from nirdeploy.raster import load_raster, save_raster
 
 IMAGE = (2, 34, 34)
