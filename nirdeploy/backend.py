@@ -34,11 +34,12 @@ __all__ = [
     "known_options",
     "listed_backends",
     "targets",
+    "tells_progress",
     "training_grid",
 ]
 
 GROUP = "nirdeploy.backends"
-_CONTRACT = ("on", "mode", "record", "nodes")  # keywords every backend's `run` takes
+_CONTRACT = ("on", "mode", "record", "nodes", "progress")  # keywords of a backend's `run`, the last where it tells
 
 
 class Backend(Protocol):
@@ -185,6 +186,11 @@ def known_options(function: Callable[..., Any]) -> tuple[str, ...] | None:
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in given):
         return None
     return tuple(p.name for p in given if p.kind is inspect.Parameter.KEYWORD_ONLY and p.name not in _CONTRACT)
+
+
+def tells_progress(backend: Backend) -> bool:
+    """Whether its `run` takes `progress`, to call with the steps done and the steps of all samples."""
+    return "progress" in inspect.signature(backend.run).parameters
 
 
 def find_target(name: str | Target) -> Target:

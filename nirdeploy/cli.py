@@ -87,7 +87,8 @@ def _interrupt(*_: Any) -> None:
             return
         raise KeyboardInterrupt
     if sys.stderr is not None:
-        os.write(2, b"nirdeploy: interrupted\n")
+        shown = b"\x1b[?25h" if os.isatty(2) else b""  # a progress bar hides the cursor
+        os.write(2, shown + b"nirdeploy: interrupted\n")
     os._exit(130)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import nir
 
 from nirdeploy import graph as graphs
-from nirdeploy.backend import backend_of, find_target, known_options
+from nirdeploy.backend import backend_of, find_target, known_options, tells_progress
 from nirdeploy.errors import (
     CheckError,
     ConfigurationError,
@@ -297,6 +297,7 @@ class Deployment:
         mode: str | None = None,
         record: Iterable[str] = ("spikes", "v_mem"),
         nodes: Iterable[str] | None = None,
+        progress: Callable[[int, int], None] | None = None,
         **options: Any,
     ) -> Trajectory:
         """Run a raster.
@@ -307,6 +308,7 @@ class Deployment:
             mode: the emulator's mode, where the backend has several.
             record: variables to record.
             nodes: nodes to record; None: all.
+            progress: called now and then with the steps done and the steps of all samples, by backends that tell.
             **options: the backend's own.
 
         Raises:
@@ -318,6 +320,8 @@ class Deployment:
 
         backend = backend_of(self.target.backend)
         _refuse_unknown(options, backend.run, f"a run on {self.target.name}")
+        if progress is not None and tells_progress(backend):
+            options["progress"] = progress
         for name, value in (("on", on), ("mode", mode)):
             if not isinstance(value, str | (type(None) if name == "mode" else str)):
                 raise UnsupportedError(f"{name} is {value!r}, expected text")

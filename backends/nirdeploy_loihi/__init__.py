@@ -104,12 +104,13 @@ class LoihiBackend:
         mode: str | None,
         record: tuple[str, ...],
         nodes: tuple[str, ...] | None,
+        progress: Callable[[int, int], None] | None = None,
         **options: Any,
     ) -> Trajectory:
         """Run a raster of 0 and 1 on the emulator, in Lava ('simulator') or on a Loihi 2 ('chip').
 
         Options: of the emulator `read_out` ('registers', or 'chip' for v as the chip shows it), of Lava `timeout`, of
-        the chip those of `lava_runner.run`.
+        the chip those of `lava_runner.run`. The emulator alone tells its progress.
         """
         from nirdeploy.errors import UnsupportedError
         from nirdeploy_loihi.lower_program import lowered
@@ -121,7 +122,7 @@ class LoihiBackend:
             from nirdeploy_loihi.emulator import emulate, require_emulator
 
             require_emulator(mode, options)
-            return emulate(quantized, raster, record=record, nodes=nodes, found=found, **options)
+            return emulate(quantized, raster, record=record, nodes=nodes, found=found, progress=progress, **options)
         if on == "simulator":
             from nirdeploy_loihi import simulator
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,7 @@ def emulate(
     nodes: tuple[str, ...] | None,
     read_out: str = "registers",
     found: Lowered | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Trajectory:
     """Run a raster through the integer network.
 
@@ -61,6 +62,7 @@ def emulate(
         nodes: populations to record; None: all. Outputs are always recorded.
         read_out: 'registers', or 'chip': v as the chip's probe shows it, see `execute.execute`.
         found: what to run; None: what lowering makes of the graph.
+        progress: called now and then with the steps done and the steps of all samples.
 
     Raises:
         RasterError: a raster of wrong shape, a count other than 0 or 1, or an unknown node.
@@ -74,7 +76,7 @@ def emulate(
     for name, variables in keep.items():
         if not quantized[name].fires:
             variables.discard("spikes")
-    run = execute(program, data, keep, read_out=read_out)
+    run = execute(program, data, keep, read_out=read_out, progress=progress)
     return trajectory(
         quantized,
         program,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import threading
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +26,7 @@ VARIABLES = ("spikes", "v_mem", "i_syn")
 Keep = Mapping[str, Collection[str]]
 _TRACED = ("sums", "i_syn", "v_mem", "spikes")  # in the order of the kernel's traces
 _LEAST_WORK = 1 << 15  # neurons times steps that are worth a thread
+_MOST_WORK = 1 << 23  # that are done between two moments at which Ctrl-C takes effect
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,14 @@ class Executed:
     peaks: Mapping[str, int]
 
 
-def execute(program: Program, raster: NDArray[Any], keep: Keep, *, read_out: str = "registers") -> Executed:
+def execute(
+    program: Program,
+    raster: NDArray[Any],
+    keep: Keep,
+    *,
+    read_out: str = "registers",
+    progress: Callable[[int, int], None] | None = None,
+) -> Executed:
     """Run a raster through all steps, sample by sample, each from rest.
 
     In step t a neuron receives the sum over its synapses of weight * spike(t - 1 - delay); a convolution's sum
@@ -57,6 +66,7 @@ def execute(program: Program, raster: NDArray[Any], keep: Keep, *, read_out: str
         keep: population -> variables to return; what the Outputs show is returned in any case.
         read_out: 'registers', or 'chip': v as the chip's probe shows it, 128 times the refractory steps left where a
             neuron spikes or is refractory (nengo-loihi, issue 170; seen on Loihi 2 in the NIR paper's trace).
+        progress: called now and then with the steps done and the steps of all samples.
 
     Raises:
         RasterError: a raster of wrong shape or not of 0 and 1, or an unknown population or variable to keep.
@@ -71,7 +81,7 @@ def execute(program: Program, raster: NDArray[Any], keep: Keep, *, read_out: str
     kept = {name: set(variables) for name, variables in wanted.items()}
     for shown in program.outputs:
         kept[shown.source].add(shown.variable)
-    run = _run(pack(program), {program.input: raster}, kept, shown=read_out == "chip")
+    run = _run(pack(program), {program.input: raster}, kept, shown=read_out == "chip", progress=progress)
     outputs = {o.name: run.traces[o.source, o.variable].reshape(*raster.shape[:2], *o.shape) for o in program.outputs}
     traces = {(p, variable): run.traces[p, variable] for p in wanted for variable in VARIABLES if variable in wanted[p]}
     return replace(run, traces=traces, outputs=outputs)
@@ -163,7 +173,14 @@ def _given(packed: Packed, spikes: Mapping[str, NDArray[Any]]) -> tuple[Given, i
     return Given(np.stack(begins).astype(np.int64), np.concatenate(index), axons), steps, batch
 
 
-def _run(packed: Packed, spikes: Mapping[str, NDArray[Any]], keep: Keep, *, shown: bool) -> Executed:
+def _run(
+    packed: Packed,
+    spikes: Mapping[str, NDArray[Any]],
+    keep: Keep,
+    *,
+    shown: bool,
+    progress: Callable[[int, int], None] | None = None,
+) -> Executed:
     given, steps, batch = _given(packed, spikes)
     at = np.full((len(packed.populations), len(_TRACED)), -1, np.int64)
     size = 0
@@ -173,14 +190,21 @@ def _run(packed: Packed, spikes: Mapping[str, NDArray[Any]], keep: Keep, *, show
                 at[k, j] = size
                 size += steps * batch * p.size
     traces = np.zeros(size, np.int32)
-    neurons = sum(p.size for p in packed.populations)
+    each = max(1, steps * sum(p.size for p in packed.populations))  # work of a sample
+    caller, done = threading.get_ident(), [0]
 
-    def work(first: int, last: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        samples = np.array([first, last])
-        found: tuple[Any, Any] = run(packed.tables, given, traces, at, shown, steps, batch, samples)
+    def work(first: int, last: int) -> list[tuple[Any, Any]]:
+        found, group = [], max(1, _MOST_WORK // each)
+        for start in range(first, max(last, first + 1), group):
+            stop = min(start + group, last)
+            found.append(run(packed.tables, given, traces, at, shown, steps, batch, np.array([start, stop])))
+            done[0] += stop - start
+            if progress is not None and threading.get_ident() == caller:
+                progress(done[0] * steps, batch * steps)
         return found
 
-    counts, reached = zip(*split(work, batch, max(1, _LEAST_WORK // max(1, neurons * steps))), strict=True)
+    parts = split(work, batch, max(1, _LEAST_WORK // each))
+    counts, reached = zip(*(one for found in parts for one in found), strict=True)
     low, high = np.min(reached, axis=0)[:, 0], np.max(reached, axis=0)[:, 1]
     for k, p in enumerate(packed.populations):
         refuse_overflow(int(low[k]), int(high[k]), p.name)

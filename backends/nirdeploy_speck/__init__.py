@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -102,11 +102,12 @@ class SpeckBackend:
         mode: str | None,
         record: tuple[str, ...],
         nodes: tuple[str, ...] | None,
+        progress: Callable[[int, int], None] | None = None,
         **options: Any,
     ) -> Trajectory:
         """Run a raster, or events, on the emulator, in sinabs ('simulator') or on a device ('chip').
 
-        Options of the emulator are those of its mode 'event' (`options.EventOptions`).
+        Options of the emulator are those of its mode 'event' (`options.EventOptions`); it alone tells its progress.
         """
         if on == "chip":
             from nirdeploy_speck import samna_runner
@@ -120,7 +121,17 @@ class SpeckBackend:
             return simulator.run(quantized, placement, raster, mode=mode, record=record, nodes=nodes, options=options)
         from nirdeploy_speck import emulator
 
-        return emulator.run(quantized, placement, raster, on=on, mode=mode, record=record, nodes=nodes, options=options)
+        return emulator.run(
+            quantized,
+            placement,
+            raster,
+            on=on,
+            mode=mode,
+            record=record,
+            nodes=nodes,
+            options=options,
+            progress=progress,
+        )
 
     def ladder_steps(self, quantized: Quantized, placement: Placement) -> Sequence[Step]:
         """The rungs from a reference run to the chip."""

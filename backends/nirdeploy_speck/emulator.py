@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -169,6 +169,7 @@ def run(
     record: tuple[str, ...],
     nodes: tuple[str, ...] | None,
     options: Mapping[str, Any] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Trajectory:
     """Run a raster of counts, or recorded events of one sample, through the emulator.
 
@@ -181,6 +182,7 @@ def run(
         record: variables to record.
         nodes: populations to record; None: all.
         options: of mode 'event', the fields of `options.EventOptions` and `options.Lanes`.
+        progress: called now and then with the steps done and the steps of all samples.
 
     Raises:
         UnsupportedError: an unknown `on`, mode or option, a variable the chip does not have, or biases in event mode
@@ -199,7 +201,7 @@ def run(
     producer = f"nirdeploy {__version__}"
     if chosen == "event":
         asked = event_options(options or {})
-        found, batched = event_runs(prepared.packed, network, raster, asked, quantized.convention, keep)
+        found, batched = event_runs(prepared.packed, network, raster, asked, quantized.convention, keep, progress)
         producer += f" ({asked})"
     else:
         if isinstance(raster, Events):
@@ -207,7 +209,7 @@ def run(
                 "recorded events have no steps", remedy="Use mode='event', or events_to_raster(events, step_us=...)."
             )
         data, batched = check_raster(raster, network.input_shape, integer=True)
-        found = run_steps(prepared.packed, network.events(data), **keep)
+        found = run_steps(prepared.packed, network.events(data), **keep, progress=progress)
     return trajectory(
         quantized,
         network,

@@ -11,7 +11,7 @@ What the documents leave open has a name: `sweep`, the order in which the neuron
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +25,8 @@ from nirdeploy_speck.stream import Stream
 
 __all__ = ["EventRun", "Spikes", "run_events", "trace_events"]
 
-"""Orders of the neurons that one event makes fire; the first is that of the addresses of the chip's neuron memory,
-which have the channel in their low bits (sinabs io.py, neuron addresses)."""
+_SLICE = 1 << 16
+"""Events between two moments at which Ctrl-C takes effect: a tenth of a second."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ def run_events(
     v_mem: Sequence[int],
     sweep: str = "yxc",
     leak_fires: bool = True,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[CoreRun, ...]:
     """Every core over streams of events, a sample each, all of the same number of steps.
 
@@ -77,11 +78,14 @@ def run_events(
         v_mem: cores whose v to keep at the end of each step.
         sweep: one of `options.SWEEPS`.
         leak_fires: whether a cycle of the slow clock can make a neuron fire (not documented), or only the next event.
+        progress: called now and then with the steps done and the steps of all samples.
     """
     recorder = Recorder(packed, streams[0].n_steps, len(streams), np.int32, spikes, v_mem)
     nothing = np.zeros((0, 3), np.int64)
     for sample, stream in enumerate(streams):
-        _loop(packed, stream, recorder, sample, nothing, sweep, leak_fires)
+        for begun in _loop(packed, stream, recorder, sample, nothing, sweep, leak_fires):
+            if progress is not None:
+                progress(sample * stream.n_steps + int(begun[0]), len(streams) * stream.n_steps)
     return recorder.results()
 
 
@@ -89,10 +93,13 @@ def trace_events(packed: Packed, stream: Stream, *, sweep: str = "yxc", leak_fir
     """As `run_events`, for one stream and with every single spike in the order it is sent."""
     everything = range(len(packed.table))
     counted = Recorder(packed, stream.n_steps, 1, np.int32, (), ())
-    total = _loop(packed, stream, counted, 0, np.zeros((0, 3), np.int64), sweep, leak_fires)
+    total = 0
+    for begun in _loop(packed, stream, counted, 0, np.zeros((0, 3), np.int64), sweep, leak_fires):
+        total = int(begun[3])
     trace = np.empty((total, 3), np.int64)
     recorder = Recorder(packed, stream.n_steps, 1, np.int32, everything, everything)
-    _loop(packed, stream, recorder, 0, trace, sweep, leak_fires)
+    for _ in _loop(packed, stream, recorder, 0, trace, sweep, leak_fires):
+        pass
     found = []
     for k, core in enumerate(packed.program.cores):
         order = np.flatnonzero(trace[:, 1] == k)
@@ -110,20 +117,25 @@ def _loop(
     trace: NDArray[Any],
     sweep: str,
     leak_fires: bool,
-) -> int:
-    total: int = event_loop(
-        *packed.arrays,
-        stream.events,
-        stream.until,
-        stream.cycles,
-        np.zeros(packed.n_cells, np.int32),
-        recorder.spikes[sample],
-        recorder.spike_at,
-        recorder.v_mem[sample],
-        recorder.v_mem_at,
-        recorder.counters,
-        trace,
-        sweep == "cyx",
-        leak_fires,
-    )
-    return total
+) -> Iterator[NDArray[np.int64]]:
+    """How far the kernel is, after each slice of the events; see `event_loop`."""
+    v, begun = np.zeros(packed.n_cells, np.int32), np.zeros(4, np.int64)
+    while begun[0] < stream.n_steps:
+        event_loop(
+            *packed.arrays,
+            stream.events,
+            stream.until,
+            stream.cycles,
+            v,
+            recorder.spikes[sample],
+            recorder.spike_at,
+            recorder.v_mem[sample],
+            recorder.v_mem_at,
+            recorder.counters,
+            trace,
+            sweep == "cyx",
+            leak_fires,
+            begun,
+            _SLICE,
+        )
+        yield begun

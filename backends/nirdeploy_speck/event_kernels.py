@@ -244,8 +244,10 @@ def event_loop(
     trace: NDArray[np.int64],
     channels_first: bool,
     leak_fires: bool,
-) -> int:
-    """Events, one after the other, through all cores.
+    begun: NDArray[np.int64],
+    budget: int,
+) -> None:
+    """Events, one after the other, through all cores, until the last or so many of them are through.
 
     Args:
         table, weights, bias, reach, destinations, entry: `Packed.arrays`.
@@ -257,19 +259,20 @@ def event_loop(
         trace: [spike, 3] filled, as far as it reaches, with the input event (-1 for the slow clock), core and cell.
         channels_first: whether neurons that one event makes fire send in the order channel, y, x; else y, x, channel.
         leak_fires: whether a cycle of the slow clock can make a neuron fire.
-
-    Returns:
-        Number of spikes.
+        begun: [4] how far it is, zero before the first call: steps, events and cycles that are through, and spikes.
+        budget: events to apply before it returns; it is called again until all steps are through.
     """
     n_cores = len(table)
     fired = np.empty(len(v), np.int64)  # each core's part is where its states are
     frames = np.empty((n_cores + 1, 4), np.int64)
-    done = 0
-    e = 0
-    traced = 0
-    for step in range(len(until)):
+    first, e, done, traced = begun
+    stop = e + budget
+    for step in range(first, len(until)):
         while True:
             last = e >= until[step]
+            if e >= stop and not last:
+                begun[:] = step, e, done, traced
+                return
             wanted = cycles[step] if last else events[e, 4]
             while done < wanted:
                 done += 1
@@ -301,4 +304,4 @@ def event_loop(
                 p = table[k]
                 n_cells = p[HEIGHT] * p[WIDTH] * p[OUTPUTS]
                 v_mem[step, v_mem_at[k] : v_mem_at[k] + n_cells] = v[p[CELL] : p[CELL] + n_cells]
-    return traced
+    begun[:] = len(until), e, done, traced

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,14 +33,16 @@ def event_runs(
     options: EventOptions,
     convention: Convention,
     keep: Mapping[str, Sequence[int]],
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[tuple[CoreRun, ...], bool]:
-    """Event mode over a raster or events, and whether they had a batch axis.
+    """Event mode over a raster or events, and whether they had a batch axis; `progress` as of `run_events`.
 
     Raises:
         UnsupportedError, RasterError: as `event_streams`.
     """
     streams, batched = event_streams(packed, network, raster, options, convention, keep)
-    return run_events(packed, streams, **keep, sweep=options.sweep, leak_fires=options.leak_fires), batched
+    found = run_events(packed, streams, **keep, sweep=options.sweep, leak_fires=options.leak_fires, progress=progress)
+    return found, batched
 
 
 def event_streams(

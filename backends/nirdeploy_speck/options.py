@@ -28,6 +28,8 @@ MODES = ("step", "event")
 MOST_HZ = 1_000_000  # a cycle a microsecond, which is what time is counted in
 CORE_MODELS = ("in_order", "two_lanes")
 SWEEPS = ("yxc", "cyx")
+"""Orders of the neurons that one event makes fire; the first is that of the addresses of the chip's neuron memory,
+which have the channel in their low bits (sinabs io.py, neuron addresses)."""
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ would not have fitted is counted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,9 @@ from nirdeploy_speck.packed import Packed
 from nirdeploy_speck.step_kernels import step_loop
 
 __all__ = ["CoreRun", "Recorder", "run_steps"]
+
+_SLICE = 1 << 26
+"""Cells times steps between two moments at which Ctrl-C takes effect: a few tenths of a second."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,12 @@ class Recorder:
 
 
 def run_steps(
-    packed: Packed, raster: NDArray[Any], *, spikes: Sequence[int], v_mem: Sequence[int]
+    packed: Packed,
+    raster: NDArray[Any],
+    *,
+    spikes: Sequence[int],
+    v_mem: Sequence[int],
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[CoreRun, ...]:
     """Every core over a raster of the Input's events, a step at a time.
 
@@ -89,28 +98,36 @@ def run_steps(
         raster: counts [step, batch, channel, y, x] in `program.input_map`.
         spikes: cores whose spikes to keep, by position.
         v_mem: cores whose v to keep.
+        progress: called now and then with the steps done and the steps of all samples.
 
     Raises:
         QuantizationError: a sum that 62 bits do not hold, or a count or v that 32 bits do not, naming the population.
     """
     steps, batch = raster.shape[:2]
+    part = max(1, _SLICE // max(1, packed.n_cells))
     # 32 bits are tried first; the loop stops before a sum that they might not hold
     for dtype, limit in ((np.int32, (1 << 31) - 1), (np.int64, 1 << 62)):
         recorder = Recorder(packed, steps, batch, dtype, spikes, v_mem)
-        for sample in range(batch):
+        for sample, first in product(range(batch), range(0, steps, part)):
+            if not first:
+                v, bound = np.zeros(packed.n_cells, dtype), np.zeros(len(packed.table), np.float64)
+            these = slice(first, min(first + part, steps))
             core, events = step_loop(
                 *packed.arrays,
-                raster[:, sample],
-                np.zeros(packed.n_cells, dtype),
+                raster[these, sample],
+                v,
+                bound,
                 limit,
-                recorder.spikes[sample],
+                recorder.spikes[sample, these],
                 recorder.spike_at,
-                recorder.v_mem[sample],
+                recorder.v_mem[sample, these],
                 recorder.v_mem_at,
                 recorder.counters,
             )
             if core >= 0:
                 break
+            if progress is not None:
+                progress(sample * steps + these.stop, batch * steps)
         else:
             return recorder.results()
     raise QuantizationError(

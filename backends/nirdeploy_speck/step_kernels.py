@@ -153,6 +153,7 @@ def step_loop(
     entry: NDArray[np.int64],
     raster: NDArray[Any],
     v: NDArray[Any],
+    bound: NDArray[np.float64],
     limit: int,
     spikes: NDArray[Any],
     spike_at: NDArray[np.int64],
@@ -165,7 +166,8 @@ def step_loop(
     Args:
         table, weights, bias, reach, destinations, entry: `Packed.arrays`.
         raster: counts [step, channel, y, x] of the Input.
-        v: states [cell], zero; the type that sums are made in.
+        v: states [cell], zero before the first step; the type that sums are made in.
+        bound: [core] no |v| is larger; likewise.
         limit: largest sum that `v` holds.
         spikes: [step, cell] counts, filled where a core is recorded.
         spike_at: [core] its first cell in `spikes`, -1 for none.
@@ -178,7 +180,6 @@ def step_loop(
     """
     n_cores = len(table)
     channels, height, width = raster.shape[1:]
-    bound = np.zeros(n_cores, np.float64)  # no |v| is larger
     events = np.zeros(n_cores, np.int64)
     for step in range(len(raster)):
         for k in range(n_cores):

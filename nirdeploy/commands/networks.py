@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -193,7 +194,12 @@ def run(
             given |= {} if step_us is None else {"step_us": step_us}
         else:
             counts, labels = counts_of(raster, step_us, deployment.convention)
-        trajectory = deployment.run(counts, on=on, mode=mode, record=wanted, nodes=chosen, **given)
+        asked = partial(deployment.run, counts, on=on, mode=mode, record=wanted, nodes=chosen, **given)
+        if on == "emulator":
+            with progress_bar(as_json) as progress:
+                trajectory = asked(progress=progress)
+        else:  # nothing is told before the end, and Ctrl-C takes effect at once
+            trajectory = asked()
     else:
         if mode is not None or options:
             raise ConfigurationError(

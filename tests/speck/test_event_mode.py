@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import chain, conv_net, conv_node, flatten_node, if_node, linear_node, raster, shared
+from nirdeploy_speck import event, step
 from nirdeploy_speck.emulator import _counters
 from nirdeploy_speck.event import run_events, trace_events
 from nirdeploy_speck.options import EventOptions
@@ -57,8 +58,9 @@ MAKERS = {
     threshold=st.sampled_from([1, 40, 150]),
     v_min=st.sampled_from([-1, -70, -32768]),
     sweep=st.sampled_from(["yxc", "cyx"]),
+    piece=st.sampled_from([1, 7, event._SLICE]),
 )
-def test_event_mode_is_the_definition(seed, maker, subtract, threshold, v_min, sweep):
+def test_event_mode_is_the_definition(seed, maker, subtract, threshold, v_min, sweep, piece):
     rng = np.random.default_rng(seed)
     whole = MAKERS[maker](rng, subtract=subtract, threshold=threshold, v_min=v_min)
     found = events_of(whole.input_map, 60, rng)
@@ -66,7 +68,9 @@ def test_event_mode_is_the_definition(seed, maker, subtract, threshold, v_min, s
     slow = SlowChip(whole, sweep)
     for address in zip(*(axis.tolist() for axis in found[1:]), strict=True):
         slow.send(whole.entry, *address)
-    run = trace_events(packed, stream, sweep=sweep)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(event, "_SLICE", piece)  # it goes on where it stopped
+        run = trace_events(packed, stream, sweep=sweep)
     assert_is(run.cores, slow)
     sent = np.empty((len(slow.sent), 4), int)
     for k, spikes in enumerate(run.spikes):
@@ -96,8 +100,9 @@ def test_every_geometry_reaches_the_neurons_of_its_convolution(stride, padding, 
     subtract=st.booleans(),
     many=st.booleans(),
     biased=st.booleans(),
+    piece=st.sampled_from([1, 100, step._SLICE]),
 )
-def test_step_mode_is_the_definition(seed, maker, subtract, many, biased):
+def test_step_mode_is_the_definition(seed, maker, subtract, many, biased, piece):
     rng = np.random.default_rng(seed)
     whole = MAKERS[maker](rng, subtract=subtract, many=many, threshold=int(rng.integers(1, 300)))
     if biased:
@@ -105,12 +110,14 @@ def test_step_mode_is_the_definition(seed, maker, subtract, many, biased):
         whole = dataclasses.replace(whole, cores=cores)
     data = rng.poisson(0.4, (5, 2, *whole.input_map)).astype(np.int32)
     n = len(whole.cores)
-    result = run_steps(pack(whole), data, spikes=range(n), v_mem=range(n))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step, "_SLICE", piece)  # it goes on where it stopped
+        result = run_steps(pack(whole), data, spikes=range(n), v_mem=range(n))
     for sample in (0, 1):
-        for step, row in enumerate(slow_steps(whole, data[:, sample])):
+        for t, row in enumerate(slow_steps(whole, data[:, sample])):
             for k, (spikes, v) in enumerate(row):
-                assert np.array_equal(result[k].spikes[step, sample], spikes)
-                assert np.array_equal(result[k].v_mem[step, sample], v)
+                assert np.array_equal(result[k].spikes[t, sample], spikes)
+                assert np.array_equal(result[k].v_mem[t, sample], v)
 
 
 @pytest.mark.parametrize("mode", ["step", "event"])
@@ -155,8 +162,8 @@ def test_a_smaller_map_is_a_corner_of_the_core_s_own():
     assert_is(result, slow)
     data = rng.poisson(0.5, (6, 1, 1, 4, 4)).astype(np.int32)
     steps = run_steps(packed, data, spikes=[0, 1], v_mem=[0, 1])
-    for step, row in enumerate(slow_steps(whole, data[:, 0])):
-        assert all(np.array_equal(steps[k].v_mem[step, 0], v) for k, (_, v) in enumerate(row))
+    for t, row in enumerate(slow_steps(whole, data[:, 0])):
+        assert all(np.array_equal(steps[k].v_mem[t, 0], v) for k, (_, v) in enumerate(row))
 
 
 # ---------------------------------------------------------------- the chip's arithmetic, by hand
