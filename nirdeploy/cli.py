@@ -12,18 +12,27 @@ try:
     import contextlib
     import os
     import signal
+    import warnings
     from typing import Annotated, Any
 
     import typer
 
     from nirdeploy.commands import datasets, networks, states, tools  # in the order of `nirdeploy --help`
     from nirdeploy.commands.shared import CTRL_C, app, complain, print_report, say
-    from nirdeploy.errors import CheckError, NirdeployError, PlacementError
+    from nirdeploy.errors import (
+        CheckError,
+        NirdeployError,
+        PlacementError,
+        QuantizationWarning,
+        StabilityWarning,
+    )
     from nirdeploy.version import __version__
 except KeyboardInterrupt:  # Ctrl-C while the imports run
     if sys.stderr is not None:
         sys.stderr.write("nirdeploy: interrupted\n")
     raise SystemExit(130) from None
+
+_PYTHON_S_OWN = warnings.showwarning
 
 __all__ = ["app", "datasets", "main", "networks", "states", "tools"]
 
@@ -45,7 +54,9 @@ def main() -> None:
     # once the interpreter is leaving there is nothing more to interrupt
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     try:
-        code = _code()
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            code = _code()
     except KeyboardInterrupt:
         code = complain("interrupted", 130)
     finally:
@@ -76,6 +87,14 @@ def _code() -> int:
             raise
         return _unexpected(error)
     return int(code)
+
+
+def _warn(message: Warning | str, category: type[Warning], *where: Any, **rest: Any) -> None:
+    """Ours in one line as errors are, others as Python has them."""
+    if issubclass(category, QuantizationWarning | StabilityWarning):
+        complain(f"warning: {message}", 0)
+    else:
+        _PYTHON_S_OWN(message, category, *where, **rest)
 
 
 def _interrupt(*_: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,8 +33,9 @@ from nirdeploy.commands.shared import (
     raster_of,
     refuse_convention,
     say,
+    waiting,
 )
-from nirdeploy.errors import CheckError, ConfigurationError, RasterError
+from nirdeploy.errors import CheckError, ConfigurationError, QuantizationWarning, RasterError
 
 if TYPE_CHECKING:
     from nirdeploy.pipeline import Deployment
@@ -106,15 +108,17 @@ def deploy(
     bits = weight_bits if weight_bits is not None else (given.quantization.weight_bits if given else None)
     data = calibration or (given.quantization.calibration if given else None)
     try:
-        deployment = pipeline.deploy(
-            network,
-            find_target(chip),
-            convention=convention,
-            calibration=raster_of(data),
-            quantizer=chosen,
-            weight_bits=bits,
-            **(given.placement if given else {}),
-        )
+        with waiting(as_json, "quantising and placing"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", QuantizationWarning)  # the notes below are the same
+            deployment = pipeline.deploy(
+                network,
+                find_target(chip),
+                convention=convention,
+                calibration=raster_of(data),
+                quantizer=chosen,
+                weight_bits=bits,
+                **(given.placement if given else {}),
+            )
     except CheckError as error:
         if not as_json:
             raise
@@ -198,8 +202,9 @@ def run(
         if on == "emulator":
             with progress_bar(as_json) as progress:
                 trajectory = asked(progress=progress)
-        else:  # nothing is told before the end, and Ctrl-C takes effect at once
-            trajectory = asked()
+        else:
+            with waiting(as_json, on):
+                trajectory = asked()
     else:
         if mode is not None or options:
             raise ConfigurationError(

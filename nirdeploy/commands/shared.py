@@ -50,6 +50,7 @@ __all__ = [
     "refuse_convention",
     "say",
     "say_missed",
+    "waiting",
 ]
 
 app = typer.Typer(
@@ -178,6 +179,21 @@ def progress_bar(hidden: bool, what: str = "steps") -> Iterator[Callable[[int, i
         raise typer.Exit(130) from None
     finally:
         CTRL_C.update(awaited=False, came=False)
+
+
+@contextlib.contextmanager
+def waiting(hidden: bool, what: str) -> Iterator[None]:
+    """A spinner and the seconds so far on the terminal, gone afterwards, for what cannot tell how far it is."""
+    if hidden or not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn(what, markup=False), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as spinner:
+        spinner.add_task(what)
+        yield
 
 
 @contextlib.contextmanager

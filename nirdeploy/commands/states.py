@@ -20,6 +20,7 @@ from nirdeploy.commands.shared import (
     print_json,
     progress_lines,
     say,
+    waiting,
 )
 from nirdeploy.errors import ConfigurationError
 
@@ -66,9 +67,10 @@ def compare(
     ours, theirs = load_trajectory(reference), [load_trajectory(path) for path in other]
     network = None if graph is None else read(graph)
     sent = None if raster is None else counts_of(raster, None, ours.convention)[0]
-    comparison = compare_trajectories(ours, theirs, lag=_lag(lag), nodes=node or None, graph=network, raster=sent)
-    if html is not None:
-        comparison.to_html(html)
+    with waiting(as_json, "comparing"):
+        comparison = compare_trajectories(ours, theirs, lag=_lag(lag), nodes=node or None, graph=network, raster=sent)
+        if html is not None:
+            comparison.to_html(html)
     match = None if window is None else comparison.overall_match(window)
     if as_json:
         within = (

@@ -1,12 +1,15 @@
+import contextlib
+import dataclasses
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from nets import ROOT, chain, conv_net, conv_node, if_node, raster
+from nets import ROOT, chain, conv_net, conv_node, if_node, lif_node, raster
 
 import nirdeploy as nd
 from nirdeploy.cli import main
@@ -446,3 +449,53 @@ def test_compare_fails_on_values_where_no_spikes_are_compared_and_never_writes_o
     code, _, said = call("compare", a, b, "--lag", "out=1", "--lag", "out=2")
     assert code == 2
     assert "--lag is 'out=1 out=2', expected steps, NODE=STEPS for each node, or 'find'" in said
+
+
+@pytest.mark.filterwarnings("default")
+def test_warnings_are_one_line_each_and_no_line_of_python(call, work):
+    graph = chain((1, 6, 6), conv=conv_node(np.ones((4, 1, 3, 3)), None), n=if_node((4, 4, 4)))
+    nd.write("free.nir", graph, convention=dataclasses.replace(PLAIN, v_min=None))
+    code, out, err = call("deploy", "free.nir", "-t", "speck2f", "-o", "build", "--quantizer", "max")
+    assert (code, err) == (0, "")  # said once, among the notes
+    assert out.count("n: no lower bound of v, so 'max' scales by 1") == 1
+    nd.write("stiff.nir", chain((2,), n=lif_node((2,), tau=1e-3)), convention=nd.Convention(dt=2e-3))
+    save_raster("ones.npz", np.ones((4, 1, 2), np.uint8))
+    code, _, err = call("run", "stiff.nir", "ones.npz")
+    assert code == 0
+    assert err.startswith("nirdeploy: warning: ")
+    assert "networks.py" not in err
+    assert len(err.splitlines()) == 1
+
+
+def on_a_terminal(*arguments):
+    """What a command writes to standard error where that is a terminal, and its exit code."""
+    ours, theirs = pty.openpty()
+    try:
+        with subprocess.Popen(
+            [sys.executable, "-m", "nirdeploy", *arguments], stdout=subprocess.DEVNULL, stderr=theirs
+        ) as running:
+            os.close(theirs)
+            said = b""
+            with contextlib.suppress(OSError):  # the other end is closed
+                while piece := os.read(ours, 1 << 16):
+                    said += piece
+        return said.decode(), running.returncode
+    finally:
+        os.close(ours)
+
+
+@pytest.mark.parametrize("arguments", [("run", "build", "long.npz"), ("run", "net.nir", "long.npz")])
+def test_a_run_shows_a_bar_on_a_terminal_which_is_gone_afterwards(work, arguments):
+    nd.deploy(nd.read("net.nir"), "speck2f", calibration=raster((1, 6, 6))).save("build")
+    save_raster("long.npz", raster((1, 6, 6), steps=400, batch=20).astype(np.uint8))
+    said, code = on_a_terminal(*arguments)
+    assert code == 0
+    assert "steps" in said
+    assert "100%" in said
+    assert said.endswith(("\x1b[2K", "\x1b[?25h", "\x1b[1A\x1b[2K"))
+
+
+def test_what_cannot_tell_how_far_it_is_shows_that_it_works(work):
+    said, code = on_a_terminal("deploy", "net.nir", "-t", "speck2f", "-o", "build", "--calibration", "data.npz")
+    assert code == 0
+    assert "quantising and placing" in said
