@@ -83,7 +83,10 @@ class Backend(Protocol):
         nodes: tuple[str, ...] | None,
         **options: Any,
     ) -> Trajectory:
-        """Run a raster on 'emulator', 'simulator' or 'chip'."""
+        """Run a raster on 'emulator', 'simulator' or 'chip'.
+
+        One with a keyword `progress` is given what to call with the steps done and the steps of all samples.
+        """
         ...
 
     def chip_configuration(self, quantized: Quantized, placement: Placement) -> dict[str, Any]:
