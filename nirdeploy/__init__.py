@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from nirdeploy.energy import Estimate as Estimate
     from nirdeploy.energy import estimate as estimate
     from nirdeploy.errors import NirdeployError as NirdeployError
-    from nirdeploy.evaluation import Evaluation as Evaluation
-    from nirdeploy.evaluation import Sweep as Sweep
-    from nirdeploy.evaluation import evaluate as evaluate
-    from nirdeploy.evaluation import load_evaluation as load_evaluation
-    from nirdeploy.evaluation import sweep as sweep
+    from nirdeploy.evaluation.engine import evaluate as evaluate
+    from nirdeploy.evaluation.result import Evaluation as Evaluation
+    from nirdeploy.evaluation.result import load_evaluation as load_evaluation
+    from nirdeploy.evaluation.sweep_table import Sweep as Sweep
+    from nirdeploy.evaluation.sweeping import sweep as sweep
     from nirdeploy.event_files import load_events as load_events
     from nirdeploy.event_files import save_events as save_events
     from nirdeploy.events import Events as Events
@@ -61,7 +61,7 @@ _PUBLIC = {
     "Convention": "nirdeploy.reference.convention",
     "Deployment": "nirdeploy.pipeline",
     "Estimate": "nirdeploy.energy",
-    "Evaluation": "nirdeploy.evaluation",
+    "Evaluation": "nirdeploy.evaluation.result",
     "Events": "nirdeploy.events",
     "Finding": "nirdeploy.rules",
     "Ladder": "nirdeploy.comparison.ladder",
@@ -72,7 +72,7 @@ _PUBLIC = {
     "Record": "nirdeploy.trajectory",
     "Report": "nirdeploy.rules",
     "Surrogate": "nirdeploy.reference.surrogates",
-    "Sweep": "nirdeploy.evaluation",
+    "Sweep": "nirdeploy.evaluation.sweep_table",
     "Target": "nirdeploy.target",
     "Trajectory": "nirdeploy.trajectory",
     "bin_events": "nirdeploy.binning",
@@ -82,12 +82,12 @@ _PUBLIC = {
     "convention_of": "nirdeploy.convert.stated",
     "deploy": "nirdeploy.pipeline",
     "estimate": "nirdeploy.energy",
-    "evaluate": "nirdeploy.evaluation",
+    "evaluate": "nirdeploy.evaluation.engine",
     "events_to_raster": "nirdeploy.binning",
     "feedback_edges": "nirdeploy.graph",
     "ladder": "nirdeploy.comparison.ladder",
     "load_deployment": "nirdeploy.storage",
-    "load_evaluation": "nirdeploy.evaluation",
+    "load_evaluation": "nirdeploy.evaluation.result",
     "load_events": "nirdeploy.event_files",
     "load_trajectory": "nirdeploy.trajectory",
     "nir_to_torch": "nirdeploy.convert.build",
@@ -99,7 +99,7 @@ _PUBLIC = {
     "run": "nirdeploy.reference.executor",
     "save_events": "nirdeploy.event_files",
     "stack_events": "nirdeploy.binning",
-    "sweep": "nirdeploy.evaluation",
+    "sweep": "nirdeploy.evaluation.sweeping",
     "targets": "nirdeploy.backend",
     "torch_to_nir": "nirdeploy.convert.trace",
     "write": "nirdeploy.io",

@@ -11,9 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn import functional
 
 from nirdeploy.errors import QuantizationError
 
@@ -23,11 +21,11 @@ Integers = NDArray[Any]
 _CHUNK_BYTES = 32 << 20  # keeps a chunk's activations near the last-level cache
 
 
-def _float_type(bound: int) -> torch.dtype:
+def _float_type(bound: int) -> np.dtype[Any]:
     if bound < 1 << 24:
-        return torch.float32
+        return np.dtype(np.float32)
     if bound < 1 << 53:
-        return torch.float64
+        return np.dtype(np.float64)
     raise QuantizationError(f"an integer sum can reach {bound}, beyond 2**53, where sums are no longer exact")
 
 
@@ -40,29 +38,36 @@ def _bound(x: Integers, weight: Integers) -> int:
     return largest * int(rows.max())
 
 
-def _in_chunks(x: Integers, outputs: int, kind: torch.dtype, apply: Callable[[Any], Any]) -> Integers:
-    per_sample = max(1, int(np.prod(x.shape[1:])) + outputs) * (4 if kind == torch.float32 else 8)
+def _in_chunks(x: Integers, outputs: int, kind: np.dtype[Any], apply: Callable[[Any], Any]) -> Integers:
+    import torch  # a second, which emulators do without
+
+    per_sample = max(1, int(np.prod(x.shape[1:])) + outputs) * kind.itemsize
     step = max(1, _CHUNK_BYTES // per_sample)
     parts = []
     with torch.no_grad():
         for first in range(0, x.shape[0], step):
-            chunk = torch.tensor(np.ascontiguousarray(x[first : first + step]), dtype=kind)
+            chunk = torch.from_numpy(np.array(x[first : first + step], dtype=kind))
             parts.append(apply(chunk).to(torch.int64).numpy())
     return np.concatenate(parts)
 
 
 def conv2d(x: Integers, weight: Integers, **options: Any) -> Integers:
     """Correlation of [n, channel, y, x] with [out, in, y, x], int64; options as torch's conv2d (no bias)."""
+    import torch
+    from torch.nn import functional
+
     kind = _float_type(_bound(x, weight))
-    kernel = torch.tensor(np.ascontiguousarray(weight), dtype=kind)
+    kernel = torch.from_numpy(np.array(weight, dtype=kind))
     size = weight.shape[0] * int(np.prod(x.shape[2:]))
     return _in_chunks(x, size, kind, lambda part: functional.conv2d(part, kernel, **options))
 
 
 def linear(x: Integers, weight: Integers) -> Integers:
     """[n, in] times [out, in] transposed, int64."""
+    import torch
+
     kind = _float_type(_bound(x, weight))
-    matrix = torch.tensor(np.ascontiguousarray(weight), dtype=kind).T
+    matrix = torch.from_numpy(np.array(weight, dtype=kind)).T
     return _in_chunks(x, weight.shape[0], kind, lambda part: part @ matrix)
 
 

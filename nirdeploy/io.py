@@ -128,8 +128,8 @@ def write(
             )
         graph = with_metadata(graph, convention=convention.to_dict())
     if for_library is not None:
-        from nirdeploy.convert.build import stored_convention
         from nirdeploy.convert.frameworks.framework import framework
+        from nirdeploy.reference.graph_convention import stored_convention
 
         graph = framework(for_library).adapt(graph, stored_convention(graph))
         validate_graph(graph)

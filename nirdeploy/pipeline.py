@@ -99,7 +99,7 @@ def _report(graph: nir.NIRGraph, target: Target, found: list[Finding]) -> Report
 
 
 def _convention_or_finding(graph: nir.NIRGraph, given: Convention | None, found: list[Finding]) -> Convention | None:
-    from nirdeploy.reference.executor import resolve_convention
+    from nirdeploy.reference.graph_convention import resolve_convention
 
     try:
         return resolve_convention(graph, given)
@@ -152,7 +152,7 @@ def _quantized(
     weight_bits: int | None,
 ) -> Quantized:
     """`quantize`, with the report of `check` where there is one already."""
-    from nirdeploy.reference.executor import resolve_convention
+    from nirdeploy.reference.graph_convention import resolve_convention
 
     backend = backend_of(chip.backend)
     require_calibration(quantizer, calibration, getattr(backend, "quantizers", QUANTIZERS))
@@ -316,7 +316,7 @@ class Deployment:
             UnavailableError: the vendor's SDK or device is not there.
             UnsupportedError: an option the backend does not have.
         """
-        from nirdeploy.reference.executor import check_record
+        from nirdeploy.trajectory import check_record
 
         backend = backend_of(self.target.backend)
         _refuse_unknown(options, backend.run, f"a run on {self.target.name}")

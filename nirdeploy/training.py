@@ -21,7 +21,7 @@ from nirdeploy.errors import CheckError, QuantizationError, UnsupportedError
 from nirdeploy.quantization import Grid, Quantized, TrainingGrid, own_integer
 from nirdeploy.raster import check_raster
 from nirdeploy.reference.convention import Convention
-from nirdeploy.reference.executor import resolve_convention
+from nirdeploy.reference.graph_convention import resolve_convention
 from nirdeploy.reference.neurons import Neuron
 from nirdeploy.reference.surrogates import Surrogate, surrogate_of
 from nirdeploy.target import Target

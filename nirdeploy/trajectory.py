@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nirdeploy.bits import PackedSpikes
+from nirdeploy.errors import RasterError
 from nirdeploy.names import suggest
 from nirdeploy.outline import Outline
 from nirdeploy.reference.convention import Convention
@@ -25,6 +26,7 @@ __all__ = [
     "Record",
     "Storage",
     "Trajectory",
+    "check_record",
     "load_trajectory",
     "wide",
 ]
@@ -35,6 +37,17 @@ REFRACTORY_VIEW = "refractory_128"
 BEFORE_POOL_VIEW = "before_pool"
 """View of spikes that a chip shows of a pooling layer before they are pooled, as Speck's monitors do."""
 _BLOCK_BYTES = 16 << 20  # read at once where a whole record need not be in memory
+
+
+def check_record(record: Iterable[str]) -> tuple[str, ...]:
+    """Variable names, validated."""
+    if not isinstance(record, Iterable):
+        raise RasterError(f"record is {record!r}, expected names", remedy=f"Choose from {', '.join(VARIABLES)}.")
+    wanted = (record,) if isinstance(record, str) else tuple(record)
+    for name in wanted:
+        if name not in VARIABLES:
+            raise RasterError(f"cannot record {name!r}", remedy=suggest(str(name), VARIABLES))
+    return wanted
 
 
 @runtime_checkable

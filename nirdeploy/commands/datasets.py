@@ -30,7 +30,7 @@ from nirdeploy.commands.sweeps import Sweeps, axes_of, finish_sweep, refuse_sing
 from nirdeploy.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from nirdeploy.evaluation import Evaluation
+    from nirdeploy.evaluation.result import Evaluation
 
 __all__ = ["evaluate"]
 
@@ -87,7 +87,7 @@ def evaluate(
     target that refuses is a row of the table. Exit code 1 where all refuse, or where a limit is given and a chip's
     point misses it or is refused.
     """
-    from nirdeploy.evaluation import evaluate as run_all
+    from nirdeploy.evaluation.engine import evaluate as run_all
 
     shared: dict[str, Any] = {
         "workers": workers,
@@ -134,7 +134,7 @@ def _network(
 ) -> tuple[Any, Any]:
     """A deployment, or a graph and its convention."""
     from nirdeploy import io, storage
-    from nirdeploy.convert.build import stored_convention
+    from nirdeploy.reference.graph_convention import stored_convention
 
     if is_deployment(source):
         refuse_convention(preset, dt, fields)

@@ -57,7 +57,7 @@ def check(
     """Say everything a chip cannot hold or computes differently. Exit code 1 if there are errors."""
     from nirdeploy import io, pipeline
     from nirdeploy.backend import find_target
-    from nirdeploy.convert.build import stored_convention
+    from nirdeploy.reference.graph_convention import stored_convention
 
     chip = find_target(target)
     network = io.read(graph, exported_by=exported_by)
@@ -92,7 +92,7 @@ def deploy(
     from nirdeploy import io, pipeline
     from nirdeploy.backend import find_target
     from nirdeploy.configuration import load_configuration
-    from nirdeploy.convert.build import stored_convention
+    from nirdeploy.reference.graph_convention import stored_convention
 
     given = load_configuration(config) if config else None
     source = graph or (given.graph if given else None)
@@ -178,8 +178,7 @@ def run(
 ) -> None:
     """Run a raster on the reference or on a deployment; write the trajectory, print spike counts."""
     from nirdeploy import io, storage
-    from nirdeploy.convert.build import stored_convention
-    from nirdeploy.reference.executor import run as run_reference
+    from nirdeploy.reference.graph_convention import stored_convention
 
     wanted = tuple(name.strip() for name in record.split(","))
     chosen = None if nodes is None else tuple(name.strip() for name in nodes.split(","))
@@ -210,6 +209,8 @@ def run(
             raise ConfigurationError(
                 "--mode and --option are those of deployments", remedy="Leave them for .nir files."
             )
+        from nirdeploy.reference.executor import run as run_reference
+
         network = io.read(source, exported_by=exported_by)
         convention = asked_convention(preset, dt, fields, stored_convention(network))
         counts, labels = counts_of(raster, step_us, convention)

@@ -21,7 +21,7 @@ from nirdeploy.errors import ConfigurationError
 from nirdeploy.names import suggest
 
 if TYPE_CHECKING:
-    from nirdeploy.evaluation import Sweep
+    from nirdeploy.evaluation.sweep_table import Sweep
 
 __all__ = ["Sweeps", "axes_of", "finish_sweep", "refuse_single", "run_sweep"]
 
@@ -106,7 +106,7 @@ def run_sweep(
     **rest: Any,
 ) -> Sweep:
     """Sweep, with a bar over all samples of all points."""
-    from nirdeploy.evaluation import sweep
+    from nirdeploy.evaluation.sweeping import sweep
 
     data = _calibration(calibration)
     with progress_bar(hidden, "samples") as progress:

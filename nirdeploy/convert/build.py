@@ -20,10 +20,11 @@ from nirdeploy.errors import ConventionError, ConversionError, RasterError, Stab
 from nirdeploy.names import escape, suggest
 from nirdeploy.nodes import type_name
 from nirdeploy.reference.convention import Convention
+from nirdeploy.reference.graph_convention import stored_convention
 from nirdeploy.reference.neurons import Membrane, Stateful
 from nirdeploy.schedule import NodePath, Schedule, dotted, feedback_key, schedule
 
-__all__ = ["GraphModule", "lookup", "nested", "nir_to_torch", "store", "stored_convention"]
+__all__ = ["GraphModule", "lookup", "nested", "nir_to_torch", "store"]
 
 State = dict[str, Any]
 ModuleMap = Mapping[type, Callable[..., "nn.Module | None"]]
@@ -433,12 +434,6 @@ def _check_overrides(plan: Schedule, convention: Convention) -> None:
             raise ConventionError(
                 f"overrides names {key!r}, which is no node of this graph and no type", remedy=suggest(key, known)
             )
-
-
-def stored_convention(graph: nir.NIRGraph) -> Convention | None:
-    """The convention that a graph carries in its metadata."""
-    stored = graphs.metadata(graph).get("convention")
-    return Convention.from_dict(stored) if isinstance(stored, dict) else None
 
 
 def _convention(graph: nir.NIRGraph | None, given: Convention | None, dt: float | None) -> Convention:

@@ -13,12 +13,3 @@
 - sweeping.py, sweep_runs.py: `sweep`, its points one after the other
 - sweep_table.py, sweep_plot.py: `Sweep`, its picture
 """
-
-from __future__ import annotations
-
-from nirdeploy.evaluation.engine import evaluate
-from nirdeploy.evaluation.result import ClassResult, Evaluation, load_evaluation
-from nirdeploy.evaluation.sweep_table import Sweep, SweepRow
-from nirdeploy.evaluation.sweeping import sweep
-
-__all__ = ["ClassResult", "Evaluation", "Sweep", "SweepRow", "evaluate", "load_evaluation", "sweep"]

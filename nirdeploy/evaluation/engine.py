@@ -176,7 +176,7 @@ def _job(
     if method not in _METHODS:
         raise UnsupportedError(f"method {method!r} is not known", remedy=f"Use one of {', '.join(_METHODS)}.")
     from nirdeploy.io import write
-    from nirdeploy.reference.executor import resolve_convention
+    from nirdeploy.reference.graph_convention import resolve_convention
 
     used = resolve_convention(network, convention)
     stored = _bytes(lambda path: write(path, network, convention=used))

@@ -235,7 +235,7 @@ class Runner:
         if self.job.settings["kind"] == "deployment":
             graph, self.convention = self.network.graph, self.network.convention
         else:
-            from nirdeploy.convert.build import stored_convention
+            from nirdeploy.reference.graph_convention import stored_convention
 
             self.convention = stored_convention(self.network)
         inputs = graphs.input_names(graph)

@@ -103,7 +103,7 @@ def sweep(
     for name, value in (("workers", workers), ("batch", batch), ("step_us", step_us)):
         require_whole(name, value)
     _check_arguments(axes, on, step_us, output, resume)
-    from nirdeploy.reference.executor import resolve_convention
+    from nirdeploy.reference.graph_convention import resolve_convention
 
     used = resolve_convention(network, convention)
     points = axes.points(used.dt)

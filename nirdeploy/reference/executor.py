@@ -15,24 +15,25 @@ import torch
 from torch import Tensor, nn
 
 from nirdeploy import graph as graphs
-from nirdeploy.convert.build import GraphModule, lookup, nir_to_torch, store, stored_convention
+from nirdeploy.convert.build import GraphModule, lookup, nir_to_torch, store
 from nirdeploy.convert.trace import torch_to_nir
 from nirdeploy.errors import ConventionError, ConversionError, GraphError, RasterError, UnsupportedError
 from nirdeploy.events import Events
 from nirdeploy.names import suggest
 from nirdeploy.outline import Outline
-from nirdeploy.reference.convention import Convention, require_convention
+from nirdeploy.reference.convention import Convention
 from nirdeploy.reference.engine import Engine
+from nirdeploy.reference.graph_convention import resolve_convention, stored_convention
 from nirdeploy.reference.input import Source, sources_of
 from nirdeploy.reference.neurons import Delay, Membrane
 from nirdeploy.reference.program import POPULATIONS, Program, numbers_of
-from nirdeploy.reference.recording import Recorder, Selection, check_record
+from nirdeploy.reference.recording import Recorder, Selection
 from nirdeploy.schedule import NodePath, dotted, feedback_key
 from nirdeploy.trajectory import Trajectory, load_trajectory
 from nirdeploy.trajectory_writer import TrajectoryWriter
 from nirdeploy.version import __version__
 
-__all__ = ["check_record", "program_of", "resolve_convention", "run"]
+__all__ = ["program_of", "run"]
 
 METHODS = ("dense", "event", "loop")
 _FOLD_BYTES, _FOLD_IMAGES = 4 << 20, 64  # of a dense chunk: what stays in cache, and what a GEMM needs
@@ -265,27 +266,6 @@ def _traced(module: nn.Module, raster: Any) -> nir.NIRGraph:
         except ConversionError as error:
             failure = failure or error
     raise failure or ConversionError("the module cannot be traced")
-
-
-def resolve_convention(graph: nir.NIRGraph, convention: Convention | None) -> Convention:
-    """The convention given, else the one stored in the graph.
-
-    Raises:
-        ConventionError: neither is there although the graph has neurons, or what is given is none.
-    """
-    if convention is not None:
-        require_convention(convention)
-        return convention
-    stored = stored_convention(graph)
-    if stored is not None:
-        return stored
-    neurons = [name for name, node in graph.nodes.items() if graphs.is_neuron(node)]
-    if neurons:
-        raise ConventionError(
-            f"the graph carries no convention, and neuron {neurons[0]!r} needs one",
-            remedy="Pass convention=nd.convention('nir', dt=...) or store one with nd.write.",
-        )
-    return Convention()
 
 
 # ---------------------------------------------------------------- steps

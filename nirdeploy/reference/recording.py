@@ -20,23 +20,12 @@ from nirdeploy.reference.neurons import Membrane, Neuron
 from nirdeploy.reference.program import POPULATIONS
 from nirdeploy.reference.sink import Sink
 from nirdeploy.schedule import NodePath, dotted, lateness
-from nirdeploy.trajectory import VARIABLES, Record
+from nirdeploy.trajectory import Record, check_record
 from nirdeploy.trajectory_writer import TrajectoryWriter
 
-__all__ = ["Recorder", "Selection", "check_record"]
+__all__ = ["Recorder", "Selection"]
 
 Array = NDArray[Any]
-
-
-def check_record(record: Iterable[str]) -> tuple[str, ...]:
-    """Variable names, validated."""
-    if not isinstance(record, Iterable):
-        raise RasterError(f"record is {record!r}, expected names", remedy=f"Choose from {', '.join(VARIABLES)}.")
-    wanted = (record,) if isinstance(record, str) else tuple(record)
-    for name in wanted:
-        if name not in VARIABLES:
-            raise RasterError(f"cannot record {name!r}", remedy=suggest(str(name), VARIABLES))
-    return wanted
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar
-
-import torch
+from typing import Any, TypeVar
 
 __all__ = ["LEAST", "one_thread", "share", "split"]
 
@@ -16,11 +16,12 @@ LEAST = 1 << 20
 """Neuron-steps that are worth a thread."""
 
 T = TypeVar("T")
+_own = threading.local()  # how many threads this one uses, where torch has not been imported
 _POOL: dict[int, ThreadPoolExecutor] = {}  # by process: a fork has none of its parent's threads
 
 
 def split(work: Callable[[int, int], T], count: int, least: int) -> list[T]:
-    """Call `work(first, last)` on as many parts of range(count) as torch has threads.
+    """Call `work(first, last)` on as many parts of range(count) as torch has threads, or would have.
 
     Args:
         work: what to do with a part; must release the lock to gain anything.
@@ -30,7 +31,7 @@ def split(work: Callable[[int, int], T], count: int, least: int) -> list[T]:
     Returns:
         The results in the order of the parts; one part where there is nothing to split.
     """
-    parts = max(1, min(torch.get_num_threads(), count // max(1, least)))
+    parts = max(1, min(_threads(), count // max(1, least)))
     if parts == 1:
         return [work(0, count)]
     bounds = [count * n // parts for n in range(parts + 1)]
@@ -48,19 +49,39 @@ def share(size: int, batch: int, unit: int, most: int, parts: int) -> int:
         most: the answer where there are samples enough.
         parts: how many parts are worth a thread.
     """
-    wanted = -(-min(parts, torch.get_num_threads()) // max(1, batch))
+    wanted = -(-min(parts, _threads()) // max(1, batch))
     return max(unit, min(most, -(-size // (max(1, wanted) * unit)) * unit))
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Run torch on one thread: small layers gain nothing from a second, and lose much where cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch, before = _torch(), _threads()
+    alone, _own.alone = getattr(_own, "alone", False), True
+    if torch is not None:
+        torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        _own.alone = alone
+        if torch is not None:
+            torch.set_num_threads(before)
+
+
+def _torch() -> Any:
+    """torch, if it has been imported: it takes a second, which emulators do without."""
+    return sys.modules.get("torch")
+
+
+def _threads() -> int:
+    """Threads that torch uses, or would use."""
+    if getattr(_own, "alone", False):
+        return 1
+    if (torch := _torch()) is not None:
+        found: int = torch.get_num_threads()
+        return found
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return int(asked) if asked.isdecimal() and int(asked) else os.cpu_count() or 1
 
 
 def _pool() -> ThreadPoolExecutor:

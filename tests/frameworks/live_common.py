@@ -117,7 +117,7 @@ def assert_same(
 
 def graph_convention(graph: nir.NIRGraph) -> nd.Convention:
     """The convention that a graph carries."""
-    from nirdeploy.convert.build import stored_convention
+    from nirdeploy.reference.graph_convention import stored_convention
 
     found = stored_convention(graph)
     assert found is not None

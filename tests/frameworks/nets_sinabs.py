@@ -19,7 +19,7 @@ from sinabs.layers.functional import lif as stepping
 from torch import nn
 
 import nirdeploy as nd
-from nirdeploy.convert.build import stored_convention
+from nirdeploy.reference.graph_convention import stored_convention
 
 GRID = 2.0**-6
 NEAR = 2e-5  # of the threshold

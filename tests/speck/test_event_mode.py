@@ -1,6 +1,8 @@
 """Event mode and step mode from what the chip is told, held against definitions written out and against silicon."""
 
 import dataclasses
+import subprocess
+import sys
 
 import h5py
 import numpy as np
@@ -520,3 +522,21 @@ def test_two_lanes_are_named_in_the_file_of_a_trajectory(recorded, tmp_path):
     run.save(tmp_path / "run.h5")
     assert nd.load_trajectory(tmp_path / "run.h5").producer == run.producer
     assert "two_lanes" in run.producer
+
+
+def test_a_deployment_runs_without_torch_which_takes_a_second_to_import(tmp_path):
+    graph, whole = conv_net(), raster((1, 6, 6))
+    nd.deploy(graph, "speck2f", convention=PLAIN, calibration=whole).save(tmp_path)
+    np.save(tmp_path / "raster.npy", whole)
+    code = (
+        "import sys, numpy as np, nirdeploy as nd\n"
+        "from nirdeploy.evaluation.job import Runner\n"
+        f"chip, raster = nd.load_deployment({str(tmp_path)!r}), np.load({str(tmp_path / 'raster.npy')!r})\n"
+        "found = [chip.run(raster, mode=mode)['if1', 'spikes'].data.sum() for mode in ('step', 'event')]\n"
+        "print('torch' in sys.modules, *found)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    chip = nd.load_deployment(tmp_path)
+    expected = [chip.run(whole, mode=mode)["if1", "spikes"].data.sum() for mode in ("step", "event")]
+    assert done.stdout.split() == ["False", *map(str, expected)]
+    assert min(expected) > 0
