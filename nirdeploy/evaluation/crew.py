@@ -22,7 +22,7 @@ import numpy as np
 from nirdeploy.errors import VendorError
 from nirdeploy.evaluation.handle import Handle, Surroundings
 from nirdeploy.evaluation.job import Failure, Job, Rows, decode_reply, encode_samples
-from nirdeploy.evaluation.process import DamageError
+from nirdeploy.evaluation.process import DamageError, mark_of
 
 __all__ = [
     "MOST_DEATHS",
@@ -112,7 +112,7 @@ class Seat:
         self.key = ""
         self.warm = False
         self._hand: list[Task] = []  # what it has taken, and not answered
-        self._told = 0  # how many of them the process knows
+        self._told: list[bytes] = []  # of those that the process knows, what their replies begin with
         self._retired = False
         self._shifts: queue.SimpleQueue[Shift | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._live, name="nirdeploy-worker", daemon=True)
@@ -173,7 +173,7 @@ class Seat:
             while self._take(shift):
                 reply = self._persist(shift)
                 shift.done.put((self._hand.pop(0)[0], reply))
-                self._told -= 1
+                del self._told[0]
                 self.warm = True
                 shift.took(self.process.took)
             if not self.warm and shift.example and (shift.slowest or np.inf) < _TRIED_SECONDS:
@@ -186,7 +186,7 @@ class Seat:
         except Exception as error:  # handed to the thread that can raise it
             self._ended()  # it may owe replies that are nobody's
             shift.done.put((-1, error))
-        self._hand, self._told = [], 0
+        self._hand, self._told = [], []
 
     def _take(self, shift: Shift) -> bool:
         """Have a chunk in hand, and where others keep enough one more; False: there are no more."""
@@ -204,9 +204,10 @@ class Seat:
         for _ in range(MOST_DEATHS):
             try:
                 self._get_ready(shift)
-                for _, samples in self._hand[self._told :]:
-                    self._told += 1
-                    self.process.tell(b"S" + encode_samples(samples))
+                for _, samples in self._hand[len(self._told) :]:
+                    message = b"S" + encode_samples(samples)
+                    self._told.append(mark_of(message))
+                    self.process.tell(message)
                 return self._reply(len(self._hand[0][1])) if self._hand else None
             except OSError:  # the pipe of a process that has ended
                 why = ""
@@ -250,7 +251,9 @@ class Seat:
         try:
             if said[:1] != b"+":
                 raise DamageError(f"{said[:40]!r} to samples")
-            reply = decode_reply(said[1:])
+            if said[1:5] != self._told[0]:
+                raise DamageError("a reply to other samples")
+            reply = decode_reply(said[5:])
         except VendorError as error:
             raise DamageError(str(error)) from error
         if isinstance(reply, Rows) and len(reply.steps) != samples:
@@ -258,7 +261,7 @@ class Seat:
         return reply
 
     def _ended(self) -> int | None:
-        self.key, self.warm, self._told = "", False, 0
+        self.key, self.warm, self._told = "", False, []
         return self.process.end()
 
 

@@ -1,9 +1,9 @@
 """A worker process: reads jobs and chunks of samples from standard input, writes rows to standard output.
 
 A message is a mark, the CRC-32 of its bytes, their number (little-endian) and the bytes. Of a request the first byte
-says what follows: `J` a job, `S` samples. Of a reply: `R` ready for the job, `+` rows or a failure, `!` why there will
-be none. While it owes a reply the process also sends empty messages, a sign of life a second. It ends when its input
-does, in the middle of a chunk too, so that none outlives whoever started it.
+says what follows: `J` a job, `S` samples. Of a reply: `R` ready for the job, `+` rows or a failure after the CRC-32 of
+the request they answer, `!` why there will be none. While it owes a reply the process also sends empty messages, a sign
+of life a second. It ends when its input does, in the middle of a chunk too, so that none outlives whoever started it.
 
 This file is run as a script and imports nothing but the standard library until it gives signs of life.
 """
@@ -18,7 +18,7 @@ import threading
 import zlib
 from typing import IO, Any
 
-__all__ = ["BEAT_SECONDS", "MOST_BYTES", "DamageError", "main", "receive", "send"]
+__all__ = ["BEAT_SECONDS", "MOST_BYTES", "DamageError", "main", "mark_of", "receive", "send"]
 
 BEAT_SECONDS = 1.0
 MOST_BYTES = 1 << 30  # of a reply; the rows of a thousand samples take less than a mebibyte
@@ -29,6 +29,11 @@ _PIECE = 1 << 20
 
 class DamageError(Exception):
     """Bytes that are no message of ours."""
+
+
+def mark_of(request: bytes) -> bytes:
+    """What the reply to a request begins with."""
+    return zlib.crc32(request).to_bytes(4, "little")
 
 
 def send(stream: IO[bytes], message: bytes) -> None:
@@ -125,7 +130,7 @@ def main() -> None:
                     kept = (request, _runner(request[1:]))
                 replies.send(b"R")
             else:
-                replies.send(b"+" + _rows(kept[1], request[1:]))
+                replies.send(b"+" + mark_of(request) + _rows(kept[1], request[1:]))
         except BrokenPipeError:
             return
         except Exception as error:  # the other side can only be told

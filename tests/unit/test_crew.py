@@ -128,8 +128,9 @@ NONSENSE = {
         "it announced 35184372088832 bytes, the most are 1073741824",
     ),
     "another kind": ("message = b'?'", "b'\\?' to samples"),
-    "no rows": ("message = b'+' + bytes(20)", "a message of 20 bytes is damaged"),
-    "rows of others": ("message = b'+' + replies[list(replies)[-1]]", "2 rows of 4 samples"),
+    "no rows": ("message = message[:5] + bytes(20)", "a message of 20 bytes is damaged"),
+    "rows of others": ("message = message[:5] + replies[list(replies)[-1]]", "2 rows of 4 samples"),
+    "rows of as many others": ("message = b'+' + process.mark_of(b'S') + message[5:]", "a reply to other samples"),
 }
 
 
@@ -148,6 +149,12 @@ def test_workers_that_always_answer_nonsense_are_given_up_by_name(graph, data, s
     stand_in(GARBAGE.format(once="", body=body))
     with pytest.raises(VendorError, match=f"5 workers in a row answered something else than agreed: .*{words}"):
         evaluate(graph, data, workers=2)
+
+
+def test_a_reply_that_comes_twice_is_not_taken_for_the_next_chunk_s(graph, data, expected, stand_in, started):
+    stand_in(GARBAGE.format(once="", body="real(stream, message)"))
+    same(evaluate(graph, data, workers=2), expected)
+    until(lambda: len(started) > 2)
 
 
 def test_a_worker_that_is_stopped_is_replaced(graph, data, expected, stand_in, started, monkeypatch):
