@@ -114,6 +114,7 @@ class Seat:
         self._hand: list[Task] = []  # what it has taken, and not answered
         self._told: list[bytes] = []  # of those that the process knows, what their replies begin with
         self._retired = False
+        self._expiry: threading.Timer | None = None
         self._shifts: queue.SimpleQueue[Shift | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._live, name="nirdeploy-worker", daemon=True)
         _SEATS.add(self)
@@ -140,8 +141,25 @@ class Seat:
             if working > longest:
                 self.process.kill(f"took longer than {longest:.0f} s, the slowest chunk before {shift.slowest:.2g} s")
 
+    def expire(self) -> None:
+        """Retire when it has waited a minute for its process, which may hang, and nobody has wanted it."""
+        self.wanted()
+        self._expiry = threading.Timer(IDLE_SECONDS, self._expired)
+        self._expiry.daemon = True
+        self._expiry.start()
+
+    def wanted(self) -> None:
+        """Somebody wants it."""
+        if (expiry := self._expiry) is not None:
+            expiry.cancel()
+
+    def _expired(self) -> None:
+        if self.process.owing and _taken_out(self):
+            self.retire()
+
     def retire(self) -> None:
         """Kill the process; the thread that waits for it sees the end of the pipe, and ends."""
+        self.wanted()
         self._retired = True
         self.process.kill()
         self._shifts.put(None)
@@ -280,6 +298,8 @@ def borrow(count: int) -> list[Seat]:
         own = [seat for seat in _IDLE if seat.process.surroundings == wanted]
         first = max(0, len(own) - count)
         _IDLE[:] = own[:first]
+    for seat in own[first:]:
+        seat.wanted()
     retire(others, wait=False)
     return own[first:] + [Seat(wanted) for _ in range(count - len(own[first:]))]
 
@@ -289,10 +309,8 @@ def give_back(seats: Iterable[Seat]) -> None:
     for seat in seats:
         with _LOCK:
             _IDLE.append(seat)
-        if seat.process.owing:  # its thread waits for the process, and may do so for ever
-            timer = threading.Timer(IDLE_SECONDS, _expire, [seat])
-            timer.daemon = True
-            timer.start()
+        if seat.process.owing:
+            seat.expire()
 
 
 def retire(seats: Iterable[Seat], *, wait: bool = True) -> None:
@@ -328,11 +346,6 @@ def _taken_out(seat: Seat) -> bool:
             return False
         _IDLE.remove(seat)
         return True
-
-
-def _expire(seat: Seat) -> None:
-    if seat.process.owing and _taken_out(seat):
-        seat.retire()
 
 
 @atexit.register

@@ -325,6 +325,17 @@ def test_one_that_hangs_when_nobody_wants_it_any_more_ends_too(graph, data, expe
     assert not crew._IDLE
 
 
+def test_many_calls_that_end_before_their_processes_have_begun_leave_no_threads(
+    graph, data, expected, started, monkeypatch
+):
+    popen, threads = handle.subprocess.Popen, threading.active_count()
+    code = "import time; time.sleep(60)"
+    monkeypatch.setattr(handle.subprocess, "Popen", lambda command, **rest: popen([command[0], "-c", code], **rest))
+    for _ in range(20):
+        same(evaluate(graph, data, workers=2), expected)  # computed here
+    until(lambda: threading.active_count() <= threads + 2)  # the seat's, and one that ends it after a minute
+
+
 def test_calls_in_two_threads_have_processes_of_their_own(graph, data, expected, stand_in, started):
     stand_in("time.sleep(0.2)")
     found, in_use = {}, []
