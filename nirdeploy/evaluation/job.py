@@ -235,6 +235,8 @@ class Runner:
         if self.job.settings["kind"] == "deployment":
             graph, self.convention = self.network.graph, self.network.convention
         else:
+            import torch  # noqa: F401 - `one_thread` can tell it nothing before it is there
+
             from nirdeploy.reference.graph_convention import stored_convention
 
             self.convention = stored_convention(self.network)

@@ -56,7 +56,8 @@ def share(size: int, batch: int, unit: int, most: int, parts: int) -> int:
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Run torch on one thread: small layers gain nothing from a second, and lose much where cores are shared."""
-    torch, before = _torch(), _threads()
+    torch = _torch()
+    before = 0 if torch is None else torch.get_num_threads()  # its own, should it have come within another of these
     alone, _own.alone = getattr(_own, "alone", False), True
     if torch is not None:
         torch.set_num_threads(1)

@@ -16,6 +16,7 @@ import pytest
 import torch
 from evaluations import SLOW, same
 from nets import chain, conv_net, if_node, linear_node, raster, shared
+from processes import ENVIRONMENT
 
 import nirdeploy as nd
 from nirdeploy.errors import (
@@ -144,6 +145,67 @@ def test_results_do_not_depend_on_the_number_of_workers(graph, deployment, data,
     assert files[0].identity == files[1].identity
     for name, column in files[0].columns.items():
         np.testing.assert_array_equal(column, files[1].columns[name])
+
+
+ALONE = """
+import numpy as np
+import nir
+import nirdeploy as nd
+from nirdeploy.evaluation.job import Runner
+from nirdeploy.graph import make_graph, make_node
+
+nodes = {
+    "input": make_node(nir.Input, input_type={"input": np.array([784])}),
+    "linear": make_node(nir.Linear, weight=np.random.default_rng(0).normal(size=(128, 784)).astype(np.float32)),
+    "output": make_node(nir.Output, output_type={"output": np.array([128])}),
+}
+graph = make_graph(nodes, [("input", "linear"), ("linear", "output")])
+data = np.random.default_rng(1).integers(0, 3, (100, 32, 784)), np.zeros(32, int)
+rows, threads = Runner._rows, []
+
+def counted(self, samples):
+    import sys
+    found = rows(self, samples)
+    threads.append(sys.modules["torch"].get_num_threads())
+    return found
+
+Runner._rows = counted
+first, second = (nd.evaluate(graph, data, convention=nd.convention("sinabs", dt=1e-3)).outputs for _ in range(2))
+print(*threads, int((first != second).sum()))
+"""
+
+
+def test_the_first_chunk_of_a_process_is_run_on_one_thread_too():
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**ENVIRONMENT, "OMP_NUM_THREADS": "2"},
+    )
+    assert done.stdout.split() == ["1", "1", "1", "1", "0"]
+
+
+TORCH_LATER = """
+from nirdeploy.reference.threads import one_thread
+with one_thread():
+    import torch
+    before = torch.get_num_threads()
+    with one_thread():
+        pass
+print(torch.get_num_threads() == before)
+"""
+
+
+def test_torch_that_is_imported_on_one_thread_has_all_of_them_afterwards():
+    done = subprocess.run(
+        [sys.executable, "-c", TORCH_LATER],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**ENVIRONMENT, "OMP_NUM_THREADS": "2"},
+    )
+    assert done.stdout.split() == ["True"]
 
 
 def test_this_process_computes_while_others_start(deployment, data, monkeypatch):
