@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from nirdeploy.errors import VendorError
+from nirdeploy.errors import UnavailableError, VendorError
 from nirdeploy.evaluation.handle import Handle, Surroundings
 from nirdeploy.evaluation.job import Failure, Job, Rows, decode_reply, encode_samples
 from nirdeploy.evaluation.process import DamageError, mark_of
@@ -118,7 +118,12 @@ class Seat:
         self._shifts: queue.SimpleQueue[Shift | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._live, name="nirdeploy-worker", daemon=True)
         _SEATS.add(self)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:
+            _SEATS.discard(self)
+            self.process.close()
+            raise
 
     def work(self, shift: Shift) -> None:
         """Take chunks of a shift until there are no more."""
@@ -291,7 +296,11 @@ _SEATS: set[Seat] = set()
 
 
 def borrow(count: int) -> list[Seat]:
-    """As many seats: those of calls before that were started as one would be now, and new ones."""
+    """As many seats: those of calls before that were started as one would be now, and new ones.
+
+    Raises:
+        UnavailableError: there is no thread or file for another.
+    """
     wanted = Surroundings.now()
     with _LOCK:
         others = [seat for seat in _IDLE if seat.process.surroundings != wanted]
@@ -301,7 +310,16 @@ def borrow(count: int) -> list[Seat]:
     for seat in own[first:]:
         seat.wanted()
     retire(others, wait=False)
-    return own[first:] + [Seat(wanted) for _ in range(count - len(own[first:]))]
+    seats = own[first:]
+    try:
+        while len(seats) < count:
+            seats.append(Seat(wanted))
+    except BaseException as error:
+        give_back(seats)
+        if isinstance(error, OSError | RuntimeError):
+            raise UnavailableError(f"a worker process cannot be started: {error}", remedy="Leave workers=.") from error
+        raise
+    return seats
 
 
 def give_back(seats: Iterable[Seat]) -> None:

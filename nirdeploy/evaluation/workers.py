@@ -46,7 +46,7 @@ class _Here(threading.Thread):
                 self.shift.took(time.monotonic() - began)
                 self.busy = False
                 self.shift.done.put((task[0], reply))
-        except Exception as error:  # handed to the thread that can raise it
+        except BaseException as error:  # a SystemExit, too: handed to the thread that can raise it
             self.shift.done.put((-1, error))
 
 
@@ -80,13 +80,14 @@ def by_processes(
         UnavailableError: no process can be started.
         VendorError: five processes in a row end, hang or answer nonsense on one chunk.
     """
-    shift, seats = Shift(job, workers), borrow(workers - (runner is not None))
-    if any(seat.key != job.key for seat in seats):
-        _ = job.message  # made before anything competes for the interpreter, which takes it seven times longer
+    shift, seats = Shift(job, workers), list[Seat]()
     here = None if runner is None else _Here(runner, shift)
     source, waiting, twice, whole = iter(tasks), dict[int, list[Any]](), set[int](), False
     turns = contextlib.ExitStack()
     try:
+        seats = borrow(workers - (runner is not None))
+        if any(seat.key != job.key for seat in seats):
+            _ = job.message  # made before anything competes for the interpreter, which takes it seven times longer
         turns.enter_context(_switching())
         for seat in seats:
             seat.work(shift)
@@ -100,7 +101,7 @@ def by_processes(
                 whole = True
                 return
             number, reply = _next(shift, seats, here, waiting, twice)
-            if isinstance(reply, Exception):
+            if isinstance(reply, BaseException):
                 raise reply
             if waiting.pop(number, None) is not None:
                 yield number, reply

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from evaluations import same
-from nets import ROOT, conv_net, raster
+from nets import ROOT, chain, conv_net, if_node, linear_node, raster
 from processes import ENVIRONMENT, gone, until
 
 import nirdeploy as nd
-from nirdeploy.errors import UnavailableError, UnsupportedError, VendorError
+from nirdeploy.errors import GraphError, UnavailableError, UnsupportedError, VendorError
 from nirdeploy.evaluation import crew, engine, handle, process, workers
 from nirdeploy.evaluation.job import Job, Runner, encode_reply, encode_samples
 
@@ -272,6 +272,54 @@ def test_a_worker_of_another_version_says_so(graph, started):
             Runner(other)
     with pytest.raises(VendorError, match="a worker cannot run the network: UnsupportedError: this worker has Python"):
         list(workers.by_processes(other, [(0, [])], 1))
+
+
+def test_what_ends_a_program_ends_it_from_the_chunk_that_is_computed_here(graph, data, started, monkeypatch):
+    def ended(self, samples):
+        raise SystemExit("enough")
+
+    monkeypatch.setattr(Runner, "run", ended)
+    with pytest.raises(SystemExit, match="enough"):
+        evaluate(graph, data, workers=2)
+
+
+def test_a_network_that_no_worker_can_be_sent_leaves_no_seat_behind(data, started):
+    network = chain((36,), **{"a\0b": linear_node(np.eye(4, 36))}, out=if_node(4))
+    flat = data[0].reshape(5, 34, 36)
+    deployment = nd.deploy(network, "loihi2", convention=nd.convention("lava", dt=1e-3), calibration=flat)
+    nd.evaluate(deployment, (flat, data[1]), batch=BATCH)
+    for _ in range(2):
+        with pytest.raises(GraphError, match="the name holds a NUL character; a file cannot hold it"):
+            nd.evaluate(deployment, (flat, data[1]), batch=BATCH, workers=3)
+    assert not crew._SEATS
+    assert not crew._IDLE
+
+
+@pytest.mark.parametrize("problem", [RuntimeError("can't start new thread"), OSError(24, "Too many open files")])
+def test_a_seat_that_cannot_be_had_is_unavailable_and_leaves_the_others(graph, data, expected, started, problem):
+    files = len(os.listdir("/proc/self/fd"))
+    real, what = threading.Thread.start, isinstance(problem, RuntimeError)
+    with pytest.MonkeyPatch.context() as patch:
+        made = []
+
+        def start(self, *arguments):
+            if getattr(self, "name", "") == "nirdeploy-worker" or not what:
+                made.append(self)
+                if len(made) == 2:
+                    raise problem
+            return real(self) if what else file(*arguments, buffering=0)
+
+        file = handle.tempfile.TemporaryFile
+        if what:
+            patch.setattr(threading.Thread, "start", start)
+        else:
+            patch.setattr(handle.tempfile, "TemporaryFile", lambda **_: start(None))
+        with pytest.raises(UnavailableError, match=f"a worker process cannot be started: .*{problem.args[-1]}"):
+            evaluate(graph, data, workers=3)
+    assert len(crew._SEATS) == len(crew._IDLE) == 1
+    same(evaluate(graph, data, workers=3), expected)
+    crew.dismiss()
+    assert len(os.listdir("/proc/self/fd")) == files
 
 
 # ---------------------------------------------------------------- kept from one call to the next
