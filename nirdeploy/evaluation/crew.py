@@ -114,6 +114,7 @@ class Seat:
         self._hand: list[Task] = []  # what it has taken, and not answered
         self._told: list[bytes] = []  # of those that the process knows, what their replies begin with
         self._retired = False
+        self._given = self._served = 0  # shifts
         self._expiry: threading.Timer | None = None
         self._shifts: queue.SimpleQueue[Shift | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._live, name="nirdeploy-worker", daemon=True)
@@ -127,7 +128,13 @@ class Seat:
 
     def work(self, shift: Shift) -> None:
         """Take chunks of a shift until there are no more."""
+        self._given += 1
         self._shifts.put(shift)
+
+    @property
+    def busy(self) -> bool:
+        """Whether it has or may yet start a process to wait for, which may hang."""
+        return self._given != self._served and (self.process.owing or not self.warm)
 
     @property
     def hand(self) -> list[int]:
@@ -159,7 +166,7 @@ class Seat:
             expiry.cancel()
 
     def _expired(self) -> None:
-        if self.process.owing and _taken_out(self):
+        if self.busy and _taken_out(self):
             self.retire()
 
     def retire(self) -> None:
@@ -186,6 +193,7 @@ class Seat:
             if shift is None:
                 break
             self._work(shift)
+            self._served += 1
         self.process.close()
         _SEATS.discard(self)
 
@@ -327,7 +335,7 @@ def give_back(seats: Iterable[Seat]) -> None:
     for seat in seats:
         with _LOCK:
             _IDLE.append(seat)
-        if seat.process.owing:
+        if seat.busy:
             seat.expire()
 
 
@@ -350,7 +358,7 @@ def dismiss() -> None:
 
 def busy() -> bool:
     """Whether a process still starts, or computes what nobody needs any more."""
-    return any(seat.process.owing for seat in list(_SEATS))
+    return any(seat.busy for seat in list(_SEATS))
 
 
 def pids() -> list[int]:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -363,11 +364,17 @@ def test_what_nobody_wants_ends_after_a_while_and_leaves_nothing(graph, data, st
     assert len(os.listdir("/proc/self/fd")) == files
 
 
-def test_one_that_hangs_when_nobody_wants_it_any_more_ends_too(graph, data, expected, started, monkeypatch):
-    monkeypatch.setattr(crew, "IDLE_SECONDS", 0.5)
+@pytest.mark.parametrize("seconds", [0, 1.0])  # which the system takes to start it: longer than the call
+def test_one_that_hangs_when_nobody_wants_it_any_more_ends_too(graph, data, expected, started, monkeypatch, seconds):
+    monkeypatch.setattr(crew, "IDLE_SECONDS", 0.5 + 1.5 * seconds)
     popen = handle.subprocess.Popen
     code = "import time; time.sleep(60)"
-    monkeypatch.setattr(handle.subprocess, "Popen", lambda command, **rest: popen([command[0], "-c", code], **rest))
+
+    def hanging(command, **rest):
+        time.sleep(seconds)
+        return popen([command[0], "-c", code], **rest)
+
+    monkeypatch.setattr(handle.subprocess, "Popen", hanging)
     same(evaluate(graph, data, workers=2), expected)  # computed here
     until(lambda: started and started[0].returncode is not None)
     assert not crew._IDLE
