@@ -118,6 +118,9 @@ class Seat:
         self._expiry: threading.Timer | None = None
         self._shifts: queue.SimpleQueue[Shift | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._live, name="nirdeploy-worker", daemon=True)
+
+    def begin(self) -> None:
+        """Wait for shifts from now on."""
         _SEATS.add(self)
         try:
             self._thread.start()
@@ -178,7 +181,8 @@ class Seat:
 
     def join(self, seconds: float | None = None) -> None:
         """Wait until a retired seat is closed."""
-        self._thread.join(seconds)
+        if self._thread.ident is not None:
+            self._thread.join(seconds)
 
     # ------------------------------------------------------------ in the thread
 
@@ -303,8 +307,12 @@ _IDLE: list[Seat] = []
 _SEATS: set[Seat] = set()
 
 
-def borrow(count: int) -> list[Seat]:
-    """As many seats: those of calls before that were started as one would be now, and new ones.
+def borrow(seats: list[Seat], count: int) -> None:
+    """Add as many seats: those of calls before that were started as one would be now, and new ones.
+
+    Args:
+        seats: has every seat before it is taken, so that none is lost where an interrupt ends this.
+        count: of seats.
 
     Raises:
         UnavailableError: there is no thread or file for another.
@@ -314,20 +322,17 @@ def borrow(count: int) -> list[Seat]:
         others = [seat for seat in _IDLE if seat.process.surroundings != wanted]
         own = [seat for seat in _IDLE if seat.process.surroundings == wanted]
         first = max(0, len(own) - count)
+        seats += own[first:]
         _IDLE[:] = own[:first]
     for seat in own[first:]:
         seat.wanted()
     retire(others, wait=False)
-    seats = own[first:]
     try:
-        while len(seats) < count:
+        for _ in range(count - len(own[first:])):
             seats.append(Seat(wanted))
-    except BaseException as error:
-        give_back(seats)
-        if isinstance(error, OSError | RuntimeError):
-            raise UnavailableError(f"a worker process cannot be started: {error}", remedy="Leave workers=.") from error
-        raise
-    return seats
+            seats[-1].begin()
+    except (OSError, RuntimeError) as error:
+        raise UnavailableError(f"a worker process cannot be started: {error}", remedy="Leave workers=.") from error
 
 
 def give_back(seats: Iterable[Seat]) -> None:
@@ -342,6 +347,8 @@ def give_back(seats: Iterable[Seat]) -> None:
 def retire(seats: Iterable[Seat], *, wait: bool = True) -> None:
     """End seats, whatever they do."""
     seats = list(seats)
+    with _LOCK:
+        _IDLE[:] = [seat for seat in _IDLE if seat not in seats]
     for seat in seats:
         seat.retire()
     for seat in seats if wait else ():

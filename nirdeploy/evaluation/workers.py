@@ -85,7 +85,7 @@ def by_processes(
     source, waiting, twice, whole = iter(tasks), dict[int, list[Any]](), set[int](), False
     turns = contextlib.ExitStack()
     try:
-        seats = borrow(workers - (runner is not None))
+        borrow(seats, workers - (runner is not None))
         if any(seat.key != job.key for seat in seats):
             _ = job.message  # made before anything competes for the interpreter, which takes it seven times longer
         turns.enter_context(_switching())

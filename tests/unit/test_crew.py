@@ -296,28 +296,38 @@ def test_a_network_that_no_worker_can_be_sent_leaves_no_seat_behind(data, starte
     assert not crew._IDLE
 
 
-@pytest.mark.parametrize("problem", [RuntimeError("can't start new thread"), OSError(24, "Too many open files")])
-def test_a_seat_that_cannot_be_had_is_unavailable_and_leaves_the_others(graph, data, expected, started, problem):
-    files = len(os.listdir("/proc/self/fd"))
-    real, what = threading.Thread.start, isinstance(problem, RuntimeError)
+@pytest.mark.parametrize(
+    ("where", "name", "problem", "expected_error", "words"),
+    [
+        (
+            threading.Thread,
+            "start",
+            RuntimeError("no new thread"),
+            UnavailableError,
+            "cannot be started: no new thread",
+        ),
+        (handle.tempfile, "TemporaryFile", OSError("no more files"), UnavailableError, "cannot be started: no more f"),
+        (threading.Thread, "start", KeyboardInterrupt("now"), KeyboardInterrupt, "now"),
+        (handle.tempfile, "TemporaryFile", KeyboardInterrupt("now"), KeyboardInterrupt, "now"),
+    ],
+)
+def test_where_a_seat_cannot_be_had_no_other_is_left(
+    graph, data, expected, started, where, name, problem, expected_error, words
+):
+    files, real, times = len(os.listdir("/proc/self/fd")), getattr(where, name), []
+
+    def second(*arguments, **keywords):
+        times.append(1)
+        if len(times) == 2:
+            raise problem
+        return real(*arguments, **keywords)
+
     with pytest.MonkeyPatch.context() as patch:
-        made = []
-
-        def start(self, *arguments):
-            if getattr(self, "name", "") == "nirdeploy-worker" or not what:
-                made.append(self)
-                if len(made) == 2:
-                    raise problem
-            return real(self) if what else file(*arguments, buffering=0)
-
-        file = handle.tempfile.TemporaryFile
-        if what:
-            patch.setattr(threading.Thread, "start", start)
-        else:
-            patch.setattr(handle.tempfile, "TemporaryFile", lambda **_: start(None))
-        with pytest.raises(UnavailableError, match=f"a worker process cannot be started: .*{problem.args[-1]}"):
-            evaluate(graph, data, workers=3)
-    assert len(crew._SEATS) == len(crew._IDLE) == 1
+        patch.setattr(where, name, second)
+        with pytest.raises(expected_error, match=words):
+            list(workers.by_processes(Job({}, bytes, ""), [], 2))
+    assert not crew._SEATS
+    assert not crew._IDLE
     same(evaluate(graph, data, workers=3), expected)
     crew.dismiss()
     assert len(os.listdir("/proc/self/fd")) == files
