@@ -98,7 +98,7 @@ class Usage:
         return self.used / self.limit if self.limit else 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Placement:
     """Cores of every population.
 
@@ -127,6 +127,9 @@ class Placement:
             n: tuple(tuple((int(a), int(b)) for a, b in tile) for tile in found) for n, found in self.tiles.items()
         }
         object.__setattr__(self, "tiles", MappingProxyType(tiles))
+
+    def __repr__(self) -> str:
+        return f"Placement({dict(self.cores)})"
 
     def core_of(self, node: str, shape: tuple[int, ...]) -> int | NDArray[np.int64] | None:
         """The core of each neuron of a population of this shape: one number where there is one core.

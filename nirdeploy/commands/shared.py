@@ -134,14 +134,13 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]
 def print_report(report: Report) -> None:
     """Findings as a table."""
     if not report.findings:
-        say(f"{report.target}: no findings")
+        say(report.headline)
         return
     rows = []
     for found in report.findings:
         node = found.node if found.torch_path in (None, found.node) else f"{found.node} ({found.torch_path})"
         rows.append((found.severity, node or "graph", found.code, found.problem, found.remedy))
-    title = f"{report.target}: {len(report.errors)} errors, {len(report.warnings)} warnings"
-    print_table(title, ("severity", "node", "code", "problem", "remedy"), rows)
+    print_table(report.headline, ("severity", "node", "code", "problem", "remedy"), rows)
 
 
 # ---------------------------------------------------------------- progress
