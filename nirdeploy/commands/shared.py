@@ -220,14 +220,18 @@ def is_deployment(path: Path) -> bool:
     return path.is_dir() or path.suffix == ".h5"
 
 
-def refuse_convention(preset: str | None, dt: float | None, fields: list[str] | None) -> None:
-    """Refuse the convention's options where a deployment has one.
+def refuse_convention(
+    preset: str | None, dt: float | None, fields: list[str] | None, exported_by: str | None = None
+) -> None:
+    """Refuse the options of a graph's convention and file where a deployment has its own.
 
     Raises:
         ConfigurationError: one is given.
     """
     if preset is not None or dt is not None or fields:
         raise ConfigurationError("a deployment has its convention already", remedy="Leave --preset, --dt, --set.")
+    if exported_by is not None:
+        raise ConfigurationError("--exported-by repairs a .nir file", remedy="Leave it for deployments.")
 
 
 def print_results(found: Any, output: Path | None, *, as_json: bool) -> None:
