@@ -28,7 +28,11 @@ def require_options(options: Mapping[str, Any], known: Mapping[str, str]) -> Non
     """
     for name in sorted(set(options) - set(known)):
         listed = ", ".join(f"{option}={expected}" for option, expected in known.items())
-        raise PlacementError(f"unknown placement option {name!r} ({options[name]!r})", remedy=f"Possible: {listed}.")
+        # what `quantization_aware` calls bits
+        meant = "Bits of a weight are weight_bits. " if name == "bits" else ""
+        raise PlacementError(
+            f"unknown placement option {name!r} ({options[name]!r})", remedy=f"{meant}Possible: {listed}."
+        )
 
 
 def core_number(value: Any, count: int, *, option: str, node: str | None = None) -> int:

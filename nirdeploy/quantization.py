@@ -209,7 +209,7 @@ def require_calibration(quantizer: str, calibration: Any, known: Sequence[str] =
     if quantizer == "calibrated" and calibration is None:
         raise QuantizationError(
             "quantizer 'calibrated' needs calibration data",
-            remedy="Pass calibration=raster, or quantizer='max' to scale by the largest weight alone.",
+            remedy="Pass calibration=raster (--calibration), or quantizer='max' to scale by the largest weight alone.",
         )
 
 
