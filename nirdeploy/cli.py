@@ -17,7 +17,7 @@ try:
 
     import typer
 
-    from nirdeploy.commands import datasets, networks, states, tools  # in the order of `nirdeploy --help`
+    from nirdeploy.commands import datasets, networks, states, tools
     from nirdeploy.commands.shared import CTRL_C, app, complain, print_report, say
     from nirdeploy.errors import (
         CheckError,
@@ -31,6 +31,10 @@ except KeyboardInterrupt:  # Ctrl-C while the imports run
     if sys.stderr is not None:
         sys.stderr.write("nirdeploy: interrupted\n")
     raise SystemExit(130) from None
+
+# in the order of `nirdeploy --help`, as a user comes to them; groups stand behind
+_VERBS = ("demo", "targets", "check", "deploy", "run", "compare", "ladder", "evaluate", "doctor")
+app.registered_commands.sort(key=lambda command: _VERBS.index(command.callback.__name__ if command.callback else ""))
 
 _PYTHON_S_OWN = warnings.showwarning
 

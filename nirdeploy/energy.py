@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -63,11 +63,11 @@ class Estimate:
     """
 
     target: str
-    rows: tuple[EnergyRow, ...]
+    rows: tuple[EnergyRow, ...] = field(repr=False)  # `summary` shows them
     joules: float | None
     seconds: float | None
     samples: int
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = field(repr=False)
 
     @property
     def joules_per_sample(self) -> float | None:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
+from os import PathLike
 from typing import Any
 
 import nir
@@ -212,6 +213,17 @@ def starts_at_zero(node: nir.NIRNode, v_start: str) -> bool:
     return not np.any(np.asarray(parameters(node).get(v_start, 0.0)) != 0)
 
 
+def _graph_of(given: object) -> str:
+    """How what was given instead of a graph becomes one; '' where that is not known."""
+    if isinstance(given, str | PathLike):
+        return "Read the file with nirdeploy.read(path)."
+    if callable(getattr(given, "named_children", None)):  # a torch module, torch being imported or not
+        return "Convert the module with nirdeploy.torch_to_nir(module, sample_input=x)."
+    if isinstance(getattr(given, "graph", None), nir.NIRGraph):
+        return f"Pass the {type(given).__name__}'s graph."
+    return ""
+
+
 def validate(graph: nir.NIRGraph) -> None:
     """Refuse a graph that has no defined meaning.
 
@@ -220,7 +232,7 @@ def validate(graph: nir.NIRGraph) -> None:
             an Input or out of an Output, a node nothing feeds, or an Output nothing feeds.
     """
     if not isinstance(graph, nir.NIRGraph):
-        raise GraphError(f"expected a NIRGraph, got {type(graph).__name__}")
+        raise GraphError(f"expected a NIRGraph, got {type(graph).__name__}", remedy=_graph_of(graph))
     if not graph.nodes:
         raise GraphError("the graph has no nodes", remedy="Add an Input, a layer and an Output.")
     if not input_names(graph):

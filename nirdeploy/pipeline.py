@@ -256,7 +256,7 @@ def deploy(
     return Deployment(report, quantized, place(quantized, **options))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Deployment:
     """A graph quantised and placed for one chip, ready to run.
 
@@ -269,6 +269,10 @@ class Deployment:
     report: Report
     quantized: Quantized
     placement: Placement
+
+    def __repr__(self) -> str:
+        cores = "; ".join(f"{node} on {_cores(found)}" for node, found in self.placement.cores.items())
+        return f"Deployment({self.target.name}, {self.quantized.quantizer}: {cores or 'nothing placed'})"
 
     @property
     def graph(self) -> nir.NIRGraph:
@@ -382,6 +386,13 @@ class Deployment:
         from nirdeploy.storage import save_deployment
 
         save_deployment(self, folder)
+
+
+def _cores(cores: tuple[int, ...]) -> str:
+    """As people say it; a population over many cores names the first and the last."""
+    if len(cores) > 4:
+        return f"{len(cores)} cores from {min(cores)} to {max(cores)}"
+    return f"core{'s' * (len(cores) != 1)} {', '.join(map(str, cores))}"
 
 
 def _names(given: Any, what: str, remedy: str) -> tuple[str, ...]:

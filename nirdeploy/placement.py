@@ -28,7 +28,11 @@ def require_options(options: Mapping[str, Any], known: Mapping[str, str]) -> Non
     """
     for name in sorted(set(options) - set(known)):
         listed = ", ".join(f"{option}={expected}" for option, expected in known.items())
-        raise PlacementError(f"unknown placement option {name!r} ({options[name]!r})", remedy=f"Possible: {listed}.")
+        # what `quantization_aware` calls bits
+        meant = "Bits of a weight are weight_bits. " if name == "bits" else ""
+        raise PlacementError(
+            f"unknown placement option {name!r} ({options[name]!r})", remedy=f"{meant}Possible: {listed}."
+        )
 
 
 def core_number(value: Any, count: int, *, option: str, node: str | None = None) -> int:
@@ -98,7 +102,7 @@ class Usage:
         return self.used / self.limit if self.limit else 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Placement:
     """Cores of every population.
 
@@ -127,6 +131,9 @@ class Placement:
             n: tuple(tuple((int(a), int(b)) for a, b in tile) for tile in found) for n, found in self.tiles.items()
         }
         object.__setattr__(self, "tiles", MappingProxyType(tiles))
+
+    def __repr__(self) -> str:
+        return f"Placement({dict(self.cores)})"
 
     def core_of(self, node: str, shape: tuple[int, ...]) -> int | NDArray[np.int64] | None:
         """The core of each neuron of a population of this shape: one number where there is one core.

@@ -45,7 +45,7 @@ def _seal(layer: Any, *fields: str) -> None:
             object.__setattr__(layer, name, view)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class QuantizedWeight:
     """Integers of one weight node.
 
@@ -63,6 +63,11 @@ class QuantizedWeight:
 
     def __post_init__(self) -> None:
         _seal(self, "weight", "bias")
+
+    def __repr__(self) -> str:
+        low, high = (int(self.weight.min()), int(self.weight.max())) if self.weight.size else (0, 0)
+        bias = "none" if self.bias is None else f"{self.bias.shape} << {self.bias_exponent}"
+        return f"QuantizedWeight(weight {self.weight.shape} of {low} to {high}, bias {bias}, scale={self.scale!r})"
 
 
 @dataclass(frozen=True)
@@ -147,7 +152,7 @@ class TrainingGrid:
     neurons: Mapping[str, QuantizedNeuron] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Quantized(Mapping[str, "QuantizedWeight | QuantizedNeuron"]):
     """A graph with its integers for one target: a mapping from node name to its integers.
 
@@ -186,6 +191,9 @@ class Quantized(Mapping[str, "QuantizedWeight | QuantizedNeuron"]):
     def __len__(self) -> int:
         return len(self.layers)
 
+    def __repr__(self) -> str:
+        return f"Quantized({self.target.name}, {self.quantizer}: {', '.join(self.layers) or 'no layers'})"
+
     def __hash__(self) -> int:
         return id(self)
 
@@ -201,7 +209,7 @@ def require_calibration(quantizer: str, calibration: Any, known: Sequence[str] =
     if quantizer == "calibrated" and calibration is None:
         raise QuantizationError(
             "quantizer 'calibrated' needs calibration data",
-            remedy="Pass calibration=raster, or quantizer='max' to scale by the largest weight alone.",
+            remedy="Pass calibration=raster (--calibration), or quantizer='max' to scale by the largest weight alone.",
         )
 
 

@@ -67,6 +67,16 @@ class Report:
         """Findings that do not."""
         return tuple(f for f in self.findings if f.severity == "warning")
 
+    @property
+    def headline(self) -> str:
+        """Target and counts, e.g. 'speck2f: 0 errors, 7 warnings'."""
+        if not self.findings:
+            return f"{self.target}: no findings"
+        return f"{self.target}: {len(self.errors)} errors, {len(self.warnings)} warnings"
+
+    def __str__(self) -> str:
+        return "\n".join([self.headline, *(f"{found.severity}: {found}" for found in self.findings)])
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
         return {"target": self.target, "ok": self.ok, "findings": [asdict(f) for f in self.findings]}

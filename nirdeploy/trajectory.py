@@ -77,7 +77,7 @@ class Storage(Protocol):
         """
 
 
-@dataclass(frozen=True, init=False, eq=False)
+@dataclass(frozen=True, init=False, eq=False, repr=False)
 class Record:
     """One variable of one node over a run.
 
@@ -286,6 +286,11 @@ class Record:
         for start in range(0, self.n_steps, length):
             yield start, min(self.n_steps, start + length)
 
+    def __repr__(self) -> str:
+        lag = f", lag={self.lag}" if self.lag else ""
+        held = repr(self.storage) if isinstance(self.storage, PackedSpikes) else f"{self.dtype} {self.shape}"
+        return f"Record({self.node!r}, {self.variable!r}, {held}, units={self.units!r}{lag})"
+
     def __eq__(self, other: object) -> bool:
         """Whether all attributes and all of `data` are equal, however it is stored; NaN equals NaN."""
         if not isinstance(other, Record):
@@ -376,7 +381,7 @@ def _same(a: Any, b: Any) -> bool:
     return bool(np.array_equal(first, second, equal_nan=floats))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trajectory:
     """All records of one run, with what is needed to repeat and to compare it.
 
@@ -429,6 +434,10 @@ class Trajectory:
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         return iter(self.records)
+
+    def __repr__(self) -> str:
+        cut = "" if self.complete else f", complete=False, reason={self.reason!r}"
+        return f"Trajectory({self.target!r}, {self.executor!r}, n_steps={self.n_steps}, records={list(self)}{cut})"
 
     @property
     def nodes(self) -> list[str]:

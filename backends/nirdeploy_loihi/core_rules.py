@@ -88,13 +88,14 @@ def _start_rules(problem: Problem) -> Iterator[Finding]:
     near = 1e-9 * (np.abs(problem.bias) + np.abs(step.loss_v * np.asarray(step.v_start)))
     if layer.lag == 0 or not np.any(np.abs(moved) > near):
         return
+    late = f"{layer.lag} step{'s' * (layer.lag != 1)}"
     if np.any(step.v_start):
         start = float(np.asarray(step.v_start + step.offset).flat[0])
         yield Finding(
             "v_start",
             layer.name,
-            f"v starts at {start:.4g}, where it does not stay: it drifts from step 0, its spikes arrive {layer.lag} "
-            "steps later than in the graph",
+            f"v starts at {start:.4g}, where it does not stay: it drifts from step 0, its spikes arrive {late} "
+            "later than in the graph",
             "Start it at rest (v_start='v_leak'), or expect its first spikes early.",
             severity="warning",
             value=layer.lag,
@@ -104,7 +105,7 @@ def _start_rules(problem: Problem) -> Iterator[Finding]:
     yield Finding(
         "bias_start",
         layer.name,
-        f"its bias acts from step 0, its spikes arrive {layer.lag} steps later than in the graph",
+        f"its bias acts from step 0, its spikes arrive {late} later than in the graph",
         "Expect the first spikes of this population early.",
         severity="warning",
         value=layer.lag,

@@ -137,7 +137,7 @@ def _network(
     from nirdeploy.reference.graph_convention import stored_convention
 
     if is_deployment(source):
-        refuse_convention(preset, dt, fields)
+        refuse_convention(preset, dt, fields, exported_by)
         return storage.load_deployment(source), None
     network = io.read(source, exported_by=exported_by)
     return network, asked_convention(preset, dt, fields, stored_convention(network))

@@ -184,7 +184,7 @@ def run(
     chosen = None if nodes is None else tuple(name.strip() for name in nodes.split(","))
     streamed = False
     if is_deployment(source):
-        refuse_convention(preset, dt, fields)
+        refuse_convention(preset, dt, fields, exported_by)
         if method is not None or packed:
             raise ConfigurationError("--method and --packed are the reference's", remedy="Leave them for deployments.")
         deployment = storage.load_deployment(source)
@@ -205,10 +205,7 @@ def run(
             with waiting(as_json, on):
                 trajectory = asked()
     else:
-        if mode is not None or options:
-            raise ConfigurationError(
-                "--mode and --option are those of deployments", remedy="Leave them for .nir files."
-            )
+        _refuse_for_a_graph(source, on, mode, options)
         from nirdeploy.reference.executor import run as run_reference
 
         network = io.read(source, exported_by=exported_by)
@@ -230,6 +227,22 @@ def run(
     scored = None if labels is None else _accuracy(trajectory, labels, raster)
     if output is not None and not streamed:
         trajectory.save(output)
+    _print_run(trajectory, scored, output, as_json=as_json)
+
+
+def _refuse_for_a_graph(source: Path, on: str, mode: str | None, options: list[str] | None) -> None:
+    """Refuse what only a deployment's run has."""
+    if mode is not None or options:
+        raise ConfigurationError("--mode and --option are those of deployments", remedy="Leave them for .nir files.")
+    if on != "emulator":  # the default, which says nothing of a graph
+        raise ConfigurationError(
+            f"--on {on} with {str(source)!r}, which the reference runs",
+            remedy="Run `nirdeploy deploy` first, and give its folder.",
+        )
+
+
+def _print_run(trajectory: Trajectory, scored: float | None, output: Path | None, *, as_json: bool) -> None:
+    """Spikes of every population, the accuracy where there is one, and where the run is."""
     spikes = {
         n: sum(int(r.read(a, b).sum()) for a, b in r.blocks())
         for (n, variable), r in trajectory.records.items()
@@ -241,10 +254,13 @@ def run(
     if as_json:
         print_json({**found, "counters": {k: dict(v) for k, v in trajectory.counters.items()}})
         return
-    title = f"{trajectory.target} ({trajectory.executor}), {trajectory.n_steps} steps"
+    by = "" if trajectory.executor == trajectory.target else f" ({trajectory.executor})"
+    title = f"{trajectory.target}{by}, {trajectory.n_steps} steps"
     print_table(title, ("node", "spikes"), spikes.items())
     if "accuracy" in found:
         say(f"accuracy {found['accuracy']:.4f}")
+    if output is not None:
+        say(f"written to {output}")
 
 
 def _accuracy(trajectory: Trajectory, labels: Any, raster: Path) -> float | None:

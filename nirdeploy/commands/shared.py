@@ -134,14 +134,13 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]
 def print_report(report: Report) -> None:
     """Findings as a table."""
     if not report.findings:
-        say(f"{report.target}: no findings")
+        say(report.headline)
         return
     rows = []
     for found in report.findings:
         node = found.node if found.torch_path in (None, found.node) else f"{found.node} ({found.torch_path})"
         rows.append((found.severity, node or "graph", found.code, found.problem, found.remedy))
-    title = f"{report.target}: {len(report.errors)} errors, {len(report.warnings)} warnings"
-    print_table(title, ("severity", "node", "code", "problem", "remedy"), rows)
+    print_table(report.headline, ("severity", "node", "code", "problem", "remedy"), rows)
 
 
 # ---------------------------------------------------------------- progress
@@ -221,14 +220,18 @@ def is_deployment(path: Path) -> bool:
     return path.is_dir() or path.suffix == ".h5"
 
 
-def refuse_convention(preset: str | None, dt: float | None, fields: list[str] | None) -> None:
-    """Refuse the convention's options where a deployment has one.
+def refuse_convention(
+    preset: str | None, dt: float | None, fields: list[str] | None, exported_by: str | None = None
+) -> None:
+    """Refuse the options of a graph's convention and file where a deployment has its own.
 
     Raises:
         ConfigurationError: one is given.
     """
     if preset is not None or dt is not None or fields:
         raise ConfigurationError("a deployment has its convention already", remedy="Leave --preset, --dt, --set.")
+    if exported_by is not None:
+        raise ConfigurationError("--exported-by repairs a .nir file", remedy="Leave it for deployments.")
 
 
 def print_results(found: Any, output: Path | None, *, as_json: bool) -> None:

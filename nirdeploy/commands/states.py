@@ -81,6 +81,8 @@ def compare(
         say(comparison.summary())
         if match is not None:
             say(f"within {match.window} steps: precision {match.precision:.4f}, recall {match.recall:.4f}")
+        if html is not None:
+            say(f"written to {html}")
     if failures := _failures(comparison, min_agreement, max_v_error):
         if not as_json and (min_agreement is not None or max_v_error is not None):
             say(f"beyond the limits: {'; '.join(failures)}")
@@ -162,6 +164,8 @@ def ladder(
         print_json(result.to_dict())
     else:
         say(result.summary())
+        if html is not None:
+            say(f"written to {html}")
     last = next(rung for rung in reversed(result.rungs) if rung.total is not None)
     agreement = last.total.spike_agreement if last.total else None
     if min_agreement is not None and (agreement is None or agreement < min_agreement):

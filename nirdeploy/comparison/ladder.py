@@ -236,6 +236,11 @@ def ladder(
     """
     if convention is not None and not isinstance(convention, Convention):
         raise ConventionError(f"convention is {convention!r}, expected a Convention")
+    if not isinstance(getattr(deployment, "quantized", None), Quantized):
+        raise ComparisonError(
+            f"ladder takes a deployment, got {type(deployment).__name__}",
+            remedy="Pass what nirdeploy.deploy(graph, target) returns.",
+        )
     used = convention or deployment.convention
     steps = [Step("reference", "", in_reference(deployment.graph, used)), *_steps(deployment)]
     rungs: list[Rung] = []

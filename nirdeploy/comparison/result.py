@@ -15,7 +15,7 @@ from nirdeploy.comparison.bands import NodeBand
 from nirdeploy.comparison.divergence import Divergence
 from nirdeploy.comparison.metrics import ErrorSums, SpikeSums
 from nirdeploy.comparison.per_node import NodeComparison, Unit
-from nirdeploy.comparison.summary import summary
+from nirdeploy.comparison.summary import headline, summary
 from nirdeploy.errors import ComparisonError
 from nirdeploy.names import suggest
 from nirdeploy.trajectory import Trajectory
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Comparison"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Comparison:
     """Two trajectories held against each other, state by state.
 
@@ -55,6 +55,11 @@ class Comparison:
         object.__setattr__(self, "per_node", MappingProxyType(dict(self.per_node)))
         object.__setattr__(self, "pairs", MappingProxyType(dict(self.pairs)))
         object.__setattr__(self, "bands", MappingProxyType(dict(self.bands)))
+
+    def __repr__(self) -> str:
+        first = self.first_divergence
+        where = f"; first difference at {first.node}, step {first.step}" if first else ""
+        return f"Comparison({headline(self)}{where})"
 
     @property
     def target(self) -> str:

@@ -12,7 +12,7 @@ from nirdeploy.comparison.text import neuron_text, number, percent, shown, table
 if TYPE_CHECKING:
     from nirdeploy.comparison.result import Comparison
 
-__all__ = ["summary"]
+__all__ = ["headline", "summary"]
 
 _BOUNDED = ("saturations", "clamps", "wraps")
 _UNITS = {"threshold": "thresholds", "model": "model units"}
@@ -30,17 +30,23 @@ _HEAD = (
 )
 
 
-def summary(comparison: Comparison) -> str:
-    """Plain text: verdict, a table of the nodes, the first difference, what was not compared."""
+def headline(comparison: Comparison) -> str:
+    """One line: who is held against whom, and how far they agree."""
     reference, chip = labels(comparison.reference, comparison.chip)
     agreement, error = comparison.spike_agreement, comparison.v_mem_error
-    verdict = f"{shown(chip)} against {shown(reference)}: "
-    verdict += "no spikes compared" if agreement is None else f"{percent(agreement)} of spikes agree"
+    line = f"{shown(chip)} against {shown(reference)}: "
+    line += "no spikes compared" if agreement is None else f"{percent(agreement)} of spikes agree"
     if error is not None:
-        verdict += f", v_mem differs by {number(error)} {_UNITS[comparison.v_unit or 'model']} (RMS)"
+        line += f", v_mem differs by {number(error)} {_UNITS[comparison.v_unit or 'model']} (RMS)"
+    return line
+
+
+def summary(comparison: Comparison) -> str:
+    """Plain text: verdict, a table of the nodes, the first difference, what was not compared."""
+    agreement = comparison.spike_agreement
     shared = [node for node in comparison.per_node.values() if node.spikes or node.v_unit]
     rows = [_row(node, comparison.bands.get(node.node)) for node in shared]
-    lines = [verdict, "", *(table(_HEAD, rows) if rows else ()), ""]
+    lines = [headline(comparison), "", *(table(_HEAD, rows) if rows else ()), ""]
     for node in comparison.per_node.values():
         lines += [
             f"{shown(node.node)} {name}: RMS {number(found.rmse)}, largest {number(found.max_error)} model units"

@@ -14,6 +14,7 @@ from nirdeploy.convert.arrays import array_of
 from nirdeploy.convert.draft import Key, Shape, Signal, StateOf
 from nirdeploy.convert.frameworks.conventions import layer_conventions
 from nirdeploy.convert.frameworks.framework import ONE_STEP, check_layer, framework_of, is_lifted
+from nirdeploy.convert.instead import instead
 from nirdeploy.convert.maps import refuse_altered
 from nirdeploy.convert.primitives import BYPASSED, TraceContext
 from nirdeploy.convert.returned import shown
@@ -49,7 +50,7 @@ def call(walk: Walk, node: fx.Node) -> Signal:
         raise ConversionError(
             f"{kind} is not supported ({where(walk.root, node)})",
             node=path,
-            remedy=f"Pass module_map={{{kind}: lambda m: nir....}}.",
+            remedy=_remedy(module),
             located=True,
         )
     foreign = walk.maps.foreign(module)
@@ -58,6 +59,14 @@ def call(walk: Walk, node: fx.Node) -> Signal:
         return _added(walk, arguments, node)
     walk.axes.check(module, path, node)
     return _converted(walk, module, node, signal, arguments[1:])
+
+
+def _remedy(module: nn.Module) -> str:
+    """Of a module that no map knows: what to use in its place, where it is torch's, and how to map it."""
+    kind = type(module).__name__
+    known = instead(kind)
+    mapped = f"module_map={{{kind}: a function of the module that returns its NIR node}}"
+    return f"{known}; or pass {mapped}." if known else f"Pass {mapped}."
 
 
 def _arguments(module: nn.Module, node: fx.Node) -> list[Any]:

@@ -128,7 +128,7 @@ class Maps:
             f"{kind} is no {kind} of the {library.name} that is known here: {error}",
             node=path,
             remedy=f"Install the version of {library.name} that docs/frameworks.md names, or map it with "
-            f"module_map={{{kind}: lambda m: nir....}}.",
+            f"module_map={{{kind}: lambda m: nir.IF(...)}}.",
             located=True,
         )
 

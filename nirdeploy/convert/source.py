@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 
 from nirdeploy.convert.frameworks.framework import hint
+from nirdeploy.convert.instead import instead
 from nirdeploy.errors import ConversionError
 
 __all__ = ["located", "path_of", "refusal", "where"]
@@ -27,7 +28,7 @@ def where(root: nn.Module, node: fx.Node) -> str:
     path = path_of(node)
     frames = re.findall(r'File "(.+?)", line (\d+)', node.stack_trace or "")
     own = [f"{file}:{line}" for file, line in frames if not file.startswith(_NOT_THE_USERS)]
-    return f"in module {path or type(root).__name__!r}, {own[-1] if own else 'unknown line'}"
+    return f"in module {path or type(root).__name__!r}" + (f", {own[-1]}" if own else "")
 
 
 def refusal(root: nn.Module, node: fx.Node, why: str, remedy: str = "") -> ConversionError:
@@ -36,6 +37,8 @@ def refusal(root: nn.Module, node: fx.Node, why: str, remedy: str = "") -> Conve
     kind = {"call_method": "tensor method", "get_attr": "tensor attribute"}.get(node.op, "operation")
     place = where(root, node)
     usual = "Put it into a module of its own and map that with module_map, or remove it."
+    known = instead(name)
+    usual = f"{usual} {known}." if known else usual
     meant, hinted = hint(place) or ("", usual)
     text = f"{meant}{': ' if meant else ''}{kind} {name!r} {why} ({place})"
     return ConversionError(text, remedy=remedy or hinted, located=True)

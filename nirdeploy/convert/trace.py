@@ -65,6 +65,11 @@ def torch_to_nir(
         ConversionError: an operation that NIR cannot express; the message has the operation, the module path, the
             source line and the remedy.
     """
+    if not isinstance(module, nn.Module):
+        raise ConversionError(
+            f"expected a torch.nn.Module, got {type(module).__name__}",
+            remedy="Wrap a function in a module whose forward calls it.",
+        )
     if isinstance(module, GraphModule):
         shapes_of(sample_input, input_shape, 1)
         return restored_graph(module, module_map or {})

@@ -87,7 +87,8 @@ def open_samples(dataset: Any) -> Iterator[Samples]:
     else:
         raise RasterError(
             f"a {type(dataset).__name__} is no data set",
-            remedy="Give a path, (raster, labels), or an object with a length that gives (raster, label) by number.",
+            remedy="Give a path, (raster, labels) or (raster, None), or an object with a length that gives "
+            "(raster, label) by number.",
         )
     yield _filled(found)
 

@@ -173,6 +173,10 @@ def _job(
         )
     if mode is not None or options:
         raise UnsupportedError("mode= and options= are those of deployments", remedy="Leave them for a graph.")
+    if on != "emulator":  # the default, which says nothing of a graph
+        raise UnsupportedError(
+            f"on={on!r} with a graph, which the reference runs", remedy="Give the deployment that deploy(...) makes."
+        )
     if method not in _METHODS:
         raise UnsupportedError(f"method {method!r} is not known", remedy=f"Use one of {', '.join(_METHODS)}.")
     from nirdeploy.io import write

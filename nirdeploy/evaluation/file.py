@@ -137,7 +137,8 @@ class Store:
             return
         if not resume:
             raise FileError(
-                f"{str(path)!r} is there already", remedy="Pass resume=True to go on with it, or another output."
+                f"{str(path)!r} is there already",
+                remedy="Pass resume=True (--resume) to go on with it, or another output.",
             )
         found = begun(path)
         if differences := identity.differences(found.identity):

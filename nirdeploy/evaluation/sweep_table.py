@@ -94,7 +94,7 @@ class Sweep:
         folder: where results, table and plot are; None: in memory alone.
     """
 
-    rows: tuple[SweepRow, ...]
+    rows: tuple[SweepRow, ...] = field(repr=False)  # `summary` shows them
     n: int
     graph_sha256: str
     data: str

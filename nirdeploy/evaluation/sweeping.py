@@ -181,6 +181,7 @@ def _folder(output: str | Path | None, *, resume: bool) -> Path | None:
         raise FileError(f"cannot write into {str(folder)!r}: {error.strerror or error}") from error
     if taken and not resume:
         raise FileError(
-            f"{str(folder)!r} has files already", remedy="Pass resume=True to go on with them, or another output."
+            f"{str(folder)!r} has files already",
+            remedy="Pass resume=True (--resume) to go on with them, or another output.",
         )
     return folder

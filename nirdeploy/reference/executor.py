@@ -189,7 +189,9 @@ def _as_module(given: Any, raster: Any, convention: Convention | None) -> GraphM
                 remedy="Leave convention out, or build the module with it.",
             )
     if not isinstance(given, nir.NIRGraph):
-        raise RasterError(f"expected a NIRGraph or a torch module, got {type(given).__name__}")
+        runs = callable(getattr(given, "run", None))
+        remedy = "Run a deployment with its own run(raster)." if runs else "Read a file with nirdeploy.read(path)."
+        raise RasterError(f"expected a NIRGraph or a torch module, got {type(given).__name__}", remedy=remedy)
     graphs.check_finite(given)
     module = nir_to_torch(given, convention=resolve_convention(given, convention), dtype=dtype)
     if not isinstance(module, GraphModule):

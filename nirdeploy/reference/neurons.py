@@ -86,6 +86,12 @@ def _same_shape(state: Tensor, x: Tensor, what: str) -> Tensor:
     return state
 
 
+def _brief(values: Tensor) -> str:
+    if values.is_meta or not values.numel() or bool((values != values.reshape(-1)[0]).any()):
+        return str(tuple(values.shape))
+    return f"{float(values.detach().reshape(-1)[0]):.4g}"
+
+
 class Membrane(Stateful):
     """A population with a membrane potential; the state is v after the step, or {'i_syn', 'v_mem'} with a synapse."""
 
@@ -102,6 +108,10 @@ class Membrane(Stateful):
             v_leak=getattr(self, "v_leak", None),
             node=node,
         )
+
+    def extra_repr(self) -> str:
+        """What torch prints of it: a number where all neurons share it, else the shape."""
+        return ", ".join(f"{name}={_brief(getattr(self, name))}" for name in self.fields)
 
     def tau_membrane(self) -> Tensor | None:
         """Time constant of the membrane in seconds; None where it does not leak."""

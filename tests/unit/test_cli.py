@@ -112,6 +112,10 @@ def test_a_deployment_runs_event_by_event(call, work):
     ("arguments", "words"),
     [
         (("run", "net.nir", "data.npz", "--mode", "event"), "--mode and --option are those of deployments"),
+        (("run", "net.nir", "data.npz", "--on", "chip"), "--on chip with 'net.nir', which the reference runs"),
+        (("evaluate", "net.nir", "data.npz", "--on", "chip"), "on='chip' with a graph, which the reference runs"),
+        (("run", "build", "data.npz", "--exported-by", "norse"), "--exported-by repairs a .nir file. Leave it"),
+        (("evaluate", "build", "data.npz", "--exported-by", "norse"), "--exported-by repairs a .nir file. Leave it"),
         (("run", "build", "data.npz", "--mode", "events"), "mode 'events' is unknown. Did you mean 'event'?"),
         (("run", "build", "data.npz", "--mode", "event", "--option", "sweep"), "--option 'sweep' has no '='"),
         (("run", "build", "data.npz", "--mode", "event", "--option", "sweeps=cyx"), "has no option 'sweeps'"),
@@ -123,6 +127,26 @@ def test_options_of_a_run_without_meaning_are_wrong_usage(call, arguments, words
     code, _, err = call(*arguments)
     assert code == 2
     assert words in " ".join(err.split())
+
+
+def test_what_a_command_wrote_is_named(call):
+    _, out, _ = call("run", "net.nir", "data.npz", "--output", "ref.h5")
+    assert out.startswith("reference, 12 steps\n")
+    assert out.endswith("written to ref.h5\n")
+    _, out, _ = call("compare", "ref.h5", "ref.h5", "--html", "page.html")
+    assert out.endswith("written to page.html\n")
+    assert call("deploy", "net.nir", "-t", "speck2f", "-o", "build", "--quantizer", "max")[0] == 0
+    _, out, _ = call("ladder", "build", "data.npz", "--html", "ladder.html")
+    assert out.endswith("written to ladder.html\n")
+    _, out, _ = call("compare", "ref.h5", "ref.h5", "--html", "page.html", "--json")
+    assert json.loads(out)["equal"] is True
+
+
+def test_help_lists_the_verbs_as_a_user_comes_to_them(call):
+    _, out, _ = call("--help")
+    verbs = ("demo", "targets", "check", "deploy", "run", "compare", "ladder", "evaluate", "doctor", "env")
+    listed = [line.split()[1] for line in out.splitlines() if line.startswith("│ ") and line.split()[1] in verbs]
+    assert tuple(listed) == verbs
 
 
 def test_findings_exit_with_one(call):

@@ -610,6 +610,8 @@ def test_arguments_that_have_no_meaning_are_refused(graph, deployment, data):
             nd.evaluate(deployment, data, **given)
     with pytest.raises(UnsupportedError, match="mode= and options= are those of deployments"):
         nd.evaluate(graph, data, convention=CONVENTION, mode="event")
+    with pytest.raises(UnsupportedError, match="on='chip' with a graph, which the reference runs. Give the deployment"):
+        nd.evaluate(graph, data, convention=CONVENTION, on="chip")
     with pytest.raises(UnsupportedError, match="an evaluation of a Linear"):
         nd.evaluate(torch.nn.Linear(2, 2), data)
     with pytest.raises(ConventionError, match="convention"):

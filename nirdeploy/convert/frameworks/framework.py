@@ -209,7 +209,7 @@ def check_forward(module: nn.Module, base: Any, path: str, *, changed: bool = Fa
         raise ConversionError(
             f"{kind.__name__} has a forward of its own, so it is no plain {base.__name__}",
             node=path,
-            remedy=f"Map it with module_map={{{kind.__name__}: lambda m: nir....}}.",
+            remedy=f"Map it with module_map={{{kind.__name__}: lambda m: nir.IF(...)}}.",
         )
     if module._forward_hooks or module._forward_pre_hooks:
         raise ConversionError(

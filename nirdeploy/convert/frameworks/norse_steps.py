@@ -47,7 +47,8 @@ def check_steps(module: Any, steps: tuple[str, ...], path: str) -> None:
         raise ConversionError(
             f"{type(module).__name__} steps by {name}, which {why}",
             node=path,
-            remedy=f"Map it with module_map={{{type(module).__name__}: lambda m: nir....}}, or use Norse's own step.",
+            remedy=f"Map it with module_map={{{type(module).__name__}: lambda m: nir.IF(...)}}, or use Norse's "
+            "own step.",
         )
     start = getattr(module.state_fallback, "__func__", module.state_fallback)
     if not getattr(start, "__module__", "").startswith("norse.torch.module."):

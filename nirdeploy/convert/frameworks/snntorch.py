@@ -106,7 +106,7 @@ def _check(module: Any, context: TraceContext) -> None:
         raise _refuse(
             path,
             f"{kind} has a {what} of its own, so it is no plain {base.__name__}",
-            f"Map it with module_map={{{kind}: lambda m: nir....}}.",
+            f"Map it with module_map={{{kind}: lambda m: nir.IF(...)}}.",
         )
     if int(module.reset_mechanism_val) != ("subtract", "zero", "none").index(_reset_of(module)):
         raise _refuse(

@@ -78,7 +78,7 @@ def _check_parts(module: nn.Module, path: str) -> None:
             raise ConversionError(
                 f"{kind.__name__} has a {part} of its own, so it is no plain {own.__name__}",
                 node=path,
-                remedy=f"Map it with module_map={{{kind.__name__}: lambda m: nir....}}.",
+                remedy=f"Map it with module_map={{{kind.__name__}: lambda m: nir.IF(...)}}.",
             )
 
 
