@@ -225,8 +225,7 @@ def _fill(
 ) -> None:
     """Compute every chunk that is not whole yet; stop reading at the first sample that fails."""
     labels: dict[int, list[int | None]] = {}
-    failures: list[tuple[int, Failure]] = []
-    problem: list[Exception] = []
+    problems: list[tuple[int, Failure | Exception]] = []  # of chunks, raised when what has been begun is finished
     batch, done = store.identity.batch, store.done
 
     def tasks() -> Iterator[Task]:
@@ -235,15 +234,15 @@ def _fill(
             last = min(first + batch, samples.count)
             if done[first:last].all():
                 continue
-            if failures:
+            if problems:
                 return
             try:
                 found = samples.read(first, last)
                 if labelled is None:
                     labelled = (found if first == 0 else samples.read(0, 1))[0][1] is not None
                 _check_labels(found, first, labelled)
-            except Exception as error:  # raised when what has been begun is finished
-                problem.append(error)
+            except Exception as error:
+                problems.append((first, error))
                 return
             labels[first] = [label for _, label in found]
             yield first, [sample for sample, _ in found]
@@ -251,18 +250,22 @@ def _fill(
     with closing(compute(tasks())) as replies, _naming_what_is_kept(store):
         for first, reply in replies:
             if isinstance(reply, Failure):
-                failures.append((first, reply))
+                problems.append((first, reply))
                 continue
-            _check_classes(labels[first], first, reply.outputs.shape[1])
+            try:
+                _check_classes(labels[first], first, reply.outputs.shape[1])
+            except RasterError as error:
+                problems.append((first, error))
+                continue
             store.add(first, labels.pop(first), reply)
             if progress is not None:
                 progress(int(store.done.sum()), samples.count)
-    if failures:
-        first, failure = min(failures, key=lambda found: found[0])
-        raise failure.error(first, _kept(store))
-    if problem:
-        problem[0].add_note(_kept(store))
-        raise problem[0]
+    if problems:
+        first, problem = min(problems, key=lambda found: found[0])
+        if isinstance(problem, Failure):
+            raise problem.error(first, _kept(store))
+        problem.add_note(_kept(store))
+        raise problem
 
 
 def _replies(

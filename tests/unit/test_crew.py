@@ -16,7 +16,7 @@ from nets import ROOT, chain, conv_net, if_node, linear_node, raster
 from processes import ENVIRONMENT, gone, until
 
 import nirdeploy as nd
-from nirdeploy.errors import GraphError, UnavailableError, UnsupportedError, VendorError
+from nirdeploy.errors import GraphError, RasterError, UnavailableError, UnsupportedError, VendorError
 from nirdeploy.evaluation import crew, engine, handle, process, workers
 from nirdeploy.evaluation.job import Job, Runner, encode_reply, encode_samples
 
@@ -273,6 +273,16 @@ def test_a_worker_of_another_version_says_so(graph, started):
             Runner(other)
     with pytest.raises(VendorError, match="a worker cannot run the network: UnsupportedError: this worker has Python"):
         list(workers.by_processes(other, [(0, [])], 1))
+
+
+def test_of_two_labels_beyond_the_classes_the_first_is_named_whoever_is_done_first(graph, data, stand_in, tmp_path):
+    labels = data[1].copy()
+    labels[[1, 9]] = 4
+    late = "once('told') and time.sleep(2)"
+    stand_in(f"real = process._rows\ndef rows(*a):\n    {late}\n    return real(*a)\nprocess._rows = rows")
+    with pytest.raises(RasterError, match="sample 1 has the label 4, the Output has 4 classes") as caught:
+        evaluate(graph, (data[0], labels), workers=2, output=tmp_path / "out.h5")
+    assert "samples are kept in" in caught.value.__notes__[0]
 
 
 def test_what_ends_a_program_ends_it_from_the_chunk_that_is_computed_here(graph, data, started, monkeypatch):
