@@ -441,6 +441,28 @@ def test_a_sample_of_another_shape_is_named(deployment):
 # ---------------------------------------------------------------- data sets
 
 
+class _OneBuffer:
+    """A data set that fills the same array for every sample, as readers of large files do."""
+
+    def __init__(self, raster, labels):
+        self.raster, self.labels, self.buffer = raster, labels, np.empty_like(raster[:, 0])
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, i):
+        self.buffer[...] = self.raster[:, i]
+        return self.buffer, int(self.labels[i])
+
+
+@pytest.mark.parametrize(("workers", "batch"), [(1, 4), (2, 1), (2, 4)])
+def test_a_data_set_may_give_every_sample_in_the_same_array(deployment, data, workers, batch):
+    expected = nd.evaluate(deployment, [(data[0][:, i], label) for i, label in enumerate(data[1])], batch=batch)
+    found = nd.evaluate(deployment, _OneBuffer(*data), batch=batch, workers=workers)
+    same(found, expected)
+    assert found.data == expected.data
+
+
 def test_without_labels_there_is_no_accuracy(deployment, data):
     found = nd.evaluate(deployment, (data[0], None), against=None)
     assert (found.accuracy, found.confusion, found.labels, found.per_class) == (None, None, None, ())
