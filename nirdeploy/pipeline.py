@@ -382,6 +382,7 @@ class Deployment:
         Raises:
             FileError: the folder cannot be written.
             GraphError: a node name that no file can hold.
+            TargetError: a target that no installed backend has.
         """
         from nirdeploy.storage import save_deployment
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from nirdeploy import files
 from nirdeploy import graph as graphs
-from nirdeploy.backend import backend_of, derived_files, find_target
+from nirdeploy.backend import backend_of, derived_files, find_target, targets
 from nirdeploy.errors import FileError, GraphError, QuantizationError, TargetError, UnsupportedError
 from nirdeploy.io import load_graph, store_graph
 from nirdeploy.names import escape, unescape, unstorable
@@ -43,11 +43,12 @@ def save_deployment(deployment: Deployment, folder: str | Path) -> None:
     Raises:
         FileError: the folder cannot be written.
         GraphError: a node name that no file can hold.
+        TargetError: a target that no installed backend has.
     """
     backend = backend_of(deployment.target.backend)
     chip = backend.chip_configuration(deployment.quantized, deployment.placement)
     further = derived_files(backend, deployment.quantized, deployment.placement)
-    _check_names(deployment)
+    _check_storable(deployment)
     target = Path(folder)
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -74,13 +75,19 @@ def write_main_file(deployment: Deployment, path: str | Path) -> None:
     Raises:
         FileError: it cannot be written.
         GraphError: a node name that no file can hold.
+        TargetError: a target that no installed backend has.
     """
-    _check_names(deployment)
+    _check_storable(deployment)
     with files.atomic(path) as temporary, files.new_hdf5(temporary) as file:
         _store(file, deployment)
 
 
-def _check_names(deployment: Deployment) -> None:
+def _check_storable(deployment: Deployment) -> None:
+    if targets().get(deployment.target.name) != deployment.target:
+        raise TargetError(
+            f"target {deployment.target.name!r} is not as a backend provides it; a file holds its name alone",
+            remedy="Deploy to a target of an installed backend.",
+        )
     for name in deployment.quantized.layers:
         if reason := unstorable(name):
             raise GraphError(f"the name {reason}; a file cannot hold it", node=name, remedy="Rename the node.")

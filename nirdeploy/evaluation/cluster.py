@@ -1,8 +1,9 @@
 """A dask cluster of this machine, in a process of its own: a scheduler and workers on 127.0.0.1, no dashboard.
 
-Run as a script with the number of workers and of seconds that one may give no sign of life; prints the scheduler's
-address and ends, with all its workers, when its standard input does. So a program that evaluates needs no
-`if __name__ == "__main__"`, and nothing is left where it is killed.
+Run as a script with the number of workers, the seconds that one may give no sign of life, and the client's search
+path, so that what it imports is what the client imports. Prints the scheduler's address and ends, with all its
+workers, when its standard input does. So a program that evaluates needs no `if __name__ == "__main__"`, and nothing is
+left where it is killed.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    sys.path[:] = sys.argv[3:]
     # the package this file is of, whatever hides it in the client's own process
     sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
     main()

@@ -22,6 +22,7 @@ from typing import Any
 from nirdeploy.errors import UnavailableError, VendorError
 from nirdeploy.evaluation import cluster
 from nirdeploy.evaluation.crew import MOST_DEATHS, SILENT_SECONDS, Reply, Task
+from nirdeploy.evaluation.handle import search_path
 from nirdeploy.evaluation.job import Failure, Job, Rows, answer, decode_reply, encode_samples
 from nirdeploy.version import __version__
 from nirdeploy.worker import end
@@ -208,7 +209,7 @@ def cluster_of_this_machine(workers: int) -> Iterator[str]:
     _distributed()
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(  # noqa: S603 - a list, and no shell
-            [sys.executable, "-P", str(Path(cluster.__file__)), str(workers), str(SILENT_SECONDS)],
+            [sys.executable, "-P", str(Path(cluster.__file__)), str(workers), str(SILENT_SECONDS), *search_path()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,

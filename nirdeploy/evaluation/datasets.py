@@ -204,7 +204,7 @@ def _item(dataset: Any, index: int) -> Sample:
     counts, label = found
     if not isinstance(counts, Events):
         try:
-            counts = as_array(counts)
+            counts = np.array(as_array(counts))  # its own: samples are read ahead, and a data set may fill one buffer
         except RasterError as error:
             raise RasterError(f"sample {index}: {error}") from error
     return counts, _label(label, index)

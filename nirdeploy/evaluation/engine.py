@@ -162,7 +162,7 @@ def _job(
         settings = settings_of("deployment", on=on, mode=mode, options=_plain(options), step_us=step_us)
         digest = f"{network.target.name} {layers_sha256(network)}"
         graph_sha256, used = graphs.sha256(network.graph), network.convention
-        key = _key(settings, graph_sha256, digest, used.to_dict())
+        key = _key(settings, graph_sha256, digest, used.to_dict(), repr(dict(network.target.table)))
         # only workers need the file, which takes ten milliseconds
         job = Job(settings, partial(_bytes, partial(write_main_file, network)), key)
         return job, graph_sha256, digest, used

@@ -15,16 +15,22 @@ from nirdeploy.errors import UnavailableError
 from nirdeploy.evaluation import process as processes
 from nirdeploy.evaluation.process import receive, send
 
-__all__ = ["Handle", "Surroundings"]
+__all__ = ["Handle", "Surroundings", "search_path"]
+
+
+def search_path() -> tuple[str, ...]:
+    """Where this process looks for modules: a program may have found another nirdeploy than its environment has."""
+    return tuple(entry for entry in sys.path if isinstance(entry, str))
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a process inherits: one with another interpreter, folder or environment is not used."""
+    """What a process inherits: one with another interpreter, folder, environment or search path is not used."""
 
     python: str
     folder: str | None
     variables: tuple[tuple[str, str], ...]
+    path: tuple[str, ...]
 
     @classmethod
     def now(cls) -> Surroundings:
@@ -33,7 +39,7 @@ class Surroundings:
             folder: str | None = os.getcwd()
         except OSError:  # it has been removed
             folder = None
-        return cls(sys.executable or "", folder, tuple(sorted(os.environ.items())))
+        return cls(sys.executable or "", folder, tuple(sorted(os.environ.items())), search_path())
 
 
 class Handle:
@@ -88,7 +94,7 @@ class Handle:
         single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         try:
             self._process = subprocess.Popen(  # noqa: S603 - a list, and no shell
-                [where.python, "-P", str(Path(processes.__file__))],
+                [where.python, "-P", str(Path(processes.__file__)), *where.path],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._log,

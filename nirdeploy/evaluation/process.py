@@ -5,7 +5,8 @@ says what follows: `J` a job, `S` samples. Of a reply: `R` ready for the job, `+
 the request they answer, `!` why there will be none. While it owes a reply the process also sends empty messages, a sign
 of life a second. It ends when its input does, in the middle of a chunk too, so that none outlives whoever started it.
 
-This file is run as a script and imports nothing but the standard library until it gives signs of life.
+This file is run as a script, with the client's search path as arguments: what it imports is what the client imports.
+That is nothing but the standard library until it gives signs of life.
 """
 
 from __future__ import annotations
@@ -138,6 +139,11 @@ def main() -> None:
 
 
 def _runner(message: bytes) -> Any:
+    import nirdeploy
+
+    own = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    if not os.path.samefile(found := os.path.dirname(nirdeploy.__file__), own):
+        raise ImportError(f"nirdeploy is found in {found!r}, the client's is in {own!r}")
     from nirdeploy.evaluation.job import Job, Runner
 
     return Runner(Job.decode(message))
@@ -150,6 +156,7 @@ def _rows(runner: Any, message: bytes) -> bytes:
 
 
 if __name__ == "__main__":
+    sys.path[:] = sys.argv[1:]
     # whatever hides it in the client's own process, the worker finds the package this file is of
     sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
     main()

@@ -258,6 +258,26 @@ def test_a_worker_that_cannot_compute_says_why(graph, data, stand_in):
         evaluate(graph, data, workers=2)
 
 
+@pytest.mark.parametrize(
+    ("package", "words"),
+    [
+        ("nirdeploy_speck", "TargetError: unknown target 'speck2f'. Known: loihi1, loihi2"),
+        ("nirdeploy", "ImportError: nirdeploy is found in '.*found/nirdeploy', the client's is in '.*nirdeploy'"),
+    ],
+)
+def test_a_worker_has_its_modules_from_where_its_client_looks_for_them(
+    graph, data, started, elsewhere, monkeypatch, tmp_path, package, words
+):
+    deployment = nd.deploy(graph, "speck2f", convention=CONVENTION, calibration=data[0])
+    expected = nd.evaluate(deployment, data, batch=BATCH)
+    same(nd.evaluate(deployment, data, batch=BATCH, workers=2), expected)
+    (tmp_path / "found" / package).mkdir(parents=True)
+    (tmp_path / "found" / package / "__init__.py").touch()
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "found"), *sys.path])
+    with pytest.raises(VendorError, match=f"a worker cannot run the network: {words}"):
+        nd.evaluate(deployment, data, batch=BATCH, workers=2)
+
+
 def test_an_interpreter_that_is_not_there_is_unavailable(graph, data, started, elsewhere, monkeypatch, tmp_path):
     for path in (str(tmp_path / "python"), ""):
         monkeypatch.setattr(sys, "executable", path)

@@ -25,6 +25,7 @@ from nirdeploy.errors import (
     ConventionError,
     FileError,
     RasterError,
+    TargetError,
     UnsupportedError,
 )
 from nirdeploy.evaluation import crew, engine, handle
@@ -206,6 +207,20 @@ def test_torch_that_is_imported_on_one_thread_has_all_of_them_afterwards():
         env={**ENVIRONMENT, "OMP_NUM_THREADS": "2"},
     )
     assert done.stdout.split() == ["True"]
+
+
+def test_a_target_of_the_user_s_own_is_not_taken_for_the_installed_one_of_its_name(graph, deployment, data, tmp_path):
+    installed = deployment.target
+    cores = {**installed.table["cores"], "stochastic": [0, 1, 2]}
+    own = replace(installed, table={**installed.table, "cores": cores})
+    other = nd.deploy(graph, own, convention=CONVENTION, calibration=data[0], cores={"if1": 3, "if2": 4, "if3": 5})
+    same(nd.evaluate(other, data), nd.evaluate(deployment, data))
+    words = "target 'speck2f' is not as a backend provides it; a file holds its name alone. Deploy to a target of an"
+    with pytest.raises(TargetError, match=words):
+        nd.evaluate(other, data, workers=2)
+    with pytest.raises(TargetError, match=words):
+        other.save(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_this_process_computes_while_others_start(deployment, data, monkeypatch):
@@ -439,6 +454,28 @@ def test_a_sample_of_another_shape_is_named(deployment):
 
 
 # ---------------------------------------------------------------- data sets
+
+
+class _OneBuffer:
+    """A data set that fills the same array for every sample, as readers of large files do."""
+
+    def __init__(self, raster, labels):
+        self.raster, self.labels, self.buffer = raster, labels, np.empty_like(raster[:, 0])
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, i):
+        self.buffer[...] = self.raster[:, i]
+        return self.buffer, int(self.labels[i])
+
+
+@pytest.mark.parametrize(("workers", "batch"), [(1, 4), (2, 1), (2, 4)])
+def test_a_data_set_may_give_every_sample_in_the_same_array(deployment, data, workers, batch):
+    expected = nd.evaluate(deployment, [(data[0][:, i], label) for i, label in enumerate(data[1])], batch=batch)
+    found = nd.evaluate(deployment, _OneBuffer(*data), batch=batch, workers=workers)
+    same(found, expected)
+    assert found.data == expected.data
 
 
 def test_without_labels_there_is_no_accuracy(deployment, data):
