@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from nirdeploy.errors import (
     UnsupportedError,
 )
 from nirdeploy.names import suggest
+from nirdeploy.once import once
 from nirdeploy.outline import Outline
 from nirdeploy.placement import Placement
 from nirdeploy.quantization import QUANTIZERS, Quantized, own_integer, require_calibration
@@ -279,10 +279,10 @@ class Deployment:
         """The float graph."""
         return self.quantized.graph
 
-    @cached_property
+    @property
     def outline(self) -> Outline:
         """Nodes, shapes and edges of the graph; made once, as that takes a quarter of a short run's time."""
-        return Outline.of(self.graph)
+        return once(self, "_outline", lambda: Outline.of(self.graph))
 
     @property
     def target(self) -> Target:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nirdeploy.errors import PlacementError
+from nirdeploy.once import once
 from nirdeploy_loihi.program import Compartments, Program
 from nirdeploy_loihi.reach import Block, Fan, widest_neuron
 from nirdeploy_loihi.resources import REMEDIES, Excess, Tile, excess, tile_of
@@ -207,9 +207,12 @@ class Cutter:
             return why or Misfit(0, Excess("cores", parts, self.population.size))
         return best[1]
 
-    @cached_property
+    @property
     def _totals(self) -> dict[str, int]:
         """What all tiles together take at least, however they are cut: indices, headers and copies are left out."""
+        return once(self, "_all", self._added)
+
+    def _added(self) -> dict[str, int]:
         whole = tuple((0, n) for n in self.population.shape)
         tile = self.tile(whole)
         synapses = sum(int(fan.reach(whole).synapses.sum()) for fan in self.fans)

@@ -11,7 +11,6 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,7 @@ from nirdeploy.binning import events_to_raster, whole_microseconds
 from nirdeploy.errors import NirdeployError, RasterError, UnsupportedError
 from nirdeploy.evaluation.messages import packed, unpacked
 from nirdeploy.events import Events
+from nirdeploy.once import once
 from nirdeploy.reference.threads import one_thread
 from nirdeploy.version import __version__
 
@@ -86,9 +86,12 @@ class Job:
     network: Callable[[], bytes]
     key: str
 
-    @cached_property
+    @property
     def message(self) -> bytes:
-        """The job as one message."""
+        """The job as one message, made once."""
+        return once(self, "_packed", self._made)
+
+    def _made(self) -> bytes:
         return packed({"network": np.frombuffer(self.network(), np.uint8)}, self.settings)
 
     @staticmethod
@@ -322,12 +325,12 @@ class Runner:
 
         return run(self._module, raster, record=("spikes",), method=settings["method"])
 
-    @cached_property
+    @property
     def _module(self) -> Any:
         """A graph as what runs it, built once for all chunks."""
         from nirdeploy.convert.build import nir_to_torch
 
-        return nir_to_torch(self.network)
+        return once(self, "_built", lambda: nir_to_torch(self.network))
 
 
 def _summed(trajectory: Trajectory) -> Rows:

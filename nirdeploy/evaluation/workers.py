@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import sys
 import threading
@@ -63,9 +64,23 @@ def _switching() -> Iterator[None]:
         yield
     finally:
         with _LOCK:
-            before = _SWITCHING.pop()
-            if not _SWITCHING:
-                sys.setswitchinterval(before)
+            if _SWITCHING:  # a fork in the middle has none
+                before = _SWITCHING.pop()
+                if not _SWITCHING:
+                    sys.setswitchinterval(before)
+
+
+def _after_fork() -> None:
+    """A fork has none of the calls that compute here."""
+    global _LOCK  # noqa: PLW0603 - another thread of the parent may hold it
+    _LOCK = threading.Lock()
+    if _SWITCHING:
+        sys.setswitchinterval(_SWITCHING[0])
+        _SWITCHING.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def by_processes(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 from typing import Any
 
@@ -62,6 +63,14 @@ class _Lease:
             self.free.append(self._block)
             while sum(b.nbytes for b in self.free) > self.most:
                 self.free.pop(0)
+
+
+def _after_fork() -> None:
+    _Lease.lock = threading.RLock()  # another thread of the parent may hold it
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def lend(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:

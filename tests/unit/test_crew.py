@@ -537,3 +537,56 @@ def test_what_a_killed_client_kept_ends_though_a_fork_of_it_lives():
             assert not gone(child)
         finally:
             os.kill(child, signal.SIGKILL)
+
+
+FORK = """
+import os, sys, threading, time
+import numpy as np
+import nirdeploy as nd
+from nirdeploy.convert import build
+from nirdeploy.evaluation import workers
+from nirdeploy.reference import memory
+sys.path.insert(0, sys.argv[1])
+from nets import conv_net, raster
+data = raster((1, 6, 6), steps=5, batch=34, rate=0.5), np.arange(34) % 4
+def evaluate(count):
+    convention = nd.convention("sinabs", dt=1e-3, v_min="-threshold")
+    return nd.evaluate(conv_net(), data, convention=convention, workers=count, batch=4).outputs
+expected, real, interval = evaluate(1), build.nir_to_torch, sys.getswitchinterval()
+building, holding, go_on = threading.Event(), threading.Event(), threading.Event()
+def waits(*arguments):
+    building.set()
+    go_on.wait()
+    return real(*arguments)
+def holds():
+    with workers._LOCK, memory._Lease.lock:
+        holding.set()
+        go_on.wait()
+build.nir_to_torch = waits
+calls = [threading.Thread(target=evaluate, args=(2,)), threading.Thread(target=holds)]
+calls[0].start()
+building.wait()
+calls[1].start()
+holding.wait()
+build.nir_to_torch = real
+if (child := os.fork()) == 0:
+    memory.lend((1 << 20,), np.float32)
+    assert sys.getswitchinterval() == interval
+    os._exit(0 if all((evaluate(count) == expected).all() for count in (1, 2)) else 1)
+deadline = time.monotonic() + 30
+while not (found := os.waitpid(child, os.WNOHANG))[0] and time.monotonic() < deadline:
+    time.sleep(0.02)
+if not found[0]:
+    os.kill(child, 9)
+go_on.set()
+for call in calls:
+    call.join()
+print("hangs" if not found[0] else os.waitstatus_to_exitcode(found[1]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no fork")
+def test_a_fork_in_the_middle_of_another_thread_s_call_can_evaluate():
+    command = [sys.executable, "-c", FORK, str(ROOT / "tests")]
+    ended = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120, check=False)
+    assert ended.stdout == "0\n", ended.stderr
