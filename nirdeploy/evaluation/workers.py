@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
 import sys
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import Any
 
 from nirdeploy.evaluation.crew import Reply, Seat, Shift, Task, borrow, give_back, retire
 from nirdeploy.evaluation.job import Job, Runner
+from nirdeploy.shared_setting import SharedSetting
 
 __all__ = ["by_processes", "in_process"]
 
@@ -20,8 +20,9 @@ _AHEAD = 3  # chunks a worker that are read before they are needed
 _LOOK_SECONDS = 0.1  # between two looks at who works
 _SWITCH_SECONDS = 0.0002
 
-_LOCK = threading.Lock()
-_SWITCHING: list[float] = []  # of every call that computes here, what the interval was before all of them
+# Threads that serve workers have the interpreter at once: a worker waits 5 ms a chunk otherwise, as the chunk that is
+# computed here keeps the interpreter busy, and Python asks it for a turn once in an interval.
+_INTERVAL = SharedSetting(sys.getswitchinterval, sys.setswitchinterval)
 
 
 def in_process(runner: Runner, tasks: Iterable[Task]) -> Generator[Reply, None, None]:
@@ -51,38 +52,6 @@ class _Here(threading.Thread):
             self.shift.done.put((-1, error))
 
 
-@contextlib.contextmanager
-def _switching() -> Iterator[None]:
-    """Let the threads that serve workers have the interpreter at once: a worker waits 5 ms a chunk otherwise.
-
-    The chunk that is computed here keeps the interpreter busy, and Python asks it for a turn once in an interval.
-    """
-    with _LOCK:
-        _SWITCHING.append(_SWITCHING[0] if _SWITCHING else sys.getswitchinterval())
-        sys.setswitchinterval(min(_SWITCH_SECONDS, _SWITCHING[0]))
-    try:
-        yield
-    finally:
-        with _LOCK:
-            if _SWITCHING:  # a fork in the middle has none
-                before = _SWITCHING.pop()
-                if not _SWITCHING:
-                    sys.setswitchinterval(before)
-
-
-def _after_fork() -> None:
-    """A fork has none of the calls that compute here."""
-    global _LOCK  # noqa: PLW0603 - another thread of the parent may hold it
-    _LOCK = threading.Lock()
-    if _SWITCHING:
-        sys.setswitchinterval(_SWITCHING[0])
-        _SWITCHING.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
-
 def by_processes(
     job: Job, tasks: Iterable[Task], workers: int, runner: Runner | None = None
 ) -> Generator[Reply, None, None]:
@@ -103,7 +72,7 @@ def by_processes(
         borrow(seats, workers - (runner is not None))
         if any(seat.key != job.key for seat in seats):
             _ = job.message  # made before anything competes for the interpreter, which takes it seven times longer
-        turns.enter_context(_switching())
+        turns.enter_context(_INTERVAL.changed(lambda before: min(_SWITCH_SECONDS, before)))
         for seat in seats:
             seat.work(shift)
         if here is not None:

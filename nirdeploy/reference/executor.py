@@ -26,6 +26,7 @@ from nirdeploy.reference.engine import Engine
 from nirdeploy.reference.graph_convention import resolve_convention, stored_convention
 from nirdeploy.reference.input import Source, sources_of
 from nirdeploy.reference.neurons import Delay, Membrane
+from nirdeploy.reference.precision import full_precision
 from nirdeploy.reference.program import POPULATIONS, Program, numbers_of
 from nirdeploy.reference.recording import Recorder, Selection
 from nirdeploy.schedule import NodePath, dotted, feedback_key
@@ -110,6 +111,7 @@ def run(
     selection = Selection.of(module, record, nodes, neurons, steps, packed, n_steps)
     started = _batched_state(module, {} if state is None else state, batch, batched, dtype, device)
     with ExitStack() as stack:
+        stack.enter_context(full_precision(device))
         writer = None
         if output is not None:
             writer = stack.enter_context(

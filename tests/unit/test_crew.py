@@ -545,7 +545,7 @@ import numpy as np
 import nirdeploy as nd
 from nirdeploy.convert import build
 from nirdeploy.evaluation import workers
-from nirdeploy.reference import memory
+from nirdeploy.reference import memory, precision
 sys.path.insert(0, sys.argv[1])
 from nets import conv_net, raster
 data = raster((1, 6, 6), steps=5, batch=34, rate=0.5), np.arange(34) % 4
@@ -559,7 +559,7 @@ def waits(*arguments):
     go_on.wait()
     return real(*arguments)
 def holds():
-    with workers._LOCK, memory._Lease.lock:
+    with workers._INTERVAL._lock, precision._PRECISION._lock, memory._Lease.lock:
         holding.set()
         go_on.wait()
 build.nir_to_torch = waits
