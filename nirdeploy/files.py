@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import signal
 import stat
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -39,6 +41,7 @@ __all__ = [
     "sha256",
     "stamp",
     "text_of",
+    "uninterrupted",
     "unreadable",
     "write_text",
 ]
@@ -99,6 +102,27 @@ def new_hdf5(path: str | Path, mode: Literal["w", "r+"] = "w") -> Iterator[h5py.
         file.flush()
         image = file.id.get_file_image()
     Path(path).write_bytes(image)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C back to the end of a block in which h5py writes.
+
+    h5py lets go of its objects through callbacks, and Python drops what is raised in those: Ctrl-C while HDF5 writes
+    would be lost, as the callback is the first of Python that runs again.
+    """
+    usual = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(usual):
+        yield
+        return
+    held: list[tuple[int, Any]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: held.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+        if held:
+            usual(*held[0])
 
 
 def _remove_leftovers(target: Path) -> None:

@@ -30,13 +30,14 @@ class Datasets:
 
     def put(self, stream: Stream, rows: NDArray[Any]) -> None:
         """Add rows behind those that the dataset has; the first make it."""
-        if stream.dataset is None:
-            self._create(stream, max(1, min(stream.chunk, len(rows))))
-        stop = stream.stored + len(rows)
-        stream.dataset.resize(stop, axis=0)
-        if rows.size:
-            stream.dataset[stream.stored : stop] = rows
-        stream.stored = stop
+        with files.uninterrupted():
+            if stream.dataset is None:
+                self._create(stream, max(1, min(stream.chunk, len(rows))))
+            stop = stream.stored + len(rows)
+            stream.dataset.resize(stop, axis=0)
+            if rows.size:
+                stream.dataset[stream.stored : stop] = rows
+            stream.stored = stop
 
     def _create(self, stream: Stream, chunk: int) -> None:
         record, variable = stream.template, stream.template.variable

@@ -194,12 +194,13 @@ class Store:
             return
         part = slice(first, first + len(rows.steps))
         try:
-            for name in columns:  # 'done' is the last
-                if name == "done":
-                    self._file.flush()
-                if columns[name].size:
-                    self._file[name][part] = columns[name][part]
-            self._file.flush()
+            with files.uninterrupted():
+                for name in columns:  # 'done' is the last
+                    if name == "done":
+                        self._file.flush()
+                    if columns[name].size:
+                        self._file[name][part] = columns[name][part]
+                self._file.flush()
         except (OSError, RuntimeError, ValueError) as error:
             raise _unwritable(self.path, error) from error
 

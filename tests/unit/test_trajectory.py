@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import tracemalloc
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -349,6 +350,39 @@ def test_an_interrupted_run_keeps_the_steps_that_all_records_have(tmp_path):
     again = tmp_path / "again.h5"
     load_trajectory(path).save(again)
     assert not load_trajectory(again).complete
+
+
+class _Released:
+    """What h5py lets go of."""
+
+
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN])
+def test_ctrl_c_while_hdf5_writes_is_not_lost(tmp_path, monkeypatch, handler):
+    written = h5py.Dataset.__setitem__
+
+    def interrupted(dataset, where, values):
+        written(dataset, where, values)
+        released = _Released()
+        callback = weakref.ref(released, lambda _: signal.raise_signal(signal.SIGINT))
+        del (
+            released
+        )  # the first of Python that runs after a long write is such a callback, whose exceptions are dropped
+        assert callback() is None
+
+    monkeypatch.setattr(h5py.Dataset, "__setitem__", interrupted)
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        with writer_of(tmp_path / "t.h5", outputs=("out",)) as writer:
+            writer.declare("out", "output", dtype=np.float64, sample_shape=(1 << 15,))
+            if handler is signal.SIG_IGN:
+                writer.append("out", "output", np.ones((3, 1 << 15)))
+            else:
+                with pytest.raises(KeyboardInterrupt):
+                    writer.append("out", "output", np.ones((3, 1 << 15)))
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert load(tmp_path / "t.h5", lazy=True).n_steps == 3
 
 
 def test_an_error_of_the_run_is_the_reason_and_propagates(tmp_path):
