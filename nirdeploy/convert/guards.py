@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from nirdeploy.convert.memory import Memory
 from nirdeploy.errors import ConversionError
 
 __all__ = ["refuse_hooks", "unchanged", "without_chance"]
@@ -36,23 +37,15 @@ def unchanged(module: nn.Module) -> Iterator[None]:
     Raises:
         ConversionError: naming module and attribute.
     """
-    before = {path: (part, dict(vars(part))) for path, part in module.named_modules()}
-    versions = [(tensor, tensor._version) for tensor in (*module.parameters(), *module.buffers())]
+    memory = Memory(module)
+    changed: list[str] = []
     try:
         yield
     finally:
-        changed: list[str] = []
-        for path, (part, attributes) in before.items():
-            now = vars(part)
-            names = [n for n in {**attributes, **now} if n not in attributes or now.get(n) is not attributes[n]]
-            changed.extend(f"{path}.{name}".lstrip(".") for name in names)
-            for name in names:
-                now.pop(name, None)
-            now.update(attributes)
-        changed.extend("a parameter or buffer" for tensor, version in versions if tensor._version != version)
+        changed = memory.restored()
     if changed:
         raise ConversionError(
-            f"forward changes {', '.join(sorted(set(changed)))} of {type(module).__name__}: memory outside its state",
+            f"forward changes {', '.join(changed)} of {type(module).__name__}: memory outside its state",
             remedy="Pass it in and out of forward as state.",
         )
 

@@ -1,7 +1,10 @@
 """Networks that tracing would take for something else than they are."""
 
+import copy
 import random
 import re
+from collections import deque
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -125,3 +128,53 @@ def test_a_layer_named_like_a_librarys_without_its_attributes_is_told_from_it():
     IAF.__module__ = "sinabs_utils.layers.iaf"
     graph = nd.torch_to_nir(nn.Sequential(nn.Linear(4, 4), IAF()), input_shape=(4,))
     assert len(graph.nodes) == 4  # its forward is traced
+
+
+class Remembers(nn.Module):
+    """A leaky integrator whose state stands in something that it holds."""
+
+    def __init__(self, holder, read, write):
+        super().__init__()
+        self.register_buffer("mem", torch.zeros(4))
+        self.holder, self.read, self.write = holder, read, write
+
+    def forward(self, x):
+        new = 0.5 * self.read(self) + x
+        self.write(self, new)
+        return new
+
+
+def _set(where, name, value):
+    setattr(where, name, value)
+
+
+@pytest.mark.parametrize(
+    ("holder", "read", "write", "named"),
+    [
+        ([0.0], lambda m: m.holder[0], lambda m, v: m.holder.__setitem__(0, v), "holder"),
+        ({}, lambda m: m.holder.get("v", 0.0), lambda m, v: m.holder.update(v=v), "holder"),
+        (deque([0.0], 1), lambda m: m.holder[0], lambda m, v: m.holder.append(v), "holder"),
+        (([0.0],), lambda m: m.holder[0][0], lambda m, v: m.holder[0].append(v), "holder"),
+        ({"a": {"b": 0.0}}, lambda m: m.holder["a"]["b"], lambda m, v: m.holder["a"].update(b=v), "holder"),
+        (SimpleNamespace(v=0.0), lambda m: m.holder.v, lambda m, v: _set(m.holder, "v", v), "holder"),
+        (set(), lambda m: 0.0, lambda m, v: m.holder.add(v), "holder"),
+        (None, lambda m: 0.0, lambda m, v: _set(m, "mem", v), "mem"),
+    ],
+)
+def test_state_in_what_a_module_holds_is_memory_and_is_put_back(holder, read, write, named):
+    net = nn.Sequential(nn.Linear(4, 4), Remembers(holder, read, write))
+    before, mem = copy.deepcopy(holder), net[1].mem
+    with pytest.raises(ConversionError, match=f"forward changes 1.{named} of Sequential: memory outside its state"):
+        nd.torch_to_nir(net, input_shape=(4,))
+    assert net[1].holder is holder
+    assert holder == before
+    assert net[1].mem is mem
+    assert isinstance(net(torch.zeros(2, 4)), torch.Tensor)
+
+
+def test_what_a_module_holds_and_leaves_alone_is_no_memory():
+    cyclic = {"list": [1], "tensor": torch.zeros(2)}
+    cyclic["itself"] = cyclic
+    net = nn.Sequential(nn.Linear(4, 4), IF(convention=PLAIN))
+    net.notes, net.owner = cyclic, SimpleNamespace(net=net)
+    assert set(nd.torch_to_nir(net, input_shape=(4,)).nodes) == {"input", "0", "1", "output"}
