@@ -74,9 +74,9 @@ convention = nd.convention("sinabs", dt=1e-3, v_min="-threshold")
 chip = nd.deploy(graph, "speck2f", convention=convention, calibration=raster((1, 6, 6), steps=9, batch=2, rate=0.5))
 events = nd.Events(np.arange(n), *(rng.integers(0, size, n) for size in (1, 6, 6)), shape=(1, 6, 6))
 def progress(done, total):
-    if not told:
-        print("begun", flush=True)
     told.append(done)
+    if len(told) == 1:
+        print("begun", flush=True)
 try:
     chip.run(events, mode="event", record=("spikes",), progress=progress)
 except KeyboardInterrupt:
