@@ -17,6 +17,7 @@ from nirdeploy.graph import check_finite, make_graph, make_node, metadata, node_
 from nirdeploy.graph import validate as validate_graph
 from nirdeploy.names import escape, suggest, unescape, unstorable
 from nirdeploy.reference.convention import Convention
+from nirdeploy.reference.graph_convention import stored_convention
 
 __all__ = ["load_graph", "read", "store_graph", "write"]
 
@@ -129,7 +130,6 @@ def write(
         graph = with_metadata(graph, convention=convention.to_dict())
     if for_library is not None:
         from nirdeploy.convert.frameworks.framework import framework
-        from nirdeploy.reference.graph_convention import stored_convention
 
         graph = framework(for_library).adapt(graph, stored_convention(graph))
         validate_graph(graph)

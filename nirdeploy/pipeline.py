@@ -27,9 +27,10 @@ from nirdeploy.placement import Placement
 from nirdeploy.quantization import QUANTIZERS, Quantized, own_integer, require_calibration
 from nirdeploy.raster import check_raster
 from nirdeploy.reference.convention import Convention, require_convention
+from nirdeploy.reference.graph_convention import resolve_convention
 from nirdeploy.rules import Finding, Report
 from nirdeploy.target import Target
-from nirdeploy.trajectory import Record, Trajectory
+from nirdeploy.trajectory import Record, Trajectory, check_record
 
 __all__ = ["Deployment", "check", "deploy", "place", "quantize"]
 
@@ -99,8 +100,6 @@ def _report(graph: nir.NIRGraph, target: Target, found: list[Finding]) -> Report
 
 
 def _convention_or_finding(graph: nir.NIRGraph, given: Convention | None, found: list[Finding]) -> Convention | None:
-    from nirdeploy.reference.graph_convention import resolve_convention
-
     try:
         return resolve_convention(graph, given)
     except NirdeployError as error:
@@ -152,8 +151,6 @@ def _quantized(
     weight_bits: int | None,
 ) -> Quantized:
     """`quantize`, with the report of `check` where there is one already."""
-    from nirdeploy.reference.graph_convention import resolve_convention
-
     backend = backend_of(chip.backend)
     require_calibration(quantizer, calibration, getattr(backend, "quantizers", QUANTIZERS))
     options = {} if weight_bits is None else {"weight_bits": own_integer(weight_bits)}
@@ -320,8 +317,6 @@ class Deployment:
             UnavailableError: the vendor's SDK or device is not there.
             UnsupportedError: an option the backend does not have.
         """
-        from nirdeploy.trajectory import check_record
-
         backend = backend_of(self.target.backend)
         _refuse_unknown(options, backend.run, f"a run on {self.target.name}")
         if progress is not None and tells_progress(backend):

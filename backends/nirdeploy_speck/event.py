@@ -11,7 +11,7 @@ What the documents leave open has a name: `sweep`, the order in which the neuron
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,9 +83,7 @@ def run_events(
     recorder = Recorder(packed, streams[0].n_steps, len(streams), np.int32, spikes, v_mem)
     nothing = np.zeros((0, 3), np.int64)
     for sample, stream in enumerate(streams):
-        for begun in _loop(packed, stream, recorder, sample, nothing, sweep, leak_fires):
-            if progress is not None:
-                progress(sample * stream.n_steps + int(begun[0]), len(streams) * stream.n_steps)
+        _loop(packed, stream, recorder, sample, nothing, sweep, leak_fires, progress)
     return recorder.results()
 
 
@@ -93,13 +91,10 @@ def trace_events(packed: Packed, stream: Stream, *, sweep: str = "yxc", leak_fir
     """As `run_events`, for one stream and with every single spike in the order it is sent."""
     everything = range(len(packed.table))
     counted = Recorder(packed, stream.n_steps, 1, np.int32, (), ())
-    total = 0
-    for begun in _loop(packed, stream, counted, 0, np.zeros((0, 3), np.int64), sweep, leak_fires):
-        total = int(begun[3])
+    total = _loop(packed, stream, counted, 0, np.zeros((0, 3), np.int64), sweep, leak_fires)
     trace = np.empty((total, 3), np.int64)
     recorder = Recorder(packed, stream.n_steps, 1, np.int32, everything, everything)
-    for _ in _loop(packed, stream, recorder, 0, trace, sweep, leak_fires):
-        pass
+    _loop(packed, stream, recorder, 0, trace, sweep, leak_fires)
     found = []
     for k, core in enumerate(packed.program.cores):
         order = np.flatnonzero(trace[:, 1] == k)
@@ -117,8 +112,9 @@ def _loop(
     trace: NDArray[Any],
     sweep: str,
     leak_fires: bool,
-) -> Iterator[NDArray[np.int64]]:
-    """How far the kernel is, after each slice of the events; see `event_loop`."""
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """The number of spikes; `progress`, as of `run_events`, is called after each slice of the events."""
     v, begun = np.zeros(packed.n_cells, np.int32), np.zeros(4, np.int64)
     while begun[0] < stream.n_steps:
         event_loop(
@@ -138,4 +134,6 @@ def _loop(
             begun,
             _SLICE,
         )
-        yield begun
+        if progress is not None:
+            progress(sample * stream.n_steps + int(begun[0]), len(recorder.spikes) * stream.n_steps)
+    return int(begun[3])

@@ -24,6 +24,7 @@ from nirdeploy.evaluation.result import Evaluation, load_evaluation, result_of
 from nirdeploy.evaluation.workers import by_processes, in_process
 from nirdeploy.pipeline import Deployment
 from nirdeploy.reference.convention import Convention
+from nirdeploy.reference.graph_convention import resolve_convention
 from nirdeploy.worker import seconds
 
 __all__ = ["evaluate", "require_whole"]
@@ -180,7 +181,6 @@ def _job(
     if method not in _METHODS:
         raise UnsupportedError(f"method {method!r} is not known", remedy=f"Use one of {', '.join(_METHODS)}.")
     from nirdeploy.io import write
-    from nirdeploy.reference.graph_convention import resolve_convention
 
     used = resolve_convention(network, convention)
     stored = _bytes(lambda path: write(path, network, convention=used))

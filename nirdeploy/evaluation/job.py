@@ -25,6 +25,7 @@ from nirdeploy.errors import NirdeployError, RasterError, UnsupportedError
 from nirdeploy.evaluation.messages import packed, unpacked
 from nirdeploy.events import Events
 from nirdeploy.once import once
+from nirdeploy.reference.graph_convention import stored_convention
 from nirdeploy.reference.threads import one_thread
 from nirdeploy.version import __version__
 
@@ -239,8 +240,6 @@ class Runner:
             graph, self.convention = self.network.graph, self.network.convention
         else:
             import torch  # noqa: F401 - `one_thread` can tell it nothing before it is there
-
-            from nirdeploy.reference.graph_convention import stored_convention
 
             self.convention = stored_convention(self.network)
         inputs = graphs.input_names(graph)

@@ -120,18 +120,17 @@ def main() -> None:
     replies = _Replies(out)
     inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(requests, inbox), daemon=True).start()
-    kept: tuple[bytes, Any] = (b"", None)
+    runner: Any = None
     while True:
         request = inbox.get()
         replies.owed.set()
         try:
             if request[:1] == b"J":
-                if request != kept[0]:
-                    kept = (b"", None)  # room for the next
-                    kept = (request, _runner(request[1:]))
+                runner = None  # room for the next
+                runner = _runner(request[1:])
                 replies.send(b"R")
             else:
-                replies.send(b"+" + mark_of(request) + _rows(kept[1], request[1:]))
+                replies.send(b"+" + mark_of(request) + _rows(runner, request[1:]))
         except BrokenPipeError:
             return
         except Exception as error:  # the other side can only be told

@@ -21,6 +21,7 @@ from nirdeploy.evaluation.sweep_runs import Run, Shared, Stage, Who, rows
 from nirdeploy.evaluation.sweep_table import FORMAT, Sweep
 from nirdeploy.evaluation.timesteps import at_dt, calibration_at
 from nirdeploy.reference.convention import Convention
+from nirdeploy.reference.graph_convention import resolve_convention
 
 __all__ = ["sweep"]
 
@@ -103,7 +104,6 @@ def sweep(
     for name, value in (("workers", workers), ("batch", batch), ("step_us", step_us)):
         require_whole(name, value)
     _check_arguments(axes, on, step_us, output, resume)
-    from nirdeploy.reference.graph_convention import resolve_convention
 
     used = resolve_convention(network, convention)
     points = axes.points(used.dt)

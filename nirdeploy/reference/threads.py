@@ -16,7 +16,7 @@ LEAST = 1 << 20
 """Neuron-steps that are worth a thread."""
 
 T = TypeVar("T")
-_own = threading.local()  # how many threads this one uses, where torch has not been imported
+_own = threading.local()  # alone: whether this thread is to have no other, torch being imported or not
 _POOL: dict[int, ThreadPoolExecutor] = {}  # by process: a fork has none of its parent's threads
 
 

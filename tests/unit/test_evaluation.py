@@ -176,15 +176,19 @@ print(*threads, int((first != second).sum()))
 """
 
 
-def test_the_first_chunk_of_a_process_is_run_on_one_thread_too():
+def printed_with_two_threads(code):
     done = subprocess.run(
-        [sys.executable, "-c", ALONE],
+        [sys.executable, "-c", code],
         capture_output=True,
         text=True,
         check=True,
         env={**ENVIRONMENT, "OMP_NUM_THREADS": "2"},
     )
-    assert done.stdout.split() == ["1", "1", "1", "1", "0"]
+    return done.stdout.split()
+
+
+def test_the_first_chunk_of_a_process_is_run_on_one_thread_too():
+    assert printed_with_two_threads(ALONE) == ["1", "1", "1", "1", "0"]
 
 
 TORCH_LATER = """
@@ -199,14 +203,7 @@ print(torch.get_num_threads() == before)
 
 
 def test_torch_that_is_imported_on_one_thread_has_all_of_them_afterwards():
-    done = subprocess.run(
-        [sys.executable, "-c", TORCH_LATER],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**ENVIRONMENT, "OMP_NUM_THREADS": "2"},
-    )
-    assert done.stdout.split() == ["True"]
+    assert printed_with_two_threads(TORCH_LATER) == ["True"]
 
 
 def test_a_target_of_the_user_s_own_is_not_taken_for_the_installed_one_of_its_name(graph, deployment, data, tmp_path):
